@@ -1,0 +1,31 @@
+"""A declarative graph-rewrite compiler for LoRA.
+
+Importing it loads no torch; each name is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_fx.capture import capture as capture
+    from lora_fx.compiler import compile as compile
+    from lora_fx.diagnostics import Diagnostic as Diagnostic
+    from lora_fx.diagnostics import LoraFxError as LoraFxError
+    from lora_fx.plan import plan as plan
+    from lora_fx.spec import parse as parse
+
+_HOMES = {
+    "Diagnostic": "lora_fx.diagnostics",
+    "LoraFxError": "lora_fx.diagnostics",
+    "capture": "lora_fx.compiler",
+    "compile": "lora_fx.compiler",
+    "parse": "lora_fx.spec",
+    "plan": "lora_fx.plan",
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605  (names of `_HOMES`)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module `lora_fx` has no attribute `{name}`")

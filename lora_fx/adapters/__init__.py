@@ -1,0 +1,1 @@
+"""Sites and their parameters: marking, storage, initialisation, the PEFT folder."""

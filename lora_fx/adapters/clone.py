@@ -1,0 +1,69 @@
+"""A second module tree over the same base weights.
+
+Per original Parameter one new `Parameter(p.detach(), requires_grad=False)` on the same storage;
+ties stay ties. Buffers and everything else are copied. The given model is not changed, and
+nothing done to the clone's flags, modes, device or dtype reaches it.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def clone(model: nn.Module) -> nn.Module:
+    """Return the clone. Frozen throughout; training mode as given."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = _alias(parameter)
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        _own_quantised_weight(module)
+    return twin
+
+
+def _alias(parameter: nn.Parameter) -> nn.Parameter:
+    if hasattr(parameter, "quant_state"):
+        return _alias_quantised(parameter)
+    return nn.Parameter(parameter.detach(), requires_grad=False)
+
+
+def _alias_quantised(parameter: Any) -> Any:
+    """bitsandbytes' `Params4bit`: the packed bytes are shared, the state object is not.
+
+    `module` is left out here, or the deep copy would follow it into a second tree.
+    """
+    twin = type(parameter)(
+        parameter.detach().as_subclass(torch.Tensor),
+        requires_grad=False,
+        quant_state=_copy_state(parameter.quant_state),
+        blocksize=parameter.blocksize,
+        compress_statistics=parameter.compress_statistics,
+        quant_type=parameter.quant_type,
+        quant_storage=parameter.quant_storage,
+        bnb_quantized=parameter.bnb_quantized,
+    )
+    return twin
+
+
+def _copy_state(state: Any) -> Any:
+    if state is None:
+        return None
+    twin = copy.copy(state)
+    if getattr(state, "state2", None) is not None:
+        twin.state2 = copy.copy(state.state2)
+    return twin
+
+
+def _own_quantised_weight(module: nn.Module) -> None:
+    """Point a 4-bit weight at its new module, and keep it from being repacked in place.
+
+    On a CPU with AVX512-bf16, bitsandbytes repacks the weight inside the first evaluation forward:
+    a mutation that no compiled graph may contain and that moves the numbers between two calls.
+    """
+    weight = module._parameters.get("weight")
+    if weight is not None and hasattr(weight, "quant_state"):
+        weight.module = module  # type: ignore[attr-defined]
+        module.quant_state = weight.quant_state  # type: ignore[attr-defined]
+        module.support_avx512bf16_for_cpu = False

@@ -1,0 +1,72 @@
+"""Give a live module a subclass of its own class, made on the spot, that can still be pickled.
+
+`module.__class__ = subclass(type(module), Mixin)` changes what a module does and nothing else:
+`isinstance`, parameter names, hooks and the printed class name stay. torch's `fully_shard` works
+the same way.
+"""
+
+import copyreg
+import inspect
+import types
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+
+class _Made(type):
+    """Marks classes made here, so that pickle can be told how to make them again."""
+
+
+@lru_cache(maxsize=None)
+def subclass(base: type, mixin: type) -> type:
+    """Return the subclass `(mixin, base)` of `base` under the name, module and doc of `base`.
+
+    One class per pair, so that equal modules share one type and one compiled graph; `forward`
+    keeps the signature of `base`. Pickles as the pair.
+    """
+    namespace: dict[str, Any] = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    if "forward" in vars(mixin):
+        namespace["forward"] = _with_signature_of(base.forward, vars(mixin)["forward"])
+    made = _metaclass(type(base))(base.__name__, (mixin, base), namespace)
+    made.__lora_fx__ = (base, mixin)
+    return made
+
+
+def base_of(cls: type) -> type:
+    """Return the class a made class stands in for; any other class is returned as it is."""
+    while "__lora_fx__" in vars(cls):
+        cls = cls.__lora_fx__[0]
+    return cls
+
+
+def specialise(module: nn.Module, mixin: type) -> None:
+    """Make `module` an instance of `mixin` too, in place."""
+    module.__class__ = subclass(type(module), mixin)
+
+
+def _with_signature_of(shown: Any, function: types.FunctionType) -> types.FunctionType:
+    """The same function under another signature: callers look at `forward` for column names."""
+    twin = types.FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    twin.__kwdefaults__ = function.__kwdefaults__
+    twin.__signature__ = inspect.signature(shown)  # type: ignore[attr-defined]
+    return twin
+
+
+@lru_cache(maxsize=None)
+def _metaclass(base: type) -> type:
+    if issubclass(base, _Made):
+        return base
+    made = _Made if base is type else type("_Made", (_Made, base), {})
+    copyreg.pickle(made, lambda cls: (subclass, cls.__lora_fx__))
+    return made

@@ -1,0 +1,107 @@
+"""The pipeline, on one screen.
+
+    spec → plan → marked model → captured → adapted → fused → lowered → compiled
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from torch import nn
+from torch.fx import GraphModule
+
+from lora_fx.adapters.bind import bind
+from lora_fx.adapters.clone import clone
+from lora_fx.graph import backends
+from lora_fx.graph.inputs import name_inputs, tensor_names
+from lora_fx.graph.verify import STAGES, Stage, verify
+from lora_fx.passes.lower import lower
+from lora_fx.passes.share_shrinks import share_shrinks
+from lora_fx.plan.plan import plan_sites
+from lora_fx.plan.replication import replicate_layers
+from lora_fx.rewrite.driver import apply
+from lora_fx.rules.expand_sites import ExpandSites
+from lora_fx.runtime.provenance import annotate
+from lora_fx.runtime.root import checkpoint_layers, make_root
+from lora_fx.runtime.unit import Unit, install_unit
+from lora_fx.spec.spec import Spec
+from lora_fx.spec.resolve import parse
+
+Backend = Literal["inductor", "eager"]
+Model = TypeVar("Model", bound=nn.Module)
+
+RULES = (ExpandSites(),)
+FUSE = (share_shrinks,)
+
+
+def compile(
+    model: Model, spec: Spec | str | Path, *, backend: Backend | None = "inductor", inplace: bool = False
+) -> Model:
+    """Return `model` with the spec's adapters, compiled on its first call.
+
+    The given model is not changed: the result is a new module tree on the same base storage, of
+    the same class, frozen but for the adapters. `inplace=True` adapts the given tree itself (for
+    models whose modules carry device hooks). `backend`: `inductor`; `eager` runs the rewritten
+    graphs as they are; None only marks the model, which computes the same without any compiler.
+
+    Raises LoraFxError with every fault of spec and plan; nothing is half done.
+    """
+    spec = spec if isinstance(spec, Spec) else parse(spec)
+    tree = model if inplace else clone(model)
+    layer_map = replicate_layers(tree, spec.replication) if spec.replication else None
+    plan = plan_sites(spec, tree, layer_map)
+    bind(tree, plan.sites)
+    if backend is not None:
+        unit = Unit(Pipeline(tree, backend, spec.compile.mode), spec.compile.dynamic)
+        if spec.compile.unit == "model":
+            install_unit(tree, unit, None)
+        else:
+            for stack in find_stacks(tree):
+                for index, layer in enumerate(stack.layers):
+                    install_unit(layer, unit, index)
+    make_root(tree, plan)
+    if spec.compile.checkpoint == "layers":
+        checkpoint_layers(tree, layers(tree))
+    return tree  # type: ignore[return-value]
+
+
+class Pipeline:
+    """The `torch.compile` backend of one compiled model."""
+
+    def __init__(self, model: nn.Module, backend: Backend, mode: str) -> None:
+        self._model = model
+        self._backend = backend
+        self._mode = mode
+
+    def __call__(self, module: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        """Rewrite a captured graph and hand it on."""
+        prepare(module, inputs, self._model)
+        rewrite(module, "lowered")
+        if self._backend == "eager":
+            return backends.eager(module)
+        return backends.inductor(module, inputs, self._mode)
+
+
+def prepare(module: GraphModule, inputs: list[Any], model: nn.Module) -> None:
+    """Give a captured graph the names and provenance that the model knows."""
+    name_inputs(module, inputs, tensor_names(model))
+    plan = model.lora_fx_plan
+    annotate(module, {(site.fqn, site.adapter): site for site in plan.sites})  # type: ignore[union-attr]
+    verify(module, "captured", "capture")
+
+
+def rewrite(module: GraphModule, stage: Stage) -> GraphModule:
+    """Take a captured graph to a stage, in place."""
+    wanted = STAGES.index(stage)
+    if wanted >= STAGES.index("adapted"):
+        for rule in RULES:
+            apply((rule,), module)
+        verify(module, "adapted", "rules")
+    if wanted >= STAGES.index("fused"):
+        for fuse in FUSE:
+            fuse(module)
+            verify(module, "fused", fuse.__name__)
+    if wanted >= STAGES.index("lowered"):
+        lower(module)
+        verify(module, "lowered", "lower")
+    return module

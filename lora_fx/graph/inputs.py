@@ -1,0 +1,53 @@
+"""Name a captured graph's inputs after the model's tensors.
+
+Dynamo passes weights as graph inputs. They are told apart from data by identity: the example
+inputs a backend receives are the model's own parameters and buffers.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from lora_fx.graph.text import FQN
+
+
+def tensor_names(module: nn.Module) -> dict[int, str]:
+    """Return the fqn of each parameter and buffer by `id`; of tied ones, the first."""
+    names: dict[int, str] = {}
+    for fqn, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        names.setdefault(id(tensor), fqn)
+    return names
+
+
+def name_inputs(
+    module: GraphModule, inputs: Sequence[Any], names: Mapping[int, str]
+) -> None:
+    """Note the fqn of every weight among the inputs, in bodies of higher-order operators too."""
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    for placeholder, value in zip(placeholders, inputs, strict=True):
+        if isinstance(value, Tensor) and id(value) in names:
+            placeholder.meta[FQN] = names[id(value)]
+    _name_bodies(module)
+
+
+def _name_bodies(module: GraphModule) -> None:
+    for node in module.graph.nodes:
+        body, arguments = _body(module, node)
+        if body is None:
+            continue
+        inner = [n for n in body.graph.nodes if n.op == "placeholder"]
+        for placeholder, argument in zip(inner, arguments, strict=False):
+            if isinstance(argument, Node) and FQN in argument.meta:
+                placeholder.meta[FQN] = argument.meta[FQN]
+        _name_bodies(body)
+
+
+def _body(module: GraphModule, node: Node) -> tuple[GraphModule | None, Sequence[Any]]:
+    """The first argument's graph, if the node is a higher-order call, and what it is given."""
+    first = node.args[0] if node.args else None
+    if not isinstance(first, Node) or first.op != "get_attr":
+        return None, ()
+    body = getattr(module, str(first.target), None)
+    return (body, node.args[1:]) if isinstance(body, GraphModule) else (None, ())

@@ -1,0 +1,63 @@
+"""Read an input once for all the branches that start from it.
+
+    before   %h0 = lora_fx.shrink(%x, %A0, 0.0, c)          A0: (r0, in)
+             %h1 = lora_fx.shrink(%x, %A1, 0.0, c)          A1: (r1, in)
+    after    %a = torch.cat([%A0, %A1])                     (r0 + r1, in)
+             %h = lora_fx.shrink(%x, %a, 0.0, c)
+             %h0, %h1 = torch.split(%h, [r0, r1], -1)
+
+x Aᵀ for stacked A is the stacked result, so outputs and gradients are those of the single
+products. Left alone: branches with dropout, since each draws a mask of its own, and branches that
+compute in different dtypes.
+"""
+
+import operator
+from collections import defaultdict
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from lora_fx.graph import ops
+from lora_fx.rewrite.driver import graph_modules
+from lora_fx.rewrite.metadata import EXAMPLE, call, dtype, inherit
+
+
+def share_shrinks(module: GraphModule) -> int:
+    """Join the shrinks of each input; return how many joined shrinks were made."""
+    joined = 0
+    for part in graph_modules(module):
+        groups: dict[tuple[Node, str, torch.dtype], list[Node]] = defaultdict(list)
+        for node in part.graph.nodes:
+            if node.target is ops.shrink and node.args[2] == 0.0:
+                x, A, _, compute = node.args
+                groups[x, compute, dtype(A)].append(node)
+        for (x, compute, _), shrinks in groups.items():
+            if len(shrinks) > 1:
+                _join(part.graph, x, compute, shrinks)
+                joined += 1
+        part.graph.lint()
+        part.recompile()
+    return joined
+
+
+def _join(graph: Graph, x: Node, compute: str, shrinks: list[Node]) -> None:
+    factors = [node.args[1] for node in shrinks]
+    ranks = [A.meta[EXAMPLE].shape[0] for A in factors]  # type: ignore[union-attr]
+    with graph.inserting_before(shrinks[0]):
+        stacked = call(graph, torch.cat, factors)
+        h = call(graph, ops.shrink, x, stacked, 0.0, compute)
+        split = call(graph, torch.split, h, ranks, -1)
+        parts = [call(graph, operator.getitem, split, i) for i in range(len(ranks))]
+    provenance = {**_common(shrinks), "rule": "share_shrinks"}
+    for node in (stacked, h, split, *parts):
+        inherit(node, shrinks[0])
+        node.meta["lora_fx"] = provenance
+    for shrink, part in zip(shrinks, parts, strict=True):
+        shrink.replace_all_uses_with(part)
+        graph.erase_node(shrink)
+
+
+def _common(nodes: list[Node]) -> dict[str, str]:
+    """The provenance all these nodes have in common."""
+    metas = [node.meta.get("lora_fx", {}) for node in nodes]
+    return {k: v for k, v in metas[0].items() if all(m.get(k) == v for m in metas)}

@@ -1,0 +1,1 @@
+"""The rewrite engine; it knows graphs and rules, and nothing of LoRA."""

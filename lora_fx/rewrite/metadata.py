@@ -1,0 +1,53 @@
+"""Build nodes with their metadata: example values by running on fakes, the rest inherited."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+EXAMPLE = "example_value"
+_INHERITED = ("stack_trace", "nn_module_stack", "source_fn_stack")
+
+
+def call(graph: Graph, target: Any, *args: Any) -> Node:
+    """Add `target(*args)` and note its example value, a fake tensor with shape and dtype.
+
+    `target` is an operator or torch function, or the name of a tensor method.
+    """
+    if isinstance(target, str):
+        node = graph.call_method(target, args)
+    else:
+        node = graph.call_function(target, args)
+    values = map_arg(args, lambda n: n.meta[EXAMPLE])
+    function = getattr(torch.Tensor, target) if isinstance(target, str) else target
+    with _fake_mode(values):
+        node.meta[EXAMPLE] = function(*values)
+    return node
+
+
+def dtype(node: Any) -> torch.dtype:
+    """Return the dtype of a node's value."""
+    return node.meta[EXAMPLE].dtype
+
+
+def inherit(node: Node, source: Node) -> None:
+    """Give a new node the place in the model's source that the node it replaces had."""
+    for key in _INHERITED:
+        if key in source.meta:
+            node.meta.setdefault(key, source.meta[key])
+
+
+def _fake_mode(values: Any) -> Any:
+    modes = (tensor.fake_mode for tensor in _tensors(values) if hasattr(tensor, "fake_mode"))
+    return next(modes, nullcontext())
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    if isinstance(values, torch.Tensor):
+        yield values
+    elif isinstance(values, tuple | list):
+        for value in values:
+            yield from _tensors(value)

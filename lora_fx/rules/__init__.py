@@ -1,0 +1,1 @@
+"""Rules: what a statement of a spec asks of the graph."""

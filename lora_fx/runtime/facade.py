@@ -1,0 +1,105 @@
+"""The compiled model as a Hugging Face model: Trainer, TRL and `generate` take it as one.
+
+The mixin stands before the model's own class, so `isinstance`, `config`, `generate` and the
+signature of `forward` stay. What transformers asks of a model with adapters is answered here.
+"""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from lora_fx.adapters import storage
+from lora_fx.adapters.peft.write import describe
+from lora_fx.runtime.adapter_methods import AdapterMethods
+
+if TYPE_CHECKING:
+    _Base = PreTrainedModel
+else:
+    _Base = object
+
+
+class HuggingFace(AdapterMethods, _Base):
+    """Mixin for a compiled `PreTrainedModel`."""
+
+    _hf_peft_config_loaded = True
+    lora_fx_checkpoint: str
+
+    @property
+    def peft_config(self) -> dict[str, dict[str, Any]]:
+        """The adapters as `LoraConfig` fields, for loggers."""
+        modules = list(storage.base_modules(self))
+        return {
+            name: describe(
+                {f: s for f, s in storage.sites(self) if name in s.lora_arithmetic}, name, modules
+            )
+            for name in self.lora_fx_adapters
+        }
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write every adapter as a PEFT folder; the base model is not written.
+
+        In a `Trainer` checkpoint (`checkpoint-N`) also a `model.safetensors` with the adapters'
+        parameters under their names in this model, which is what `Trainer` resumes from.
+        """
+        if not is_main_process:
+            return
+        self.save_adapters(save_directory)
+        if Path(save_directory).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
+            save_file(self._adapter_state(), Path(save_directory) / "model.safetensors", {"format": "pt"})
+        if kwargs.get("push_to_hub"):
+            self.push_to_hub(str(kwargs.get("repo_id") or Path(save_directory).name))
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load by name. With `strict=False`, a file of all adapters and nothing else is complete."""
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if state_dict.keys() == self._adapter_state().keys():
+            result.missing_keys.clear()
+        return result
+
+    def enable_input_require_grads(self) -> None:
+        """Do nothing unless checkpointing is re-entrant, the one mode that needs it.
+
+        A hook that marks the embeddings' output breaks graph capture of the whole model.
+        """
+        functions = (getattr(m, "_gradient_checkpointing_func", None) for m in self.modules())
+        keywords = (getattr(function, "keywords", {}) for function in functions)
+        if any(words.get("use_reentrant") for words in keywords):
+            super().enable_input_require_grads()
+
+    def disable_input_require_grads(self) -> None:
+        """Undo `enable_input_require_grads` where it did something."""
+        if getattr(self, "_require_grads_hooks", None):
+            super().disable_input_require_grads()
+
+    def _activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        if self.lora_fx_checkpoint == "none":
+            super()._activation_checkpointing_enable(*args, **kwargs)
+        else:
+            warnings.warn("`checkpoint = layers` in the spec is in force already", stacklevel=2)
+
+    def _valid_auto_compile_criteria(self, *args: Any, **kwargs: Any) -> bool:
+        """`generate` does not compile what is compiled."""
+        return False
+
+    def _adapter_state(self) -> dict[str, Tensor]:
+        return {
+            f"{fqn}.{name.replace('.weight', '')}.{adapter}.weight": parameter.detach()
+            for fqn, site in storage.sites(self)
+            for adapter in site.lora_arithmetic
+            for name, parameter in storage.tensors(site, adapter).items()
+        }

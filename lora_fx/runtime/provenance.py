@@ -1,0 +1,36 @@
+"""Tell each site in a graph which adapters and which lines of the spec put it there."""
+
+from collections.abc import Mapping
+
+from torch.fx import GraphModule, Node
+
+from lora_fx.graph import ops
+from lora_fx.graph.text import FQN
+from lora_fx.plan.sites import SitePlan
+from lora_fx.rewrite.driver import graph_modules
+
+
+def annotate(module: GraphModule, planned: Mapping[tuple[str, str], SitePlan]) -> None:
+    """Set `meta["lora_fx"]` of every site node to its adapters and `file:line` of their rules.
+
+    `planned` is keyed by (fqn, adapter). Loaded adapters have no line.
+    """
+    for part in graph_modules(module):
+        for node in part.graph.nodes:
+            if node.target is ops.site:
+                node.meta["lora_fx"] = _describe(node, planned)
+
+
+def _describe(node: Node, planned: Mapping[tuple[str, str], SitePlan]) -> dict[str, str]:
+    adapters, lines = [], []
+    for A in node.args[2][::2]:  # type: ignore[index]
+        fqn, found, rest = A.meta.get(FQN, "").rpartition(".lora_A.")  # type: ignore[union-attr]
+        if not found:
+            continue
+        adapter = rest.removesuffix(".weight")
+        adapters.append(adapter)
+        if (fqn, adapter) in planned:
+            rule = planned[fqn, adapter].rule
+            lines.append(f"{rule.source.name}:{rule.line}")
+    described = {"adapters": ", ".join(adapters), "spec": ", ".join(dict.fromkeys(lines))}
+    return {key: value for key, value in described.items() if value}

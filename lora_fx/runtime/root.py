@@ -1,0 +1,51 @@
+"""Turn an adapted module tree into the compiled model that users hold."""
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from lora_fx.adapters.dynamic_class import specialise
+from lora_fx.plan.plan import Plan
+from lora_fx.runtime.adapter_methods import AdapterMethods
+from lora_fx.runtime.facade import HuggingFace
+
+
+class Plain(AdapterMethods):
+    """Mixin for a compiled model that is not a `PreTrainedModel`."""
+
+
+def make_root(tree: nn.Module, plan: Plan) -> None:
+    """Give the tree adapter methods and activate the spec's first adapter, in place."""
+    specialise(tree, HuggingFace if isinstance(tree, PreTrainedModel) else Plain)
+    names = tuple(adapter.name for adapter in plan.spec.adapters)
+    tree.lora_fx_plan = plan  # type: ignore[assignment]
+    tree.lora_fx_adapters = names  # type: ignore[assignment]
+    tree.lora_fx_active = names[:1]  # type: ignore[assignment]
+    tree.lora_fx_enabled = True  # type: ignore[assignment]
+    tree.lora_fx_checkpoint = "none"  # type: ignore[assignment]
+    tree.enable_adapters()  # type: ignore[operator]
+
+
+def checkpoint_layers(tree: nn.Module, layers: list[nn.Module]) -> None:
+    """Keep only each layer's input for the backward pass and compute the rest again there."""
+    if isinstance(tree, PreTrainedModel):
+        if hasattr(tree, "activation_checkpointing_enable"):
+            tree.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            tree.gradient_checkpointing_enable({"use_reentrant": False})
+    else:
+        for layer in layers:
+            specialise(layer, Checkpointed)
+    tree.lora_fx_checkpoint = "layers"  # type: ignore[assignment]
+
+
+class Checkpointed:
+    """Mixin for a layer of a plain model: non-reentrant activation checkpointing."""
+
+    def forward(self, *args, **kwargs):
+        """Run the layer, saving only its inputs while training."""
+        forward = super().forward  # type: ignore[misc]
+        if self.training and torch.is_grad_enabled():  # type: ignore[attr-defined]
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return forward(*args, **kwargs)

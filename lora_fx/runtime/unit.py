@@ -1,0 +1,89 @@
+"""A unit of compilation: one `torch.compile` entry that serves every layer alike."""
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_fx.adapters.dynamic_class import specialise
+from lora_fx.runtime.cache_view import view
+
+Backend = Callable[[torch.fx.GraphModule, list[Any]], Callable[..., Any]]
+GRAPHS_PER_UNIT = 64
+
+
+class Unit:
+    """Compiles the own `forward` of the modules that share it.
+
+    Graphs take weights as inputs, so modules of equal structure share them. A unit has its own
+    code object, and with it its own cache entries and recompile limit: the models of one process
+    do not use up each other's. Beyond `GRAPHS_PER_UNIT` graphs it fails rather than run
+    uncompiled. Copies and pickles compile anew.
+    """
+
+    def __init__(self, backend: Backend, dynamic: bool | None) -> None:
+        self.backend = backend
+        self.dynamic = dynamic
+        self._compiled: Callable[..., Any] | None = None
+
+    @torch.compiler.disable(
+        reason="lora_fx has compiled this model itself: leave out the outer torch.compile"
+    )
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run `module`'s original forward, compiled."""
+        if self._compiled is None:
+            self._compiled = self._compile()
+        return self._compiled(module, args, kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None}
+
+    def _compile(self) -> Callable[..., Any]:
+        limits: dict[str, Any] = {}
+        if "recompile_limit" in inspect.signature(torch.compile).parameters:
+            limits = {"recompile_limit": GRAPHS_PER_UNIT, "isolate_recompiles": True}
+        entry = types.FunctionType(
+            _forward.__code__.replace(), _forward.__globals__, closure=_forward.__closure__
+        )
+        return torch.compile(
+            entry, backend=self.backend, fullgraph=True, dynamic=self.dynamic, **limits
+        )
+
+
+class Uncompiled:
+    """A unit that runs the forward as it is."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run `module`'s original forward."""
+        return _forward(module, args, kwargs)
+
+
+def _forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return super(Compiled, module).forward(*args, **kwargs)  # type: ignore[misc]
+
+
+class Compiled:
+    """Mixin: `forward` runs in a unit; hooks and eager activation checkpointing stay outside.
+
+    `lora_fx_index` is the layer's place in the key/value cache, None for a whole model.
+    """
+
+    lora_fx_unit: Unit | Uncompiled
+    lora_fx_index: int | None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's own forward, compiled; a layer gets its own slice of the cache."""
+        cache = kwargs.get("past_key_values")
+        if cache is not None and self.lora_fx_index is not None:
+            kwargs["past_key_values"] = view(cache, self.lora_fx_index)
+        return self.lora_fx_unit(self, args, kwargs)  # type: ignore[arg-type]
+
+
+def install_unit(module: nn.Module, unit: Unit, index: int | None) -> None:
+    """Make `module` run in `unit`, in place."""
+    specialise(module, Compiled)
+    module.lora_fx_unit = unit  # type: ignore[assignment]
+    module.lora_fx_index = index  # type: ignore[assignment]

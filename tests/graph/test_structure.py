@@ -1,0 +1,29 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_fx.graph.structure import Branch, Structure
+
+branches = st.builds(
+    Branch,
+    st.integers(1, 512),
+    st.floats(0, 1),
+    st.sampled_from(["activation", "float32", "bfloat16"]),
+)
+structures = st.builds(Structure, st.just("linear"), st.lists(branches, min_size=1).map(tuple))
+
+
+@given(structures)
+def test_a_key_reads_back(structure: Structure) -> None:
+    assert Structure.parse(str(structure)) == structure
+
+
+@given(structures, structures)
+def test_keys_differ_where_structures_do(a: Structure, b: Structure) -> None:
+    assert (str(a) == str(b)) == (a == b)
+
+
+@pytest.mark.parametrize("text", ["", "linear", "linear[]", "linear[r4]", "linear[r4:p0:f;x]"])
+def test_other_text_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="structure"):
+        Structure.parse(text)
