@@ -1,0 +1,13 @@
+"""What many tests share: the real model."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Return a checkpoint folder of SmolLM2-135M-Instruct; only for tests marked `real`."""
+    from prepare_smollm2 import prepare
+
+    return prepare()

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Set up .venv, then lint, check types and test. `--all` adds the slow tests and the real model's.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+case ${1-} in
+  "") marks="not gpu and not real and not slow" ;;
+  --all) marks="not gpu" ;;
+  *)
+    echo "usage: tests/run.sh [--all]" >&2
+    exit 2
+    ;;
+esac
+
+source .ci/environment.sh
+environment examples,test
+
+set -x
+ruff check
+ruff format --check
+pyright
+pytest -m "$marks"
