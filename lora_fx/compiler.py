@@ -19,6 +19,7 @@ from lora_fx.passes.lower import lower
 from lora_fx.passes.share_shrinks import share_shrinks
 from lora_fx.plan.plan import plan_sites
 from lora_fx.plan.replication import replicate_layers
+from lora_fx.plan.stacks import find_stacks
 from lora_fx.rewrite.driver import apply
 from lora_fx.rules.expand_sites import ExpandSites
 from lora_fx.runtime.provenance import annotate
@@ -61,7 +62,7 @@ def compile(
                     install_unit(layer, unit, index)
     make_root(tree, plan)
     if spec.compile.checkpoint == "layers":
-        checkpoint_layers(tree, layers(tree))
+        checkpoint_layers(tree, [layer for stack in find_stacks(tree) for layer in stack.layers])
     return tree  # type: ignore[return-value]
 
 

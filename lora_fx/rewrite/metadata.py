@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
@@ -23,7 +24,7 @@ def call(graph: Graph, target: Any, *args: Any) -> Node:
         node = graph.call_function(target, args)
     values = map_arg(args, lambda n: n.meta[EXAMPLE])
     function = getattr(torch.Tensor, target) if isinstance(target, str) else target
-    with _fake_mode(values):
+    with _fake_mode(values), _own_saved_tensors():
         node.meta[EXAMPLE] = function(*values)
     return node
 
@@ -43,6 +44,11 @@ def inherit(node: Node, source: Node) -> None:
 def _fake_mode(values: Any) -> Any:
     modes = (tensor.fake_mode for tensor in _tensors(values) if hasattr(tensor, "fake_mode"))
     return next(modes, nullcontext())
+
+
+def _own_saved_tensors() -> saved_tensors_hooks:
+    """Keep what autograd saves here from the hooks of a checkpoint around the compiled call."""
+    return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 
 def _tensors(values: Any) -> Iterator[torch.Tensor]:

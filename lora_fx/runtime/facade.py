@@ -30,6 +30,8 @@ class HuggingFace(AdapterMethods, _Base):
 
     _hf_peft_config_loaded = True
     lora_fx_checkpoint: str
+    lora_fx_recomputes: bool = False
+    lora_fx_reentrant: bool = False
 
     @property
     def peft_config(self) -> dict[str, dict[str, Any]]:
@@ -76,9 +78,7 @@ class HuggingFace(AdapterMethods, _Base):
 
         A hook that marks the embeddings' output breaks graph capture of the whole model.
         """
-        functions = (getattr(m, "_gradient_checkpointing_func", None) for m in self.modules())
-        keywords = (getattr(function, "keywords", {}) for function in functions)
-        if any(words.get("use_reentrant") for words in keywords):
+        if self.lora_fx_reentrant:
             super().enable_input_require_grads()
 
     def disable_input_require_grads(self) -> None:
@@ -86,11 +86,31 @@ class HuggingFace(AdapterMethods, _Base):
         if getattr(self, "_require_grads_hooks", None):
             super().disable_input_require_grads()
 
-    def _activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        if self.lora_fx_checkpoint == "none":
-            super()._activation_checkpointing_enable(*args, **kwargs)
-        else:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; while its layers are recomputed in backward there is no cache to fill."""
+        if self.training and self.lora_fx_recomputes:
+            kwargs["use_cache"] = False
+        return super().forward(*args, **kwargs)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+        self.lora_fx_recomputes = enable
+
+    def _activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, *args: Any, **kw: Any
+    ) -> None:
+        if self.lora_fx_checkpoint != "none":
             warnings.warn("`checkpoint = layers` in the spec is in force already", stacklevel=2)
+            return
+        settings = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        if settings["use_reentrant"] and self.lora_fx_plan.spec.compile.unit == "model":
+            warnings.warn(
+                "`unit = model` recomputes inside its one graph, which is never re-entrant",
+                stacklevel=2,
+            )
+            settings["use_reentrant"] = False
+        self.lora_fx_reentrant = settings["use_reentrant"]
+        super()._activation_checkpointing_enable(settings, *args, **kw)
 
     def _valid_auto_compile_criteria(self, *args: Any, **kwargs: Any) -> bool:
         """`generate` does not compile what is compiled."""
