@@ -20,6 +20,8 @@ install_environment() {
     echo "torch.compile needs a C++ compiler: install g++ or clang++" >&2
     return 1
   fi
-  python3 -m venv .venv
+  if ! .venv/bin/python -m pip --version &>/dev/null; then
+    python3 -m venv --clear .venv
+  fi
   .venv/bin/python -m pip install --constraint .ci/constraints.txt --editable ".[$1]"
 }
