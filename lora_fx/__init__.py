@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_fx.capture import capture as capture
+    from lora_fx.compiler import capture as capture
     from lora_fx.compiler import compile as compile
     from lora_fx.diagnostics import Diagnostic as Diagnostic
     from lora_fx.diagnostics import LoraFxError as LoraFxError

@@ -3,6 +3,7 @@
     spec → plan → marked model → captured → adapted → fused → lowered → compiled
 """
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -12,8 +13,10 @@ from torch.fx import GraphModule
 
 from lora_fx.adapters.bind import bind
 from lora_fx.adapters.clone import clone
+from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import backends
 from lora_fx.graph.inputs import name_inputs, tensor_names
+from lora_fx.graph.program import Program
 from lora_fx.graph.verify import STAGES, Stage, verify
 from lora_fx.passes.lower import lower
 from lora_fx.passes.share_shrinks import share_shrinks
@@ -24,7 +27,7 @@ from lora_fx.rewrite.driver import apply
 from lora_fx.rules.expand_sites import ExpandSites
 from lora_fx.runtime.provenance import annotate
 from lora_fx.runtime.root import checkpoint_layers, make_root
-from lora_fx.runtime.unit import Unit, install_unit
+from lora_fx.runtime.unit import Compiled, Unit, arguments_of, install_unit
 from lora_fx.spec.spec import Spec
 from lora_fx.spec.resolve import parse
 
@@ -81,6 +84,35 @@ class Pipeline:
         if self._backend == "eager":
             return backends.eager(module)
         return backends.inductor(module, inputs, self._mode)
+
+
+def capture(model: nn.Module, *, layer: int = 0, **inputs: Any) -> Program:
+    """Return the graph of one layer of a compiled model, or of the whole model.
+
+    With `unit = layers` that is layer `layer` of all compiled layers, and the model runs up to it.
+    Works on meta tensors. `inputs` are those of `forward`; training mode, gradients and autocast
+    are those in force. Compiled code is not touched. Raises LoraFxError if there is no such layer.
+    """
+    units = {fqn: module for fqn, module in model.named_modules() if isinstance(module, Compiled)}
+    fqn = _chosen(list(units), layer)
+    graphs: list[GraphModule] = []
+
+    def record(module: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        prepare(module, inputs, model)
+        graphs.append(copy.deepcopy(module))
+        return module.forward
+
+    args, kwargs = arguments_of(units[fqn], list(units.values()), lambda: model(**inputs))
+    Unit(record, None)(units[fqn], args, kwargs)
+    return Program(graphs[0], fqn, rewrite)
+
+
+def _chosen(names: list[str], layer: int) -> str:
+    if layer not in range(len(names)):
+        message = f"there is no layer {layer}: the model has {len(names)} compiled layers"
+        help = "compile with `backend` other than None" if not names else None
+        raise LoraFxError((Diagnostic("no-such-layer", message, None, help=help),))
+    return names[layer]
 
 
 def prepare(module: GraphModule, inputs: list[Any], model: nn.Module) -> None:

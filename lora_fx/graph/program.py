@@ -28,8 +28,8 @@ class Program:
         return self.rewrite(copy.deepcopy(self.graph_module), stage)
 
     def text(self, stage: Stage = "lowered") -> str:
-        """Return the graph at a stage as stable text."""
-        return text(self.at(stage))
+        """Return the graph at a stage as stable text; weights are named within `fqn`."""
+        return text(self.at(stage), self.fqn)
 
     def to_networkx(self, stage: Stage = "lowered") -> nx.DiGraph:
         """Return the data dependencies at a stage."""

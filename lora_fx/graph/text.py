@@ -25,13 +25,17 @@ _DTYPES = {
 }
 
 
-def text(module: GraphModule) -> str:
-    """Print every node in order with its type and, behind `#`, what made it."""
-    return "\n".join(_Printer().lines(module, ""))
+def text(module: GraphModule, within: str = "") -> str:
+    """Print every node in order with its type and, behind `#`, what made it.
+
+    Weights of the module `within` are printed relative to it.
+    """
+    return "\n".join(_Printer(f"{within}." if within else "").lines(module, ""))
 
 
 class _Printer:
-    def __init__(self) -> None:
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
         self._symbols: dict[str, str] = {}
 
     def lines(self, module: GraphModule, indent: str) -> list[str]:
@@ -76,7 +80,7 @@ class _Printer:
 
     def _node(self, node: Node) -> str:
         if FQN in node.meta:
-            return f"@{node.meta[FQN]}"
+            return f"@{node.meta[FQN].removeprefix(self._prefix)}"
         value = node.meta.get("example_value")
         if node.op == "placeholder" and isinstance(value, int | torch.SymInt):
             return self._size(value)

@@ -2,6 +2,7 @@
 
 import inspect
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from lora_fx.adapters.dynamic_class import specialise
+from lora_fx.graph.meta import PlainText
 from lora_fx.runtime.cache_view import view
 
 Backend = Callable[[torch.fx.GraphModule, list[Any]], Callable[..., Any]]
@@ -29,9 +31,6 @@ class Unit:
         self.dynamic = dynamic
         self._compiled: Callable[..., Any] | None = None
 
-    @torch.compiler.disable(
-        reason="lora_fx has compiled this model itself: leave out the outer torch.compile"
-    )
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run `module`'s original forward, compiled."""
         if self._compiled is None:
@@ -53,16 +52,14 @@ class Unit:
         )
 
 
-class Uncompiled:
-    """A unit that runs the forward as it is."""
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run `module`'s original forward."""
-        return _forward(module, args, kwargs)
-
-
 def _forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return super(Compiled, module).forward(*args, **kwargs)  # type: ignore[misc]
+
+
+_OUTER = (
+    "lora_fx has compiled this model itself: leave out the torch.compile around it "
+    "(`torch.compile(model)`, `torch_compile=True` of Trainer)"
+)
 
 
 class Compiled:
@@ -71,15 +68,58 @@ class Compiled:
     `lora_fx_index` is the layer's place in the key/value cache, None for a whole model.
     """
 
-    lora_fx_unit: Unit | Uncompiled
+    lora_fx_unit: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
     lora_fx_index: int | None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward, compiled; a layer gets its own slice of the cache."""
-        cache = kwargs.get("past_key_values")
-        if cache is not None and self.lora_fx_index is not None:
-            kwargs["past_key_values"] = view(cache, self.lora_fx_index)
-        return self.lora_fx_unit(self, args, kwargs)  # type: ignore[arg-type]
+        if torch.compiler.is_compiling():
+            _warn_of_outer_compile()
+        return _enter(self, args, kwargs)
+
+
+@torch.compiler.disable(reason=_OUTER)
+def _enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    cache = kwargs.get("past_key_values")
+    if cache is not None and module.lora_fx_index is not None:
+        kwargs["past_key_values"] = view(cache, module.lora_fx_index)
+    return module.lora_fx_unit(module, args, kwargs)
+
+
+@torch.compiler.disable(reason=_OUTER)
+def _warn_of_outer_compile() -> None:
+    warnings.warn(_OUTER, stacklevel=2)
+
+
+class _Reached(Exception):
+    """Carries the arguments of the call that was waited for."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.args, self.kwargs = args, kwargs
+
+
+def arguments_of(
+    wanted: Compiled, units: list[Compiled], run: Callable[[], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Call `run`, nothing compiled, and return what `wanted` is called with; it goes no further."""
+
+    def reached(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if module is wanted:
+            raise _Reached(args, kwargs)
+        return _forward(module, args, kwargs)
+
+    before = [unit.lora_fx_unit for unit in units]
+    for unit in units:
+        unit.lora_fx_unit = reached
+    try:
+        with PlainText():
+            run()
+    except _Reached as call:
+        return call.args, call.kwargs
+    finally:
+        for unit, own in zip(units, before, strict=True):
+            unit.lora_fx_unit = own
+    raise AssertionError("the model did not call the layer")
 
 
 def install_unit(module: nn.Module, unit: Unit, index: int | None) -> None:
