@@ -1,0 +1,21 @@
+"""The closest of the words that would have been right."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word most like a misspelt one, or None if none is alike."""
+    found = get_close_matches(word, list(dict.fromkeys(known)), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """Return the help for an unknown word: the closest one, or the list if it is short."""
+    words = list(dict.fromkeys(known))
+    found = closest(word, words)
+    if found is not None:
+        return f"did you mean `{found}`?"
+    if 0 < len(words) <= 12:
+        return "known are " + ", ".join(f"`{w}`" for w in words)
+    return None

@@ -1,0 +1,167 @@
+"""Expressions as data; every node knows where it stands."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lora_fx.diagnostics import Span
+
+
+@dataclass(frozen=True)
+class Word:
+    """A bare word of the language that is a value, such as `rslora` or `bfloat16`."""
+
+    name: str
+
+
+Value = bool | int | float | str | Word
+
+
+@dataclass(frozen=True)
+class Literal:
+    """A value written down, or a constant in the place of its name."""
+
+    value: Value
+    span: Span
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A dotted name: `rank`, `layer.index`, `model.config.hidden_size`."""
+
+    parts: tuple[str, ...]
+    span: Span
+
+    def __str__(self) -> str:
+        return ".".join(self.parts)
+
+
+@dataclass(frozen=True)
+class Negative:
+    """`-operand`."""
+
+    operand: "Expr"
+    span: Span
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """`first` and then, from the left, each `(operator, operand)` of `rest`; one of `+ - * /`."""
+
+    first: "Expr"
+    rest: tuple[tuple[str, "Expr"], ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`left operator right` with one of `== != < <= > >=`."""
+
+    operator: str
+    left: "Expr"
+    right: "Expr"
+    span: Span
+
+
+@dataclass(frozen=True)
+class Not:
+    """`not operand`."""
+
+    operand: "Expr"
+    span: Span
+
+
+@dataclass(frozen=True)
+class Logical:
+    """Operands joined by `and`, or by `or`; later ones are looked at only if they decide."""
+
+    operator: str
+    operands: tuple["Expr", ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """`if condition then positive else negative`; only the chosen branch is evaluated."""
+
+    condition: "Expr"
+    positive: "Expr"
+    negative: "Expr"
+    span: Span
+
+
+@dataclass(frozen=True)
+class Keyword:
+    """`name = value` inside a call."""
+
+    name: str
+    value: "Expr"
+    span: Span
+
+
+@dataclass(frozen=True)
+class Call:
+    """`function(arguments)`."""
+
+    function: str
+    arguments: tuple["Expr | Keyword", ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class Array:
+    """`[a, b]`."""
+
+    items: tuple["Expr", ...]
+    span: Span
+
+
+Expr = (
+    Literal
+    | Reference
+    | Negative
+    | Arithmetic
+    | Comparison
+    | Not
+    | Logical
+    | Conditional
+    | Call
+    | Array
+)
+
+
+def children(expr: Expr) -> tuple[Expr, ...]:
+    """Return the direct parts of an expression."""
+    match expr:
+        case Negative() | Not():
+            return (expr.operand,)
+        case Arithmetic():
+            return (expr.first, *(operand for _, operand in expr.rest))
+        case Comparison():
+            return (expr.left, expr.right)
+        case Logical():
+            return expr.operands
+        case Conditional():
+            return (expr.condition, expr.positive, expr.negative)
+        case Call():
+            return tuple(a.value if isinstance(a, Keyword) else a for a in expr.arguments)
+        case Array():
+            return expr.items
+        case _:
+            return ()
+
+
+def references(expr: Expr) -> Iterator[Reference]:
+    """Yield every dotted name inside an expression, in the order they are written."""
+    if isinstance(expr, Reference):
+        yield expr
+    for child in children(expr):
+        yield from references(child)
+
+
+def results(expr: Expr) -> Iterator[Expr]:
+    """Yield each expression that may be the value: the branches of a conditional, else itself."""
+    if isinstance(expr, Conditional):
+        yield from results(expr.positive)
+        yield from results(expr.negative)
+    else:
+        yield expr

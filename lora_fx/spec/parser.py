@@ -1,0 +1,68 @@
+"""Text to syntax tree.
+
+An error does not end the reading: the text is patched where a patch makes sense of it, or the
+statement is blanked out, and it is read again, so that every mistake of a file is reported.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lark import Lark, Tree, UnexpectedInput
+
+from lora_fx.diagnostics import Diagnostic, Source, Span
+from lora_fx.spec.builder import build, oversized
+from lora_fx.spec.patched import Patched
+from lora_fx.spec.syntax import File
+from lora_fx.spec.syntax_errors import explain
+
+_MOST_CHARACTERS = 250_000
+_MOST_CHARACTERS_TO_RECOVER = 20_000
+_MOST_ERRORS = 20
+
+
+def parse_source(source: Source) -> tuple[File | None, list[Diagnostic]]:
+    """Return the syntax tree of what can be read of a file, and everything that is wrong.
+
+    Time and memory are bounded: there is a limit to a file's size and to an expression's depth.
+    """
+    if len(source.text) > _MOST_CHARACTERS:
+        message = f"the file is longer than {_MOST_CHARACTERS} characters"
+        return None, [Diagnostic("file-too-large", message, Span(source, 0, 0))]
+    tree, patched, diagnostics = _read(source)
+    if tree is None:
+        return None, diagnostics
+    too_large = oversized(tree)
+    if too_large is not None:
+        span = patched.span(too_large.meta.start_pos, too_large.meta.end_pos)
+        message = "the expression is nested too deeply or too long"
+        return None, [*diagnostics, Diagnostic("expression-too-large", message, span)]
+    file, more = build(tree, patched.span)
+    return file, diagnostics + more
+
+
+def _read(source: Source) -> tuple[Tree[Any] | None, Patched, list[Diagnostic]]:
+    patched = Patched(source, source.text, tuple(range(len(source.text) + 1)))
+    diagnostics: list[Diagnostic] = []
+    while True:
+        try:
+            return _grammar().parse(patched.text), patched, diagnostics
+        except UnexpectedInput as error:
+            correction = explain(error, patched, _grammar())
+            diagnostics.append(correction.diagnostic)
+            if len(diagnostics) == _MOST_ERRORS or len(source.text) > _MOST_CHARACTERS_TO_RECOVER:
+                return None, patched, diagnostics
+            patched = patched.replace(correction.start, correction.end, correction.text)
+
+
+@cache
+def _grammar() -> Lark:
+    beside = Path(__file__).parent.parent / "lora.lark"
+    checkout = Path(__file__).parent.parent.parent / "grammar" / "lora.lark"
+    path = beside if beside.exists() else checkout
+    return Lark(
+        path.read_text(encoding="utf-8"),
+        parser="lalr",
+        propagate_positions=True,
+        maybe_placeholders=False,
+    )
