@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lora_fx.compiler import capture as capture
     from lora_fx.compiler import compile as compile
+    from lora_fx.compiler import load as load
     from lora_fx.diagnostics import Diagnostic as Diagnostic
     from lora_fx.diagnostics import LoraFxError as LoraFxError
     from lora_fx.plan import plan as plan
@@ -19,10 +20,11 @@ _HOMES = {
     "LoraFxError": "lora_fx.diagnostics",
     "capture": "lora_fx.compiler",
     "compile": "lora_fx.compiler",
+    "load": "lora_fx.compiler",
     "parse": "lora_fx.spec",
     "plan": "lora_fx.plan",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605  (names of `_HOMES`)
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from lora_fx.adapters.bind import bind
 from lora_fx.adapters.clone import clone
+from lora_fx.adapters.peft.folders import adapter_folders, local
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import backends
 from lora_fx.graph.inputs import name_inputs, tensor_names
@@ -27,9 +28,10 @@ from lora_fx.rewrite.driver import apply
 from lora_fx.rules.expand_sites import ExpandSites
 from lora_fx.runtime.provenance import annotate
 from lora_fx.runtime.root import checkpoint_layers, make_root
+from lora_fx.runtime.saved_spec import frame_of
 from lora_fx.runtime.unit import Compiled, Unit, arguments_of, install_unit
+from lora_fx.spec import parse
 from lora_fx.spec.spec import Spec
-from lora_fx.spec.resolve import parse
 
 Backend = Literal["inductor", "eager"]
 Model = TypeVar("Model", bound=nn.Module)
@@ -84,6 +86,28 @@ class Pipeline:
         if self._backend == "eager":
             return backends.eager(module)
         return backends.inductor(module, inputs, self._mode)
+
+
+def load(
+    folder: str | Path,
+    base: Model,
+    *,
+    backend: Backend | None = "inductor",
+    is_trainable: bool = False,
+) -> Model:
+    """Return `base` with the adapters of a folder that `save_pretrained` or PEFT wrote.
+
+    Layer replication and, where the folder holds a spec, its `compile` settings are those of the
+    folder. The adapter in the folder itself is named `default`, those below it by their folders;
+    the first is active. Raises LoraFxError as `compile` and `load_adapter` do.
+    """
+    folders = adapter_folders(folder)
+    frame = frame_of(local(folder), next(iter(folders.values())))
+    model = compile(base, frame, backend=backend)
+    for name, path in folders.items():
+        model.load_adapter(path, name, is_trainable)  # type: ignore[operator]
+    model.set_adapter(next(iter(folders)))  # type: ignore[operator]
+    return model
 
 
 def capture(model: nn.Module, *, layer: int = 0, **inputs: Any) -> Program:

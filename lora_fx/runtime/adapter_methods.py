@@ -9,11 +9,14 @@ from torch import nn
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.bind import activate
+from lora_fx.adapters.peft.folders import local
 from lora_fx.adapters.peft.read import LoadedSite, read
 from lora_fx.adapters.peft.write import write
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.memory import count_elements
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.selectors import linear_modules
+from lora_fx.runtime.saved_spec import save_spec
 
 if TYPE_CHECKING:
     _Base = nn.Module
@@ -77,7 +80,7 @@ class AdapterMethods(_Base):
         """
         layer_map = self.lora_fx_plan.layer_map
         loaded = read(
-            _local(model_id), self, list(layer_map.old) if layer_map else None, linear_modules(self)
+            local(model_id), self, list(layer_map.old) if layer_map else None, linear_modules(self)
         )
         if adapter_name in self.lora_fx_adapters:
             self._overwrite(adapter_name, loaded)
@@ -104,8 +107,8 @@ class AdapterMethods(_Base):
 
     def print_trainable_parameters(self) -> None:
         """Print trainable and total parameter counts, as PEFT does."""
-        total = sum(_count(p) for p in self.parameters())
-        trainable = sum(_count(p) for p in self.parameters() if p.requires_grad)
+        total = sum(count_elements(p) for p in self.parameters())
+        trainable = sum(count_elements(p) for p in self.parameters() if p.requires_grad)
         print(
             f"trainable params: {trainable:,d} || all params: {total:,d} "
             f"|| trainable%: {100 * trainable / total:.4f}"
@@ -113,8 +116,7 @@ class AdapterMethods(_Base):
 
     def save_adapters(self, folder: str | Path) -> None:
         """Write each adapter as a PEFT folder: `default` in the folder itself, others below it."""
-        replication = self.lora_fx_plan.spec.replication
-        ranges = self.lora_fx_plan.layer_map.ranges if replication else None  # type: ignore[union-attr]
+        layer_map = self.lora_fx_plan.layer_map
         config = getattr(self, "config", None)
         for name in self.lora_fx_adapters:
             write(
@@ -123,8 +125,9 @@ class AdapterMethods(_Base):
                 name,
                 base=getattr(config, "_name_or_path", None) or None,
                 task=_task(self),
-                replication=ranges,
+                replication=list(layer_map.ranges) if layer_map else None,
             )
+        save_spec(Path(folder), self.lora_fx_plan.spec)
 
     def _activate(self) -> None:
         activate(self, self.lora_fx_active if self.lora_fx_enabled else ())
@@ -161,26 +164,11 @@ class AdapterMethods(_Base):
         self._activate()
 
 
-def _local(model_id: str | Path) -> Path:
-    path = Path(model_id)
-    if path.exists() or isinstance(model_id, Path):
-        return path
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(model_id, allow_patterns=["adapter_*"]))
-
-
 def _check_name(name: str) -> None:
     if not name or "." in name or name == "base" or hasattr(nn.ModuleDict(), name):
         message = f"`{name}` cannot name an adapter"
         help = "choose a name without dots that is not `base` and no word of `nn.ModuleDict`"
         raise LoraFxError((Diagnostic("adapter-name", message, None, help=help),))
-
-
-def _count(parameter: nn.Parameter) -> int:
-    """Elements of a parameter; packed 4-bit weights count what they stand for."""
-    state: Any = getattr(parameter, "quant_state", None)
-    return state.shape.numel() if state is not None else parameter.numel()
 
 
 def _task(model: nn.Module) -> str | None:

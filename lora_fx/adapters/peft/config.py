@@ -40,7 +40,7 @@ def unsupported(config: Mapping[str, Any]) -> list[str]:
     return refused
 
 
-def targets(config: Mapping[str, Any], modules: Iterable[str], linears: set[str]) -> set[str]:
+def targets(config: Mapping[str, Any], modules: Iterable[str], linears: frozenset[str]) -> set[str]:
     """Return the fqns that the config adapts, of all module fqns of the base model.
 
     `linears` are the linear layers but the output head, which is what `all-linear` means.

@@ -29,7 +29,7 @@ class LoadedSite:
 
 
 def read(
-    folder: Path, model: nn.Module, layer_map: list[int] | None, linears: set[str]
+    folder: Path, model: nn.Module, layer_map: list[int] | None, linears: frozenset[str]
 ) -> dict[str, LoadedSite]:
     """Return what the folder holds for each module of `model`, checked against it.
 
@@ -126,7 +126,7 @@ def _wanted(
     config: Mapping[str, Any],
     state: Mapping[str, Tensor],
     modules: Mapping[str, nn.Module],
-    linears: set[str],
+    linears: frozenset[str],
 ) -> set[str]:
     """The config's targets, or without any the modules that the tensors name."""
     if config.get("target_modules"):

@@ -1,0 +1,36 @@
+"""The spec that lies beside saved adapters."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from lora_fx.adapters.peft.write import CONFIG
+from lora_fx.diagnostics import Source, Span
+from lora_fx.spec import parse
+from lora_fx.spec.selectors import Range
+from lora_fx.spec.spec import CompileSpec, Replication, Spec
+
+NAME = "spec.lora"
+
+
+def save_spec(folder: Path, spec: Spec) -> None:
+    """Write the spec as it was read."""
+    if spec.source.text:
+        (folder / NAME).write_text(spec.source.text)
+
+
+def frame_of(folder: Path, adapter: Path) -> Spec:
+    """Return the spec that a saved folder's adapters fit into; it has none of its own.
+
+    Without a spec in the folder, layer replication is what the adapter's config says.
+    """
+    if (folder / NAME).exists():
+        return dataclasses.replace(parse(folder / NAME), adapters=(), checks=())
+    source = Source(str(adapter / CONFIG), "")
+    return Spec(source, None, None, _replication(adapter, source), (), (), CompileSpec())
+
+
+def _replication(adapter: Path, source: Source) -> Replication | None:
+    ranges = json.loads((adapter / CONFIG).read_text()).get("layer_replication")
+    span = Span(source, 0, 0)
+    return Replication(tuple(Range(a, b, span) for a, b in ranges), span) if ranges else None
