@@ -1,7 +1,7 @@
 """Expressions as data; every node knows where it stands."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from lora_fx.diagnostics import Span
 
@@ -165,3 +165,51 @@ def results(expr: Expr) -> Iterator[Expr]:
         yield from results(expr.negative)
     else:
         yield expr
+
+
+def substitute(expr: Expr, leaf: Callable[[Reference], Expr]) -> Expr:
+    """Return the expression with `leaf(reference)` in the place of each dotted name."""
+    if isinstance(expr, Reference):
+        return leaf(expr)
+    return _with_children(expr, tuple(substitute(child, leaf) for child in children(expr)))
+
+
+def _with_children(expr: Expr, parts: tuple[Expr, ...]) -> Expr:
+    match expr:
+        case Negative() | Not():
+            return replace(expr, operand=parts[0])
+        case Arithmetic():
+            signs = (sign for sign, _ in expr.rest)
+            return Arithmetic(parts[0], tuple(zip(signs, parts[1:], strict=True)), expr.span)
+        case Comparison():
+            return Comparison(expr.operator, *parts, expr.span)
+        case Conditional():
+            return Conditional(*parts, expr.span)
+        case Logical():
+            return Logical(expr.operator, parts, expr.span)
+        case Call():
+            pairs = zip(expr.arguments, parts, strict=True)
+            return replace(expr, arguments=tuple(_argument(old, new) for old, new in pairs))
+        case Array():
+            return Array(parts, expr.span)
+        case _:
+            return expr
+
+
+def _argument(old: Expr | Keyword, new: Expr) -> Expr | Keyword:
+    return replace(old, value=new) if isinstance(old, Keyword) else new
+
+
+def show(value: object) -> str:
+    """Return a value as it is written in the language."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case Word():
+            return value.name
+        case str():
+            return f'"{value}"'
+        case float():
+            return f"{value:.6g}"
+        case _:
+            return str(value)
