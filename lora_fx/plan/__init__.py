@@ -1,6 +1,12 @@
-"""Spec × module tree → plan, on meta tensors; knows shapes and names, never weights."""
+"""Spec × module tree → plan, on meta tensors; knows shapes and names, never weights.
 
+Users call `lora_fx.plan(spec, model)`, and Python puts this package under the same name as soon
+as anything in it is imported; so the package can be called, and does what its `plan` does.
+"""
+
+import sys
 from pathlib import Path
+from types import ModuleType
 
 from lora_fx.plan.plan import Plan, plan_sites
 from lora_fx.plan.replication import replicate_layers
@@ -21,3 +27,11 @@ def plan(spec: Spec | str | Path, model: ModelLike) -> Plan:
     tree = tree_of(model, spec.model)
     layer_map = replicate_layers(tree, spec.replication) if spec.replication else None
     return plan_sites(spec, tree, layer_map)
+
+
+class _Callable(ModuleType):
+    def __call__(self, spec: Spec | str | Path, model: ModelLike) -> Plan:
+        return plan(spec, model)
+
+
+sys.modules[__name__].__class__ = _Callable
