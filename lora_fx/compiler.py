@@ -53,7 +53,7 @@ def compile(
     Raises LoraFxError with every fault of spec and plan; nothing is half done.
     """
     spec = spec if isinstance(spec, Spec) else parse(spec)
-    tree = model if inplace else clone(model)
+    tree = model.requires_grad_(False) if inplace else clone(model)
     layer_map = replicate_layers(tree, spec.replication) if spec.replication else None
     plan = plan_sites(spec, tree, layer_map)
     bind(tree, plan.sites)
