@@ -182,9 +182,9 @@ def _with_children(expr: Expr, parts: tuple[Expr, ...]) -> Expr:
             signs = (sign for sign, _ in expr.rest)
             return Arithmetic(parts[0], tuple(zip(signs, parts[1:], strict=True)), expr.span)
         case Comparison():
-            return Comparison(expr.operator, *parts, expr.span)
+            return replace(expr, left=parts[0], right=parts[1])
         case Conditional():
-            return Conditional(*parts, expr.span)
+            return replace(expr, condition=parts[0], positive=parts[1], negative=parts[2])
         case Logical():
             return Logical(expr.operator, parts, expr.span)
         case Call():
