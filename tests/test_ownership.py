@@ -92,7 +92,7 @@ def test_two_specs_on_one_base() -> None:
     base = llama()
     alone = step(lora_fx.compile(llama(), spec(), backend="eager"), tokens())
     first = lora_fx.compile(base, spec(), backend="eager")
-    second = lora_fx.compile(base, spec(adapter="seed = 7"), backend="eager")
+    second = lora_fx.compile(base, spec(adapter="rank = 4 alpha = 6 seed = 7"), backend="eager")
     other = step(second, tokens())
     torch.optim.SGD(second.parameters(), lr=1.0).step()
     got = step(first, tokens())
@@ -135,7 +135,7 @@ def test_torch_save_and_load() -> None:
 
 def test_state_dict_round_trip() -> None:
     model = lora_fx.compile(llama(), spec(), backend="eager")
-    twin = lora_fx.compile(llama(), spec(adapter="seed = 7"), backend="eager")
+    twin = lora_fx.compile(llama(), spec(adapter="rank = 4 alpha = 6 seed = 7"), backend="eager")
     assert_differ([step(model, tokens())["loss"]], [step(twin, tokens())["loss"] * 1.1])
     twin.load_state_dict(model.state_dict())
     want = step(model, tokens())

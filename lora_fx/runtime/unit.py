@@ -1,4 +1,8 @@
-"""A unit of compilation: one `torch.compile` entry that serves every layer alike."""
+"""A unit of compilation: one `torch.compile` entry that serves every layer alike.
+
+Relies on one private name of torch, the error by which `fullgraph=True` reports that the recompile
+limit was hit; `test_beyond_the_limit_it_fails_aloud` holds it.
+"""
 
 import inspect
 import types
@@ -8,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from lora_fx.adapters.dynamic_class import specialise
+from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.meta import PlainText
 from lora_fx.runtime.cache_view import view
 
@@ -35,7 +41,12 @@ class Unit:
         """Run `module`'s original forward, compiled."""
         if self._compiled is None:
             self._compiled = self._compile()
-        return self._compiled(module, args, kwargs)
+        try:
+            return self._compiled(module, args, kwargs)
+        except FailOnRecompileLimitHit as error:
+            message = f"`{type(module).__name__}` needs more than {GRAPHS_PER_UNIT} graphs"
+            help = "find what differs between calls with TORCH_LOGS=recompiles"
+            raise LoraFxError((Diagnostic("too-many-graphs", message, help=help),)) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}
