@@ -10,27 +10,29 @@ from types import ModuleType
 
 from lora_fx.plan.plan import Plan, plan_sites
 from lora_fx.plan.replication import replicate_layers
-from lora_fx.plan.skeleton import ModelLike, tree_of
+from lora_fx.plan.skeleton import ModelLike, structure_of, tree_of
 from lora_fx.spec import parse
 from lora_fx.spec.spec import Spec
 
 __all__ = ["Plan", "plan"]
 
 
-def plan(spec: Spec | str | Path, model: ModelLike) -> Plan:
+def plan(spec: Spec | str | Path, model: ModelLike | None = None) -> Plan:
     """Say what a spec would do to a model, without weights and without changing it.
 
-    `model` is a live model, a config, a folder, a `config.json` or a hub id. Raises LoraFxError
-    with everything that is wrong.
+    `model` is a live model, a config, a folder, a `config.json` or a hub id; None is the model
+    that the spec names. Raises LoraFxError with everything that is wrong.
     """
     spec = spec if isinstance(spec, Spec) else parse(spec)
-    tree = tree_of(model, spec.model)
-    layer_map = replicate_layers(tree, spec.replication) if spec.replication else None
-    return plan_sites(spec, tree, layer_map)
+    tree = tree_of(model, spec)
+    if spec.replication is None:
+        return plan_sites(spec, tree)
+    tree = structure_of(tree)
+    return plan_sites(spec, tree, replicate_layers(tree, spec.replication))
 
 
 class _Callable(ModuleType):
-    def __call__(self, spec: Spec | str | Path, model: ModelLike) -> Plan:
+    def __call__(self, spec: Spec | str | Path, model: ModelLike | None = None) -> Plan:
         return plan(spec, model)
 
 

@@ -1,53 +1,57 @@
 """The `check` statements of a spec, held against its plan."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
-from lora_fx.spec.evaluate import evaluate
-from lora_fx.spec.expressions import Reference, Value, references
-from lora_fx.spec.spec import Spec
+from lora_fx.plan.config_values import config_value
+from lora_fx.plan.modules import Modules
+from lora_fx.spec.evaluate import evaluate_condition
+from lora_fx.spec.expressions import Reference, Value, references, show
+from lora_fx.spec.spec import Check
 
-if TYPE_CHECKING:
-    from lora_fx.plan.plan import Plan
 
-
-def failed_checks(spec: Spec, plan: "Plan") -> list[Diagnostic]:
+def failed_checks(
+    checks: Sequence[Check], totals: Mapping[str, Value], modules: Modules
+) -> list[Diagnostic]:
     """Return a diagnostic for each condition that does not hold, with the actual numbers.
 
-    `trainable` is the share of all parameters that is trained, `trainable_parameters` their
-    number, `sites` the number of adapted modules, `memory` bytes, `layer.count` the layers of the
-    only stack.
+    `totals` are the plan's own numbers by the names that checks call them.
     """
-    values: dict[str, Value] = {
-        "trainable": plan.trainable / plan.all if plan.all else 0.0,
-        "trainable_parameters": plan.trainable,
-        "sites": len(plan.sites),
-        "memory": plan.memory()["total"],
-    }
-    if len(plan.stacks) == 1:
-        values["layer.count"] = next(iter(plan.stacks.values()))
 
     def value(reference: Reference) -> Value:
-        if str(reference) not in values:
-            message = f"`{reference}` has no value in a check of this model"
-            help = "the names are " + ", ".join(f"`{name}`" for name in values)
-            raise LoraFxError((Diagnostic("unknown-name", message, reference.span, help=help),))
-        return values[str(reference)]
+        if reference.parts[0] == "model":
+            return config_value(reference, modules.config)
+        if reference.parts[0] == "layer":
+            return _layer_count(reference, modules)
+        return totals[str(reference)]
 
     failed = []
-    for check in spec.checks:
+    for check in checks:
         try:
-            if evaluate(check.condition, value) is not True:
-                actual = {str(r): value(r) for r in references(check.condition)}
-                label = ", ".join(f"{name} is {_show(number)}" for name, number in actual.items())
-                message = check.message or "the condition does not hold"
-                failed.append(Diagnostic("check-failed", message, check.condition.span, label))
+            if not evaluate_condition(check.condition, value):
+                failed.append(
+                    _failed(check, {str(r): value(r) for r in references(check.condition)})
+                )
         except LoraFxError as error:
             failed += error.diagnostics
     return failed
 
 
-def _show(value: Value) -> str:
-    if isinstance(value, float) and 0 < value < 1:
+def _failed(check: Check, actual: Mapping[str, Value]) -> Diagnostic:
+    label = ", ".join(f"`{name}` is {_show(name, value)}" for name, value in actual.items())
+    message = check.message or "the plan is not what the file says it must be"
+    return Diagnostic("check-failed", message, check.condition.span, label)
+
+
+def _show(name: str, value: Value) -> str:
+    if name == "trainable" and isinstance(value, float):
         return f"{value:.4%}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if type(value) is int else show(value)
+
+
+def _layer_count(reference: Reference, modules: Modules) -> int:
+    if len(modules.stacks) == 1:
+        return len(modules.stacks[0].layers)
+    message = f"`{reference}` has no value here"
+    label = f"the model has {len(modules.stacks)} stacks of layers"
+    raise LoraFxError((Diagnostic("ambiguous-stack", message, reference.span, label),))

@@ -1,12 +1,12 @@
 """Count parameters and bytes from shapes."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_fx.plan.sites import SitePlan
 
@@ -34,10 +34,20 @@ def count_elements(parameter: nn.Parameter) -> int:
     return math.prod(state.shape) if state is not None else parameter.numel()
 
 
+def _tensors(tree: nn.Module) -> Iterator[Tensor]:
+    """Yield parameters, buffers, and the scales of packed 4-bit weights; some more than once."""
+    yield from tree.buffers()
+    for parameter in tree.parameters():
+        yield parameter
+        state: Any = getattr(parameter, "quant_state", None)
+        while state is not None:
+            yield state.absmax
+            state = getattr(state, "state2", None)
+
+
 def estimate(tree: nn.Module, sites: Iterable[SitePlan]) -> Memory:
     """Return the bytes that training needs beside its activations."""
-    tensors = {id(t): t for t in (*tree.parameters(), *tree.buffers())}
-    base = sum(t.numel() * t.element_size() for t in tensors.values())
+    base = sum(t.nbytes for t in {id(t): t for t in _tensors(tree)}.values())
     adapters = trainable = 0
     for site in sites:
         size = site.parameters * getattr(torch, site.dtype).itemsize

@@ -1,13 +1,11 @@
 """What the names in an expression stand for at one module."""
 
 from collections.abc import Mapping
-from difflib import get_close_matches
-from typing import Any
-
-from torch import nn
+from dataclasses import replace
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
-from lora_fx.plan.stacks import Place
+from lora_fx.plan.config_values import config_value
+from lora_fx.plan.modules import Modules
 from lora_fx.spec.attributes import ADAPTER, problem
 from lora_fx.spec.evaluate import evaluate
 from lora_fx.spec.expressions import Reference, Value
@@ -20,44 +18,31 @@ class Names:
     An attribute is evaluated when it is asked for, from the setting that won, once.
     """
 
-    def __init__(
-        self,
-        fqn: str,
-        module: nn.Module,
-        place: Place | None,
-        config: Any,
-        settings: Mapping[str, Setting],
-    ) -> None:
+    def __init__(self, fqn: str, modules: Modules, settings: Mapping[str, Setting]) -> None:
         self.fqn = fqn
         self.settings = settings
-        self._module = module
-        self._place = place
-        self._config = config
+        self._modules = modules
         self._values: dict[str, Value] = {}
         self._open: list[str] = []
 
     def value(self, reference: Reference) -> Value:
         """Return what a dotted name stands for here. Raises LoraFxError if nothing."""
         match reference.parts:
-            case ("layer", "index" | "count" as which):
+            case ("layer", which):
                 return self._layer(reference, which)
             case ("module", "name"):
                 return self.fqn
             case ("module", "class"):
-                return type(self._module).__name__
-            case ("module", "in_features" | "out_features" as which):
+                return type(self._modules.by_fqn[self.fqn]).__name__
+            case ("module", which):
                 return self._features(reference, which)
-            case ("model", "config", *path):
-                return self._from_config(reference, path)
-            case (name,) if name in ADAPTER:
-                return self.attribute(name, reference)
+            case ("model", "config", *_):
+                return config_value(reference, self._modules.config)
             case _:
-                raise _fault("unknown-name", f"`{reference}` has no value here", reference)
+                return self.attribute(str(reference), reference)
 
     def attribute(self, name: str, reference: Reference | None = None) -> Value:
         """Return an attribute's value: the winning setting's, or the default."""
-        if name in self._values:
-            return self._values[name]
         setting = self.settings.get(name)
         if setting is None:
             default = ADAPTER[name].default
@@ -66,50 +51,36 @@ class Names:
         if name in self._open:
             around = " → ".join(f"`{n}`" for n in [*self._open[self._open.index(name) :], name])
             span = reference.span if reference else setting.span
-            raise LoraFxError(
-                (Diagnostic("cycle", f"`{name}` is defined by itself", span, f"by {around}"),)
-            )
-        self._open.append(name)
-        value = evaluate(setting.value, self.value)
-        self._open.pop()
+            label = f"{around} at `{self.fqn}`"
+            raise LoraFxError((Diagnostic("cycle", f"`{name}` depends on itself", span, label),))
+        if name not in self._values:
+            self._open.append(name)
+            value = evaluate(setting.value, self.value)
+            self._open.pop()
+            self._values[name] = self._checked(name, value, setting)
+        return self._values[name]
+
+    def _checked(self, name: str, value: Value, setting: Setting) -> Value:
         wrong = problem(name, ADAPTER[name], value, setting.value.span)
         if wrong is not None:
-            notes = (*wrong.notes, f"at `{self.fqn}`")
-            raise LoraFxError(
-                (Diagnostic(wrong.code, wrong.message, wrong.span, wrong.label, (), notes),)
-            )
-        self._values[name] = value
+            raise LoraFxError((replace(wrong, label=f"{wrong.label} at `{self.fqn}`"),))
         return value
 
     def _layer(self, reference: Reference, which: str) -> int:
-        if self._place is None:
-            message = f"`{reference}` has no value at `{self.fqn}`, which stands in no layer"
-            raise _fault("no-layer", message, reference)
-        return self._place.index if which == "index" else len(self._place.stack.layers)
+        place = self._modules.place(self.fqn)
+        if place is None:
+            label = f"`{self.fqn}` stands in no layer"
+            raise _fault("no-layer", f"`{reference}` has no value here", reference, label)
+        return place.index if which == "index" else len(place.stack.layers)
 
     def _features(self, reference: Reference, which: str) -> int:
-        value = getattr(self._module, which, None)
+        module = self._modules.by_fqn[self.fqn]
+        value = getattr(module, which, None)
         if not isinstance(value, int):
-            kind = type(self._module).__name__
-            message = f"`{self.fqn}` has no `{which}`, it is a `{kind}`"
-            raise _fault("unknown-name", message, reference)
-        return value
-
-    def _from_config(self, reference: Reference, path: list[str]) -> Value:
-        value = self._config
-        for part in path:
-            if not hasattr(value, part):
-                known = sorted(vars(value)) if value is not None else []
-                close = get_close_matches(part, known, n=1)
-                help = f"did you mean `{close[0]}`?" if close else None
-                raise _fault(
-                    "unknown-name", f"the model's config has no `{part}`", reference, help
-                )
-            value = getattr(value, part)
-        if not isinstance(value, bool | int | float | str):
-            raise _fault("wrong-type", f"`{reference}` is no number, text or truth value", reference)
+            label = f"`{self.fqn}` is a `{type(module).__name__}`"
+            raise _fault("no-features", f"`{reference}` has no value here", reference, label)
         return value
 
 
-def _fault(code: str, message: str, reference: Reference, help: str | None = None) -> LoraFxError:
-    return LoraFxError((Diagnostic(code, message, reference.span, help=help),))
+def _fault(code: str, message: str, reference: Reference, label: str) -> LoraFxError:
+    return LoraFxError((Diagnostic(code, message, reference.span, label),))

@@ -9,12 +9,12 @@ from torch import nn
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.checks import failed_checks
 from lora_fx.plan.memory import Memory, count_elements, estimate
+from lora_fx.plan.modules import modules_of
 from lora_fx.plan.replication import LayerMap
 from lora_fx.plan.rules import plan_adapter
-from lora_fx.plan.selectors import Tree, linear_modules
 from lora_fx.plan.sites import SitePlan
-from lora_fx.plan.stacks import find_stacks
-from lora_fx.spec.spec import Spec
+from lora_fx.spec.expressions import Value
+from lora_fx.spec.spec import AdapterSpec, Spec
 
 
 @dataclass(frozen=True)
@@ -59,31 +59,49 @@ class Plan:
 
 
 def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -> Plan:
-    """Plan on a module tree whose layers are replicated already.
+    """Plan on a module tree whose layers are replicated already; the tree is only read.
 
     Raises LoraFxError with everything that is wrong.
     """
-    diagnostics: list[Diagnostic] = []
-    modules = {f: m for f, m in tree.named_modules() if f and ".lora_" not in f".{f}"}
-    view = Tree(modules, find_stacks(tree), linear_modules(tree))
-    config = getattr(tree, "config", None)
+    modules = modules_of(tree)
+    diagnostics = [fault for adapter in spec.adapters for fault in _name_faults(adapter)]
     planned = [
-        site
-        for adapter in spec.adapters
-        for site in plan_adapter(adapter, view, config, diagnostics)
+        site for adapter in spec.adapters for site in plan_adapter(adapter, modules, diagnostics)
     ]
-    order = {fqn: i for i, fqn in enumerate(modules)}
+    order = {fqn: i for i, fqn in enumerate(modules.by_fqn)}
     sites = tuple(sorted(planned, key=lambda site: order[site.fqn]))
-    base = sum(count_elements(parameter) for parameter in tree.parameters())
-    layers = {stack.fqn: len(stack.layers) for stack in view.stacks}
-    memory = estimate(tree, sites)
-    notes = tuple(d for d in diagnostics if d.severity != "error")
-    plan = Plan(spec, sites, layer_map, layers, base, notes, memory)
+    plan = Plan(
+        spec,
+        sites,
+        layer_map,
+        {stack.fqn: len(stack.layers) for stack in modules.stacks},
+        sum(count_elements(parameter) for parameter in tree.parameters()),
+        tuple(d for d in diagnostics if d.severity != "error"),
+        estimate(tree, sites),
+    )
     if not any(d.severity == "error" for d in diagnostics):
-        diagnostics += failed_checks(spec, plan)
+        diagnostics += failed_checks(spec.checks, _totals(plan), modules)
     if any(d.severity == "error" for d in diagnostics):
         raise LoraFxError(diagnostics)
     return plan
+
+
+def _totals(plan: Plan) -> dict[str, Value]:
+    return {
+        "trainable": plan.trainable / plan.all if plan.all else 0.0,
+        "trainable_parameters": plan.trainable,
+        "sites": len(plan.sites),
+        "memory": plan.memory()["total"],
+    }
+
+
+def _name_faults(adapter: AdapterSpec) -> list[Diagnostic]:
+    """Refuse names that `nn.ModuleDict`, where adapters live, needs for its own methods."""
+    if not hasattr(nn.ModuleDict, adapter.name):
+        return []
+    message = f"`{adapter.name}` is a name that torch keeps to itself"
+    help = "give the adapter another name"
+    return [Diagnostic("reserved-name", message, adapter.span, help=help)]
 
 
 def _site(site: SitePlan) -> dict[str, Any]:

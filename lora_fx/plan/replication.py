@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.selectors import layer_range
 from lora_fx.plan.stacks import Stack, find_stacks
-from lora_fx.spec.selectors import Range
 from lora_fx.spec.spec import Replication
 
 
@@ -34,7 +34,7 @@ def replicate_layers(tree: nn.Module, replication: Replication) -> LayerMap:
     """
     stack = _only_stack(tree, replication)
     count = len(stack.layers)
-    ranges = tuple(_bounds(r, count) for r in replication.ranges)
+    ranges = _bounds(replication, count)
     old = tuple(i for start, end in ranges for i in range(start, end))
     used: set[int] = set()
     layers = []
@@ -61,22 +61,26 @@ def _only_stack(tree: nn.Module, replication: Replication) -> Stack:
     return stacks[0]
 
 
-def _bounds(wanted: Range, count: int) -> tuple[int, int]:
-    start = 0 if wanted.start is None else wanted.start
-    end = count if wanted.end is None else wanted.end
-    if not 0 <= start < end <= count:
-        message = f"`{wanted}` is no range of this model's layers"
-        label = f"the model has {count} layers, 0..{count}"
-        raise LoraFxError((Diagnostic("layer-range", message, wanted.span, label),))
-    return start, end
+def _bounds(replication: Replication, count: int) -> tuple[tuple[int, int], ...]:
+    beyond = [layer_range(part, count) for part in replication.ranges if part.last >= count]
+    if beyond:
+        raise LoraFxError(beyond)
+    return tuple(
+        (part.start or 0, count if part.end is None else part.end) for part in replication.ranges
+    )
 
 
 def _share(layer: nn.Module) -> nn.Module:
-    memo: dict[int, Any] = {id(parameter): parameter for parameter in layer.parameters()}
-    for module in layer.modules():
-        config = getattr(module, "config", None)
-        memo[id(config)] = config
+    memo: dict[int, Any] = {}
+    for shared in (*layer.parameters(), *_quantisation(layer), *_configs(layer)):
+        memo[id(shared)] = shared
     return copy.deepcopy(layer, memo)
+
+
+def _quantisation(layer: nn.Module) -> list[Any]:
+    """Return bitsandbytes' scales of 4-bit weights: they belong to the weight, not to the layer."""
+    states = [getattr(parameter, "quant_state", None) for parameter in layer.parameters()]
+    return [state for state in states if state is not None]
 
 
 def _renumber(layer: nn.Module, index: int) -> None:
@@ -86,7 +90,7 @@ def _renumber(layer: nn.Module, index: int) -> None:
 
 
 def _configs(tree: nn.Module) -> Iterator[Any]:
-    """Every distinct config object in the tree, nested ones too."""
+    """Yield every distinct config object in the tree, nested ones too."""
     seen: set[int] = set()
     for module in tree.modules():
         config = getattr(module, "config", None)
@@ -103,8 +107,13 @@ def _follow(config: Any, count: int, old: tuple[int, ...]) -> None:
     lists = {
         name: [value[i] for i in old]
         for name, value in vars(config).items()
-        if isinstance(value, list | tuple) and len(value) == count
+        if isinstance(value, list | tuple) and len(value) == count and _is_per_layer(name)
     }
     config.num_hidden_layers = len(old)
     for name, value in lists.items():
         setattr(config, name, value)
+
+
+def _is_per_layer(name: str) -> bool:
+    """Tell lists of layers from lists that may happen to be as long."""
+    return name != "architectures" and not name.endswith(("token_id", "token_ids"))

@@ -1,43 +1,21 @@
-"""Match a rule's selector against a module tree."""
+"""Match a rule's selector against a model's modules."""
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from difflib import get_close_matches
 
-from torch import nn
-from transformers import PreTrainedModel
-
 from lora_fx.diagnostics import Diagnostic
-from lora_fx.plan.stacks import Stack, place_of
-from lora_fx.spec.selectors import Atom, Range, glob_to_regex
+from lora_fx.plan.modules import Modules
+from lora_fx.plan.modules import linear_modules as linear_modules
+from lora_fx.plan.stacks import Stack
+from lora_fx.spec.selectors import Atom, Range, Selector, glob_to_regex
 from lora_fx.spec.spec import Target
 
-
-@dataclass(frozen=True)
-class Tree:
-    """A model's modules by fqn, its stacks, and its linear layers but the output head."""
-
-    modules: dict[str, nn.Module]
-    stacks: list[Stack]
-    linears: frozenset[str]
-
-
-Condition = Callable[[Target, str], bool]
-
-
-def linear_modules(model: nn.Module) -> frozenset[str]:
-    """Return the fqns of all linear layers but the output head (PEFT's `all-linear`)."""
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    return frozenset(
-        fqn
-        for fqn, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head and ".lora_" not in f".{fqn}"
-    )
+Condition = Callable[[str], bool]
 
 
 def select(
-    target: Target, tree: Tree, holds: Condition, diagnostics: list[Diagnostic]
+    target: Target, modules: Modules, holds: Condition, diagnostics: list[Diagnostic]
 ) -> list[str]:
     """Return the fqns a target selects, in module order, and note what is wrong with it.
 
@@ -47,97 +25,116 @@ def select(
     selector = target.selector
     excluded: set[str] = set()
     for atom in selector.excludes:
-        matched = _match(atom, tree)
+        matched = match(atom, modules)
         if not matched:
-            diagnostics.append(_unmatched(atom, tree, optional=False))
+            diagnostics.append(_unmatched(atom, modules, optional=False))
         excluded |= matched
-    if _names_no_stack(target, tree, diagnostics):
-        return []
+    stack = None
+    if selector.layers is not None:
+        stack = _stack(selector, modules, diagnostics)
+        if stack is None:
+            return []
+        beyond = _beyond(selector.layers, stack)
+        if beyond:
+            diagnostics += beyond
+            return []
     chosen: set[str] = set()
-    matched_any = False
+    emptied = []
     for atom in selector.atoms:
-        matched = _match(atom, tree)
+        matched = match(atom, modules)
         if not matched:
-            diagnostics.append(_unmatched(atom, tree, target.optional))
+            diagnostics.append(_unmatched(atom, modules, target.optional))
             continue
-        matched_any = True
-        kept = {f for f in matched - excluded if _in_layers(target, f, tree) and holds(target, f)}
-        if not kept and len(selector.atoms) > 1:
-            diagnostics.append(_emptied(atom, len(matched)))
+        inside = {f for f in matched - excluded if _in_layers(selector, f, stack, modules)}
+        kept = {fqn for fqn in inside if holds(fqn)}
+        if not kept:
+            emptied.append(_emptied(atom, len(matched)))
         chosen |= kept
-    if matched_any and not chosen:
+    if emptied and not chosen:
         diagnostics.append(_selects_nothing(target))
-    return [fqn for fqn in tree.modules if fqn in chosen]
+    else:
+        diagnostics += emptied
+    return [fqn for fqn in modules.by_fqn if fqn in chosen]
 
 
-def _match(atom: Atom, tree: Tree) -> set[str]:
+def match(atom: Atom, modules: Modules) -> set[str]:
+    """Return the fqns of the modules that an atom matches by itself, under any of their names."""
     if atom.kind == "linear":
-        return set(tree.linears)
+        return set(modules.linears)
     if atom.kind == "name":
-        end = f".{atom.pattern}"
-        return {fqn for fqn in tree.modules if fqn == atom.pattern or fqn.endswith(end)}
-    regex = glob_to_regex(atom.pattern)
-    return {fqn for fqn in tree.modules if regex.fullmatch(fqn)}
+        fits = re.compile(rf"(?:.*\.)?{re.escape(atom.pattern)}")
+    else:
+        fits = glob_to_regex(atom.pattern)
+    return {
+        fqn for fqn, names in modules.aliases.items() if any(fits.fullmatch(name) for name in names)
+    }
 
 
-def _in_layers(target: Target, fqn: str, tree: Tree) -> bool:
-    ranges = target.selector.layers
-    if ranges is None:
+def _in_layers(selector: Selector, fqn: str, stack: Stack | None, modules: Modules) -> bool:
+    if stack is None or selector.layers is None:
         return True
-    place = place_of(fqn, tree.stacks)
-    if place is None or target.selector.stack not in (None, place.stack.fqn):
+    if not fqn.startswith(f"{stack.fqn}."):
         return False
-    return any(_contains(r, place.index) for r in ranges)
-
-
-def _contains(wanted: Range, index: int) -> bool:
-    return (wanted.start or 0) <= index and (wanted.end is None or index < wanted.end)
-
-
-def _names_no_stack(target: Target, tree: Tree, diagnostics: list[Diagnostic]) -> bool:
-    """Note what is wrong with `in layers`: no such stack, several, or layers beyond its end."""
-    selector = target.selector
-    if selector.layers is None:
-        return False
-    named = [s for s in tree.stacks if selector.stack in (None, s.fqn)]
-    if len(named) != 1:
-        names = ", ".join(f"`{stack.fqn}`" for stack in tree.stacks) or "none"
-        wanted = f"no stack `{selector.stack}`" if selector.stack else "more than one stack"
-        message = f"`in layers` needs a stack of layers, and there is {wanted if tree.stacks else 'none'}"
-        help = 'write `in layers of "…" [ … ]`' if len(tree.stacks) > 1 else None
-        diagnostics.append(
-            Diagnostic(
-                "ambiguous-stack", message, selector.span, notes=(f"stacks: {names}",), help=help
-            )
-        )
-        return True
-    count = len(named[0].layers)
-    for wanted in selector.layers:
-        if max(wanted.start or 0, (wanted.end or 1) - 1) >= count or (
-            wanted.end is not None and (wanted.start or 0) >= wanted.end
-        ):
-            message = f"`{wanted}` is no range of this model's layers"
-            label = f"the model has {count} layers, 0..{count}"
-            diagnostics.append(Diagnostic("layer-range", message, wanted.span, label))
-    return False
-
-
-def _unmatched(atom: Atom, tree: Tree, optional: bool) -> Diagnostic:
-    candidates = (
-        {fqn.rpartition(".")[2] for fqn in tree.modules}
-        if atom.kind == "name"
-        else {re.sub(r"\.\d+(?=\.|$)", ".*", fqn) for fqn in tree.modules}
+    index = int(fqn[len(stack.fqn) + 1 :].partition(".")[0])
+    return any(
+        (part.start or 0) <= index and (part.end is None or index < part.end)
+        for part in selector.layers
     )
-    close = get_close_matches(atom.pattern, sorted(candidates - {"", "*"}), n=1, cutoff=0.5)
-    written = f'"{close[0]}"' if close and atom.kind == "glob" else close[0] if close else ""
+
+
+def _stack(selector: Selector, modules: Modules, diagnostics: list[Diagnostic]) -> Stack | None:
+    """Return the stack that `in layers` is about; without one, note why."""
+    stacks = {stack.fqn: stack for stack in modules.stacks}
+    if selector.stack is None and len(stacks) == 1:
+        return modules.stacks[0]
+    if selector.stack in stacks:
+        return stacks[selector.stack]
+    if not stacks:
+        message, help = "the model has no stack of layers", None
+    elif selector.stack is None:
+        message = "the model has several stacks of layers"
+        help = f'name one: `in layers of "{modules.stacks[0].fqn}"`'
+    else:
+        message = f"`{selector.stack}` is no stack of layers"
+        help = "name one of the stacks"
+    notes = ("the stacks are " + ", ".join(f"`{fqn}`" for fqn in stacks),) if stacks else ()
+    diagnostics.append(
+        Diagnostic("ambiguous-stack", message, selector.span, notes=notes, help=help)
+    )
+    return None
+
+
+def _beyond(ranges: tuple[Range, ...], stack: Stack) -> list[Diagnostic]:
+    count = len(stack.layers)
+    return [layer_range(part, count) for part in ranges if part.last >= count]
+
+
+def layer_range(part: Range, count: int) -> Diagnostic:
+    """Return the fault of a range that reaches beyond the last layer."""
+    message = f"`{part.span.text}` reaches beyond the last layer"
+    return Diagnostic("layer-range", message, part.span, f"the layers are 0..{count}")
+
+
+def _unmatched(atom: Atom, modules: Modules, optional: bool) -> Diagnostic:
     return Diagnostic(
         "unmatched-target",
         f"`{atom}` matches no module of the model",
         atom.span,
-        f"matched 0 of {len(tree.modules)} modules",
-        help=f"did you mean `{written}`?" if close else None,
+        f"matched 0 of {len(modules.by_fqn)} modules",
+        help=_closest_pattern(atom, modules),
         severity="note" if optional else "error",
     )
+
+
+def _closest_pattern(atom: Atom, modules: Modules) -> str | None:
+    if atom.kind == "name":
+        known = {fqn.rpartition(".")[2] for fqn in modules.by_fqn}
+    else:
+        known = {re.sub(r"\.\d+(?=\.|$)", ".*", fqn) for fqn in modules.by_fqn}
+    close = get_close_matches(atom.pattern, sorted(known), n=1, cutoff=0.5)
+    if not close:
+        return None
+    return f'did you mean `"{close[0]}"`?' if atom.kind == "glob" else f"did you mean `{close[0]}`?"
 
 
 def _emptied(atom: Atom, count: int) -> Diagnostic:
@@ -145,7 +142,7 @@ def _emptied(atom: Atom, count: int) -> Diagnostic:
         "emptied-target",
         f"`{atom}` selects nothing here",
         atom.span,
-        f"matched {count} modules, and the rule's clauses leave none of them",
+        f"matched {_modules(count)}, and the rule's clauses leave none",
         severity="note",
     )
 
@@ -155,6 +152,10 @@ def _selects_nothing(target: Target) -> Diagnostic:
         "empty-target",
         f"`{target.selector.text}` selects no module",
         target.selector.span,
-        "its patterns match, and its clauses leave nothing",
+        "the patterns match, and the clauses leave none",
         severity="note" if target.optional else "error",
     )
+
+
+def _modules(count: int) -> str:
+    return "1 module" if count == 1 else f"{count} modules"

@@ -1,62 +1,86 @@
 """The module tree to plan on: a model's own, or one built on meta from its config."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
-from lora_fx.spec.spec import ModelRef
+from lora_fx.spec.spec import ModelRef, Spec
 
 ModelLike = nn.Module | PretrainedConfig | str | Path
 
 
-def tree_of(model: ModelLike, ref: ModelRef | None = None) -> nn.Module:
-    """Return a module tree that may be changed: layers may be replicated in it.
+def tree_of(model: ModelLike | None, spec: Spec) -> nn.Module:
+    """Return the module tree of a live model, or build that of a config on the meta device.
 
-    A live model's parameters are shared with it and never written. A config, a folder, a
-    `config.json` or a hub id is built on the meta device. `ref` is the spec's `model` statement.
+    `model` is a live model, a config, a folder, a `config.json` or a hub id; None is the model
+    that the spec names. Raises LoraFxError if there is none.
     """
     if isinstance(model, nn.Module):
-        return _skeleton(model)
-    config = model if isinstance(model, PretrainedConfig) else read_config(model, ref)
-    return build_on_meta(config, ref)
+        return model
+    ref = spec.model
+    if isinstance(model, PretrainedConfig):
+        return _build(model, ref)
+    if model is not None:
+        own = ref if ref is not None and str(model) == ref.path else None
+        return _build(_read_config(str(model), own), ref)
+    if ref is None:
+        message = "the spec names no model, and none is given"
+        help = 'write `model "path or id"`, or pass one'
+        raise LoraFxError((Diagnostic("no-model", message, help=help),))
+    beside = spec.path.parent / ref.path if spec.path else Path(ref.path)
+    return _build(_read_config(str(beside) if beside.exists() else ref.path, ref), ref)
 
 
-def build_on_meta(config: PretrainedConfig, ref: ModelRef | None = None) -> nn.Module:
-    """Build the model that a config describes, without weights."""
-    names = getattr(config, "architectures", None) or [None]
-    cls = getattr(transformers, names[0] or "", None)
-    wanted = ref.dtype if ref is not None and ref.dtype else None
+def structure_of(tree: nn.Module) -> nn.Module:
+    """Return a copy of the modules on the same tensors, free to be restructured."""
+    tensors = (*tree.parameters(), *tree.buffers())
+    states = (getattr(tensor, "quant_state", None) for tensor in tensors)
+    return copy.deepcopy(tree, {id(shared): shared for shared in (*tensors, *states)})
+
+
+def _build(config: PretrainedConfig, ref: ModelRef | None) -> nn.Module:
+    wanted = ref.dtype if ref is not None and ref.dtype not in (None, "auto") else None
     dtype = getattr(torch, wanted) if wanted else getattr(config, "dtype", None)
+    trust = ref is not None and ref.trust_remote_code
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype or torch.float32)
     try:
         with torch.device("meta"):
-            return cls(config) if cls is not None else AutoModel.from_config(config)
+            return _construct(copy.deepcopy(config), trust)
+    except (ImportError, OSError, ValueError) as error:
+        raise _no_model(f"a `{type(config).__name__}` cannot be built", ref, error) from error
     finally:
         torch.set_default_dtype(before)
 
 
-def read_config(model: str | Path, ref: ModelRef | None = None) -> PretrainedConfig:
-    """Read the config of a folder, a `config.json` or a hub id."""
-    options: dict[str, Any] = {}
-    if ref is not None and str(model) == ref.path:
-        options = {"revision": ref.revision, "trust_remote_code": ref.trust_remote_code}
+def _construct(config: PretrainedConfig, trust_remote_code: bool) -> nn.Module:
+    for name in getattr(config, "architectures", None) or ():
+        named = getattr(transformers, name, None)
+        if named is not None:
+            return named(config)
+    causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    auto = AutoModelForCausalLM if causal else AutoModel
+    return auto.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def _read_config(model: str, ref: ModelRef | None) -> PretrainedConfig:
+    options: dict[str, Any] = {"trust_remote_code": ref is not None and ref.trust_remote_code}
+    if ref is not None and ref.revision is not None:
+        options["revision"] = ref.revision
     try:
-        return AutoConfig.from_pretrained(model, **{k: v for k, v in options.items() if v})
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        message = f"`{model}` names no model: {str(error).splitlines()[0]}"
-        span = ref.span if ref is not None and str(model) == ref.path else None
-        help = "give a folder, a `config.json` or a hub id"
-        raise LoraFxError((Diagnostic("no-model", message, span, help=help),)) from error
+        return AutoConfig.from_pretrained(model, **options)
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        raise _no_model(f"`{model}` has no config that can be read", ref, error) from error
 
 
-def _skeleton(model: nn.Module) -> nn.Module:
-    tensors = (*model.parameters(), *model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+def _no_model(message: str, ref: ModelRef | None, error: Exception) -> LoraFxError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    span = ref.span if ref is not None else None
+    help = "give a folder, a `config.json` or a hub id"
+    return LoraFxError((Diagnostic("no-model", message, span, notes=(reason,), help=help),))

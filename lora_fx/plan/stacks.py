@@ -28,7 +28,19 @@ def find_stacks(tree: nn.Module) -> list[Stack]:
 
     A `ModuleList` is a stack if its members are transformers' checkpointed layers; in a model that
     has none of these, if it has two members or more, all of one class that has children. A list
-    inside a layer of another (experts, say) is none.
+    inside a layer of another is left out.
+    """
+    found: list[Stack] = []
+    for stack in every_stack(tree):
+        if not any(stack.fqn.startswith(f"{outer.fqn}.") for outer in found):
+            found.append(stack)
+    return found
+
+
+def every_stack(tree: nn.Module) -> list[Stack]:
+    """Return the outermost stacks and, of checkpointed layers, those inside layers too.
+
+    Lists of one class inside a layer are experts or branches, not layers.
     """
     lists = [
         (fqn, module)
@@ -36,16 +48,19 @@ def find_stacks(tree: nn.Module) -> list[Stack]:
         if isinstance(module, nn.ModuleList) and len(module)
     ]
     marked = [(fqn, module) for fqn, module in lists if _is_checkpointed(module)]
+    if marked:
+        return [Stack(fqn, tuple(module)) for fqn, module in marked]
     found: list[Stack] = []
-    for fqn, module in marked or [(fqn, module) for fqn, module in lists if _is_repeated(module)]:
-        if not any(fqn.startswith(f"{stack.fqn}.") for stack in found):
-            found.append(Stack(fqn, list(module)))
+    for fqn, module in lists:
+        inside = any(fqn.startswith(f"{stack.fqn}.") for stack in found)
+        if _is_repeated(module) and not inside:
+            found.append(Stack(fqn, tuple(module)))
     return found
 
 
 def place_of(fqn: str, stacks: Sequence[Stack]) -> Place | None:
-    """Return the layer a module stands in, None outside every stack."""
-    for stack in stacks:
+    """Return the layer of the innermost stack that a module stands in, None outside all."""
+    for stack in reversed(stacks):
         if fqn.startswith(f"{stack.fqn}."):
             return Place(stack, int(fqn[len(stack.fqn) + 1 :].partition(".")[0]))
     return None

@@ -11,9 +11,7 @@ from lora_fx.spec.expressions import Value, Word
 from lora_fx.spec.spec import Target
 
 
-def settle(
-    fqn: str, module: nn.Linear, adapter: str, rule: Target, names: Names
-) -> SitePlan:
+def settle(fqn: str, module: nn.Linear, adapter: str, rule: Target, names: Names) -> SitePlan:
     """Evaluate every attribute. Raises LoraFxError naming module and line.
 
     scaling = α/r (Hu et al. 2021, arXiv 2106.09685, §4.1), or α/√r for `rslora` (Kalajdzievski
@@ -21,7 +19,7 @@ def settle(
     """
     rank = int(_number(names.attribute("rank")))
     _check_rank(rank, fqn, module, rule, names)
-    alpha = _number(names.attribute("alpha"))
+    alpha = float(_number(names.attribute("alpha")))
     scaling = names.attribute("scaling")
     rslora = scaling == Word("rslora")
     factor = alpha / math.sqrt(rank) if rslora else alpha / rank
@@ -32,7 +30,7 @@ def settle(
         out_features=module.out_features,
         rank=rank,
         alpha=alpha,
-        scaling=factor if isinstance(scaling, Word) else _number(scaling),
+        scaling=factor if isinstance(scaling, Word) else float(_number(scaling)),
         rslora=rslora,
         dropout=float(_number(names.attribute("dropout"))),
         init=_word(names.attribute("init")),
@@ -51,8 +49,9 @@ def _check_rank(rank: int, fqn: str, module: nn.Linear, rule: Target, names: Nam
         return
     setting = names.settings.get("rank")
     span = setting.span if setting else rule.span
-    message = f"rank {rank} is larger than `{fqn}` allows"
-    label = f"at most {largest}: the layer is {module.out_features} × {module.in_features}"
+    message = f"rank {rank} is larger than the layer allows"
+    shape = f"`{fqn}` has {module.in_features} inputs and {module.out_features} outputs"
+    label = f"at most {largest}: {shape}"
     raise LoraFxError((Diagnostic("rank-too-large", message, span, label),))
 
 

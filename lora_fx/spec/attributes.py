@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 from lora_fx.diagnostics import Diagnostic, Span
 from lora_fx.spec.closest import closest
@@ -27,7 +28,7 @@ def _whole(smallest: int) -> Callable[[Value], bool]:
 
 
 def _number(value: Value) -> bool:
-    return type(value) in (int, float)
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _one_of(*words: str) -> Callable[[Value], bool]:
@@ -35,7 +36,7 @@ def _one_of(*words: str) -> Callable[[Value], bool]:
 
 
 def _share(value: Value) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _truth(value: Value) -> bool:
@@ -58,7 +59,7 @@ _LATER_INITS = ("pissa", "olora", "loftq", "orthogonal", "mica", "eva", "corda",
 
 ADAPTER: Mapping[str, Rule] = {
     "rank": Rule("a whole number of at least 1", 8, _whole(1)),
-    "alpha": Rule("a number", 8, _number),
+    "alpha": Rule("a finite number", 8, _number),
     "scaling": Rule(
         "`standard`, `rslora` or a number",
         Word("standard"),

@@ -47,14 +47,14 @@ def evaluate(expr: Expr, environment: Environment) -> Value:
         case Reference():
             return environment(expr)
         case Conditional():
-            chosen = _truth(expr.condition, environment)
+            chosen = evaluate_condition(expr.condition, environment)
             return evaluate(expr.positive if chosen else expr.negative, environment)
         case Logical():
             decisive = expr.operator == "or"
-            truths = (_truth(operand, environment) for operand in expr.operands)
+            truths = (evaluate_condition(operand, environment) for operand in expr.operands)
             return decisive if any(truth is decisive for truth in truths) else not decisive
         case Not():
-            return not _truth(expr.operand, environment)
+            return not evaluate_condition(expr.operand, environment)
         case Comparison():
             return _compare(expr, environment)
         case Array():
@@ -124,7 +124,8 @@ def _compare(expr: Comparison, environment: Environment) -> bool:
     return (left == right) is (expr.operator == "==")
 
 
-def _truth(expr: Expr, environment: Environment) -> bool:
+def evaluate_condition(expr: Expr, environment: Environment) -> bool:
+    """Return the value of an expression that must be true or false. Raises LoraFxError."""
     value = evaluate(expr, environment)
     if isinstance(value, bool):
         return value

@@ -22,8 +22,7 @@ from lora_fx.spec.expressions import (
 _LAYER = ("layer.index", "layer.count")
 _MODULE = ("module.name", "module.in_features", "module.out_features", "module.class")
 _CONFIG = "model.config"
-_CHECK = ("trainable", "trainable_parameters", "sites", "layer.count")
-_LATER = ("memory",)
+_CHECK = ("trainable", "trainable_parameters", "sites", "memory", "layer.count")
 _EVERYWHERE = (*_LAYER, *_MODULE, _CONFIG, *ADAPTER, *_CHECK)
 FUNCTIONS: Mapping[str, tuple[int, int | None]] = {
     "min": (1, None),
@@ -102,8 +101,6 @@ class Names:
 
     def _meaningless(self, reference: Reference, scope: Scope) -> Diagnostic:
         name, span = str(reference), reference.span
-        if name in _LATER:
-            return Diagnostic("not-supported-yet", f"`{name}` is not supported yet", span)
         if name in _EVERYWHERE or name.startswith(f"{_CONFIG}."):
             message = f"`{name}` has no value in {scope.place}"
             return Diagnostic("name-not-available", message, span)

@@ -18,6 +18,11 @@ class Range:
     end: int | None
     span: Span
 
+    @property
+    def last(self) -> int:
+        """The last layer that the range certainly needs."""
+        return (self.start or 0) if self.end is None else self.end - 1
+
     def __str__(self) -> str:
         return f"{'' if self.start is None else self.start}..{'' if self.end is None else self.end}"
 
