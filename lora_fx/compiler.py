@@ -16,7 +16,7 @@ from lora_fx.adapters.clone import clone
 from lora_fx.adapters.peft.folders import adapter_folders, local
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import backends
-from lora_fx.graph.inputs import name_inputs, tensor_names
+from lora_fx.graph.inputs import mark_sizes, name_inputs, tensor_names
 from lora_fx.graph.program import Program
 from lora_fx.graph.verify import STAGES, Stage, verify
 from lora_fx.passes.lower import lower
@@ -110,12 +110,15 @@ def load(
     return model
 
 
-def capture(model: nn.Module, *, layer: int = 0, **inputs: Any) -> Program:
+def capture(
+    model: nn.Module, *, layer: int = 0, dynamic: bool = False, **inputs: Any
+) -> Program:
     """Return the graph of one layer of a compiled model, or of the whole model.
 
     With `unit = layers` that is layer `layer` of all compiled layers, and the model runs up to it.
     Works on meta tensors. `inputs` are those of `forward`; training mode, gradients and autocast
-    are those in force. Compiled code is not touched. Raises LoraFxError if there is no such layer.
+    are those in force; with `dynamic`, sizes of the inputs become symbols. Compiled code is not
+    touched. Raises LoraFxError if there is no such layer.
     """
     units = {fqn: module for fqn, module in model.named_modules() if isinstance(module, Compiled)}
     fqn = _chosen(list(units), layer)
@@ -127,6 +130,8 @@ def capture(model: nn.Module, *, layer: int = 0, **inputs: Any) -> Program:
         return module.forward
 
     args, kwargs = arguments_of(units[fqn], list(units.values()), lambda: model(**inputs))
+    if dynamic:
+        mark_sizes((args, kwargs), inputs)
     Unit(record, None)(units[fqn], args, kwargs)
     return Program(graphs[0], fqn, rewrite)
 

@@ -7,8 +7,10 @@ inputs a backend receives are the model's own parameters and buffers.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 from lora_fx.graph.text import FQN
 
@@ -19,6 +21,19 @@ def tensor_names(module: nn.Module) -> dict[int, str]:
     for fqn, tensor in [*module.named_parameters(), *module.named_buffers()]:
         names.setdefault(id(tensor), fqn)
     return names
+
+
+def mark_sizes(arguments: Any, inputs: Any) -> None:
+    """Ask Dynamo to make symbols of those sizes of `arguments` that are sizes of `inputs`."""
+    sizes = {n for tensor in _tensors(inputs) for n in tensor.shape if n > 1}
+    for tensor in _tensors(arguments):
+        for dimension, size in enumerate(tensor.shape):
+            if size in sizes:
+                torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 def name_inputs(

@@ -57,8 +57,8 @@ def test_a_smaller_last_batch_and_gradient_accumulation(unit: str, count: int) -
 
     def accumulate(m: nn.Module) -> dict[str, torch.Tensor]:
         m.zero_grad()
-        for samples in (3, 3, 2, 3, 2):
-            m(input_ids=tokens(samples), labels=tokens(samples)).loss.backward()
+        for ids in map(tokens, (3, 3, 2, 3, 2)):
+            m(input_ids=ids, labels=ids).loss.backward()
         return {n: p.grad for n, p in m.named_parameters() if p.grad is not None}
 
     want = accumulate(marked)
