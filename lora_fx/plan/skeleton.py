@@ -25,16 +25,15 @@ def tree_of(model: ModelLike | None, spec: Spec) -> nn.Module:
         return model
     ref = spec.model
     if isinstance(model, PretrainedConfig):
-        return _build(model, ref)
+        return build_on_meta(model, ref)
     if model is not None:
-        own = ref if ref is not None and str(model) == ref.path else None
-        return _build(_read_config(str(model), own), ref)
+        return build_on_meta(read_config(model, ref), ref)
     if ref is None:
         message = "the spec names no model, and none is given"
         help = 'write `model "path or id"`, or pass one'
         raise LoraFxError((Diagnostic("no-model", message, help=help),))
     beside = spec.path.parent / ref.path if spec.path else Path(ref.path)
-    return _build(_read_config(str(beside) if beside.exists() else ref.path, ref), ref)
+    return build_on_meta(read_config(beside if beside.exists() else ref.path, ref), ref)
 
 
 def structure_of(tree: nn.Module) -> nn.Module:
@@ -44,7 +43,11 @@ def structure_of(tree: nn.Module) -> nn.Module:
     return copy.deepcopy(tree, {id(shared): shared for shared in (*tensors, *states)})
 
 
-def _build(config: PretrainedConfig, ref: ModelRef | None) -> nn.Module:
+def build_on_meta(config: PretrainedConfig, ref: ModelRef | None = None) -> nn.Module:
+    """Build the model that a config describes, without weights; `ref` may say in which dtype.
+
+    Of the class that the config names, else a causal language model if there is one of its kind.
+    """
     wanted = ref.dtype if ref is not None and ref.dtype not in (None, "auto") else None
     dtype = getattr(torch, wanted) if wanted else getattr(config, "dtype", None)
     trust = ref is not None and ref.trust_remote_code
@@ -69,12 +72,16 @@ def _construct(config: PretrainedConfig, trust_remote_code: bool) -> nn.Module:
     return auto.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def _read_config(model: str, ref: ModelRef | None) -> PretrainedConfig:
+def read_config(model: str | Path, ref: ModelRef | None = None) -> PretrainedConfig:
+    """Read the config of a folder, a `config.json` or a hub id; `ref` may say which revision.
+
+    Raises LoraFxError if there is none.
+    """
     options: dict[str, Any] = {"trust_remote_code": ref is not None and ref.trust_remote_code}
     if ref is not None and ref.revision is not None:
         options["revision"] = ref.revision
     try:
-        return AutoConfig.from_pretrained(model, **options)
+        return AutoConfig.from_pretrained(str(model), **options)
     except (ImportError, OSError, ValueError, KeyError) as error:
         raise _no_model(f"`{model}` has no config that can be read", ref, error) from error
 
