@@ -5,8 +5,10 @@ import sys
 import typer
 
 from lora_fx.cli.check import check
+from lora_fx.cli.diff import diff
 from lora_fx.cli.plan import plan
 from lora_fx.cli.report import report
+from lora_fx.cli.show import show
 from lora_fx.diagnostics import LoraFxError
 
 app = typer.Typer(
@@ -18,6 +20,8 @@ app = typer.Typer(
 )
 app.command("check")(check)
 app.command("plan")(plan)
+app.command("show")(show)
+app.command("diff")(diff)
 
 
 @app.callback()

@@ -1,29 +1,30 @@
-"""`lora-fx diff`: what happens to a layer's graph between two stages."""
+"""`lora-fx diff`."""
 
 from difflib import unified_diff
-from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
-from rich.text import Text
 
-from lora_fx.cli.graphs import program
-from lora_fx.graph.verify import Stage
+from lora_fx.cli.show import EvaluationOption, LayerOption, ModelOption, SpecArgument, Stage
 
 _STYLES = {"+": "green", "-": "red", "@": "cyan"}
 
 
-def run(
-    spec: Path, model: str | None, before: Stage, after: Stage, layer: int, evaluation: bool
+def diff(
+    spec: SpecArgument,
+    model: ModelOption = None,
+    before: Annotated[Stage, typer.Option("--from", help="The stage to start from.")] = "captured",
+    after: Annotated[Stage, typer.Option("--to", help="The stage to compare with.")] = "lowered",
+    layer: LayerOption = 0,
+    evaluation: EvaluationOption = False,
 ) -> None:
-    """Print a unified diff to stdout, coloured on a terminal."""
-    captured = program(spec, model, layer, evaluation)
-    lines = unified_diff(
-        captured.text(before).splitlines(),
-        captured.text(after).splitlines(),
-        before,
-        after,
-        lineterm="",
-    )
-    console = Console(soft_wrap=True, highlight=False)
-    for line in lines:
-        console.print(Text(line, _STYLES.get(line[:1], "")))
+    """Print what happens to a layer's graph between two stages, as a unified diff."""
+    with Console(stderr=True).status("Capturing the graph"):
+        from lora_fx.cli.graphs import program
+
+        captured = program(spec, model, layer, evaluation)
+        texts = [captured.text(stage).splitlines() for stage in (before, after)]
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    for line in unified_diff(*texts, before, after, lineterm=""):
+        console.print(line, style=_STYLES.get(line[:1], ""))

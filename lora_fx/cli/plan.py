@@ -21,7 +21,7 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Show which module gets what, what is trained, and the memory it takes. Loads no weights."""
+    """Show which module gets what, and what it takes. Loads no weights."""
     from lora_fx.spec import parse
 
     parsed = parse(spec)

@@ -1,19 +1,51 @@
-"""`lora-fx show`: the graph of a layer at a stage."""
+"""`lora-fx show`."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
+import typer
 from rich.console import Console
-from rich.syntax import Syntax
 
-from lora_fx.cli.graphs import program
-from lora_fx.graph.verify import Stage
+Stage = Literal["captured", "adapted", "fused", "lowered"]
+
+SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="The .lora file.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="A folder, a config.json or a hub id; without it, the model that the spec names.",
+    ),
+]
+LayerOption = Annotated[
+    int, typer.Option(metavar="N", help="The layer, counted after replication.")
+]
+EvaluationOption = Annotated[
+    bool, typer.Option("--evaluation", help="The graph of evaluation: no dropout, no gradients.")
+]
 
 
-def run(spec: Path, model: str | None, stage: Stage, layer: int, evaluation: bool) -> None:
-    """Print the graph's stable text to stdout, coloured on a terminal."""
-    text = program(spec, model, layer, evaluation).text(stage)
-    console = Console(soft_wrap=True)
-    if console.is_terminal:
-        console.print(Syntax(text, "python", theme="ansi_dark", background_color="default"))
-    else:
-        print(text)
+def show(
+    spec: SpecArgument,
+    model: ModelOption = None,
+    stage: Annotated[Stage, typer.Option(help="How far the rewriting has gone.")] = "lowered",
+    layer: LayerOption = 0,
+    evaluation: EvaluationOption = False,
+) -> None:
+    """Print the rewritten graph of one layer (of the whole model with `unit = model`).
+
+    Loads no weights. Weights print as @name within the layer, sizes that may change as s0, s1.
+    """
+    with Console(stderr=True).status("Capturing the graph"):
+        from lora_fx.cli.graphs import program
+
+        text = program(spec, model, layer, evaluation).text(stage)
+    print_graph(text.splitlines())
+
+
+def print_graph(lines: list[str]) -> None:
+    """Print lines of a graph whole; on a terminal, what the spec put there stands out."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    for line in lines:
+        code, mark, comment = line.partition("   # ")
+        console.print(code, end="", style="bold" if mark else "")
+        console.print(f"{mark}{comment}", style="dim cyan")
