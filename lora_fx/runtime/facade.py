@@ -4,6 +4,7 @@ The mixin stands before the model's own class, so `isinstance`, `config`, `gener
 signature of `forward` stay. What transformers asks of a model with adapters is answered here.
 """
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.peft.write import describe
@@ -59,7 +59,7 @@ class HuggingFace(AdapterMethods, _Base):
         if not is_main_process:
             return
         self.save_adapters(save_directory)
-        if Path(save_directory).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
+        if re.fullmatch(r"checkpoint-\d+", Path(save_directory).name):
             save_file(self._adapter_state(), Path(save_directory) / "model.safetensors", {"format": "pt"})
         if kwargs.get("push_to_hub"):
             self.push_to_hub(str(kwargs.get("repo_id") or Path(save_directory).name))
