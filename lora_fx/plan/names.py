@@ -52,7 +52,9 @@ class Names:
             around = " → ".join(f"`{n}`" for n in [*self._open[self._open.index(name) :], name])
             span = reference.span if reference else setting.span
             label = f"{around} at `{self.fqn}`"
-            raise LoraFxError((Diagnostic("cycle", f"`{name}` depends on itself", span, label),))
+            raise LoraFxError(
+                (Diagnostic("cyclic-value", f"`{name}` depends on itself", span, label),)
+            )
         if name not in self._values:
             self._open.append(name)
             value = evaluate(setting.value, self.value)

@@ -39,6 +39,9 @@ def plan_adapter(
             sites.append(settle(fqn, module, adapter.name, rule, names))
         except LoraFxError as error:
             faults += error.diagnostics
+    if not matched and not any(d.severity == "error" for d in diagnostics):
+        message = f"adapter `{adapter.name}` adapts no module of this model"
+        faults.append(Diagnostic("empty-adapter", message, adapter.span))
     diagnostics += _once_each(faults)
     return sites
 
@@ -95,10 +98,10 @@ def _overridden(
 def _unsupported_layer(fqn: str, module: nn.Module, rule: Target) -> Diagnostic:
     kind = type(module).__name__
     if isinstance(module, nn.Linear):
-        message = f"a `{kind}` is never called, so that it cannot be adapted yet"
+        message = f"`{kind}` modules are never called, so that they cannot be adapted yet"
         help = f'leave it out: `except "{fqn}"`'
     else:
-        message = f"a `{kind}` cannot be adapted yet, only linear layers"
+        message = f"`{kind}` modules cannot be adapted yet, only linear layers"
         help = "narrow the pattern, or name the linear layers inside it"
     span = rule.selector.span
     return Diagnostic("unsupported-layer", message, span, f"matches `{fqn}`", help=help)

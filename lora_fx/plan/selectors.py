@@ -28,7 +28,7 @@ def select(
         matched = match(atom, modules)
         if not matched:
             diagnostics.append(_unmatched(atom, modules, optional=False))
-        excluded |= matched
+        excluded.update(matched)
     stack = None
     if selector.layers is not None:
         stack = _stack(selector, modules, diagnostics)
@@ -45,11 +45,11 @@ def select(
         if not matched:
             diagnostics.append(_unmatched(atom, modules, target.optional))
             continue
-        inside = {f for f in matched - excluded if _in_layers(selector, f, stack, modules)}
-        kept = {fqn for fqn in inside if holds(fqn)}
+        inside = [f for f in matched if _in_layers(selector, f, stack, modules)]
+        kept = [fqn for fqn in inside if fqn not in excluded and holds(fqn)]
         if not kept:
             emptied.append(_emptied(atom, len(matched)))
-        chosen |= kept
+        chosen.update(kept)
     if emptied and not chosen:
         diagnostics.append(_selects_nothing(target))
     else:
@@ -57,10 +57,10 @@ def select(
     return [fqn for fqn in modules.by_fqn if fqn in chosen]
 
 
-def match(atom: Atom, modules: Modules) -> set[str]:
+def match(atom: Atom, modules: Modules) -> list[str]:
     """Return the fqns of the modules that an atom matches by itself, under any of their names."""
     if atom.kind == "linear":
-        return set(modules.linears)
+        return [fqn for fqn in modules.by_fqn if fqn in modules.linears]
     if atom.kind == "name":
         fits = re.compile(rf"(?:.*\.)?{re.escape(atom.pattern)}")
     else:

@@ -116,7 +116,7 @@ class Adapters:
         try:
             glob_to_regex(atom.pattern)
         except BadGlob as error:
-            message = f"`{atom.pattern}` is not a pattern"
+            message = f"`{atom}` is not a pattern"
             self._diagnostics.append(Diagnostic("bad-pattern", message, atom.span, str(error)))
 
 

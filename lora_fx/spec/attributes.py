@@ -48,8 +48,11 @@ def _text(value: Value) -> bool:
 
 
 def _words(words: tuple[str, ...], default: str | None, later: tuple[str, ...] = ()) -> Rule:
-    listed = ", ".join(f"`{word}`" for word in words[:-1]) + f" or `{words[-1]}`"
-    return Rule(listed, default and Word(default), _one_of(*words), words, later)
+    return Rule(_listed(words), default and Word(default), _one_of(*words), words, later)
+
+
+def _listed(words: tuple[str, ...]) -> str:
+    return ", ".join(f"`{word}`" for word in words[:-1]) + f" or `{words[-1]}`"
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -83,7 +86,7 @@ MODEL: Mapping[str, Rule] = {
 
 COMPILE: Mapping[str, Rule] = {
     "mode": Rule(
-        " or ".join(f'`"{mode}"`' for mode in _MODES),
+        _listed(tuple(f'"{mode}"' for mode in _MODES)),
         "default",
         lambda value: isinstance(value, str) and value in _MODES,
     ),

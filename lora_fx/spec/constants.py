@@ -40,6 +40,6 @@ def _in_order(
             first = min(cycle, key=lambda name: lets[name].span.start)
             label = "needs " + ", ".join(f"`{name}`" for name in sorted(needs[first] & set(cycle)))
             message = f"constant `{first}` depends on itself"
-            diagnostics.append(Diagnostic("cycle", message, lets[first].name.span, label))
+            diagnostics.append(Diagnostic("cyclic-value", message, lets[first].name.span, label))
             values.update(dict.fromkeys(cycle))
             needs = {n: needed - set(cycle) for n, needed in needs.items() if n not in cycle}

@@ -129,7 +129,8 @@ class _Resolver:
 
     def _only(self, statements: Sequence[_Part], what: str) -> _Part | None:
         for again in statements[1:]:
-            self._duplicate(f"`{what}` stands in a file once", again, statements[0])
+            message = f"`{what}` stands in a file once"
+            self._duplicate("duplicate-statement", message, again, statements[0])
         return statements[0] if statements else None
 
     def _by_name(self, kind: type[_Named], what: str) -> dict[str, _Named]:
@@ -137,12 +138,13 @@ class _Resolver:
         for part in self._all(kind):
             name = part.name.text
             if first.setdefault(name, part) is not part:
-                self._duplicate(f"{what} `{name}` is there already", part.name, first[name].name)
+                message = f"{what} `{name}` is there already"
+                self._duplicate("duplicate-name", message, part.name, first[name].name)
         return first
 
-    def _duplicate(self, message: str, again: Any, first: Any) -> None:
+    def _duplicate(self, code: str, message: str, again: Any, first: Any) -> None:
         there = ((first.span, "the first one"),)
-        self._report(Diagnostic("duplicate", message, again.span, secondary=there))
+        self._report(Diagnostic(code, message, again.span, secondary=there))
 
     def _refuse(self, items: Sequence[object]) -> None:
         for item in items:

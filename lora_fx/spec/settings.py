@@ -73,7 +73,7 @@ class Settings:
         for reference in references(expr):
             if str(reference) == name:
                 message = f"`{name}` depends on itself"
-                self._diagnostics.append(Diagnostic("cycle", message, reference.span))
+                self._diagnostics.append(Diagnostic("cyclic-value", message, reference.span))
                 return True
         return False
 

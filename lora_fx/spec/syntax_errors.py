@@ -37,6 +37,7 @@ _KINDS = (
 )
 _WORDS = {
     "NAME": "a name",
+    "VALUE": "a name",
     "STRING": "a quoted text",
     "INT": "a whole number",
     "FLOAT": "a number",
