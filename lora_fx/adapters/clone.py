@@ -30,7 +30,7 @@ def _alias(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def _alias_quantised(parameter: Any) -> Any:
-    """bitsandbytes' `Params4bit`: the packed bytes are shared, the state object is not.
+    """Bitsandbytes' `Params4bit`: the packed bytes are shared, the state object is not.
 
     `module` is left out here, or the deep copy would follow it into a second tree.
     """

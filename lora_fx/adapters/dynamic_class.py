@@ -8,7 +8,7 @@ the same way.
 import copyreg
 import inspect
 import types
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -18,7 +18,7 @@ class _Made(type):
     """Marks classes made here, so that pickle can be told how to make them again."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def subclass(base: type, mixin: type) -> type:
     """Return the subclass `(mixin, base)` of `base` under the name, module and doc of `base`.
 
@@ -50,7 +50,7 @@ def specialise(module: nn.Module, mixin: type) -> None:
 
 
 def _with_signature_of(shown: Any, function: types.FunctionType) -> types.FunctionType:
-    """The same function under another signature: callers look at `forward` for column names."""
+    """Show the same function under another signature: callers read column names from it."""
     twin = types.FunctionType(
         function.__code__,
         function.__globals__,
@@ -63,7 +63,7 @@ def _with_signature_of(shown: Any, function: types.FunctionType) -> types.Functi
     return twin
 
 
-@lru_cache(maxsize=None)
+@cache
 def _metaclass(base: type) -> type:
     if issubclass(base, _Made):
         return base

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -41,9 +42,15 @@ class AdapterMethods(_Base):
         return list(self.lora_fx_active)
 
     def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
-        """Make these adapters the active ones; several add up. Raises LoraFxError if unknown."""
+        """Make these adapters the active ones; several add up.
+
+        Raises LoraFxError for names that are unknown or stand twice.
+        """
         names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
         self._require_known(names)
+        if len(set(names)) < len(names):
+            message = f"an adapter is named twice: {', '.join(f'`{name}`' for name in names)}"
+            raise LoraFxError((Diagnostic("adapter-twice", message, None),))
         self.lora_fx_active = names
         self._activate()
 
@@ -79,13 +86,14 @@ class AdapterMethods(_Base):
         then bit-identical to before.
         """
         layer_map = self.lora_fx_plan.layer_map
+        if adapter_name not in self.lora_fx_adapters:
+            _check_name(adapter_name)
         loaded = read(
             local(model_id), self, list(layer_map.old) if layer_map else None, linear_modules(self)
         )
         if adapter_name in self.lora_fx_adapters:
             self._overwrite(adapter_name, loaded)
             return
-        _check_name(adapter_name)
         for fqn, part in loaded.items():
             site = storage.mark(self.get_submodule(fqn))  # type: ignore[arg-type]
             device = storage.base_device(site)
@@ -133,13 +141,10 @@ class AdapterMethods(_Base):
         activate(self, self.lora_fx_active if self.lora_fx_enabled else ())
 
     def _require_known(self, names: tuple[str, ...]) -> None:
+        known = ", ".join(f"`{name}`" for name in self.lora_fx_adapters)
+        help = f"the adapters are {known}" if known else "the model has none"
         unknown = tuple(
-            Diagnostic(
-                "unknown-adapter",
-                f"there is no adapter `{name}`",
-                None,
-                help="the adapters are " + ", ".join(f"`{n}`" for n in self.lora_fx_adapters),
-            )
+            Diagnostic("unknown-adapter", f"there is no adapter `{name}`", None, help=help)
             for name in names
             if name not in self.lora_fx_adapters
         )
@@ -160,14 +165,22 @@ class AdapterMethods(_Base):
             help = f'call `delete_adapter("{adapter}")` first, or load under another name'
             raise LoraFxError((Diagnostic("adapter-exists", message, None, help=help),))
         for fqn, site in present.items():
-            storage.overwrite(site, adapter, loaded[fqn].tensors, loaded[fqn].arithmetic)
+            new = loaded[fqn].arithmetic
+            kept = replace(
+                site.lora_arithmetic[adapter],
+                alpha=new.alpha,
+                scaling=new.scaling,
+                rslora=new.rslora,
+            )
+            storage.overwrite(site, adapter, loaded[fqn].tensors, kept)
         self._activate()
 
 
 def _check_name(name: str) -> None:
-    if not name or "." in name or name == "base" or hasattr(nn.ModuleDict(), name):
+    taken = name in ("", "base", "__base__") or hasattr(nn.ModuleDict(), name)
+    if taken or set("./\\") & set(name):
         message = f"`{name}` cannot name an adapter"
-        help = "choose a name without dots that is not `base` and no word of `nn.ModuleDict`"
+        help = "choose a name without dots and slashes, not `base` and no word of `nn.ModuleDict`"
         raise LoraFxError((Diagnostic("adapter-name", message, None, help=help),))
 
 

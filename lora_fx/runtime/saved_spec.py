@@ -1,10 +1,10 @@
 """The spec that lies beside saved adapters."""
 
 import dataclasses
-import json
 from pathlib import Path
 
-from lora_fx.adapters.peft.write import CONFIG
+from lora_fx.adapters.peft.read import read_config
+from lora_fx.adapters.peft.write import CONFIG, replace_file
 from lora_fx.diagnostics import Source, Span
 from lora_fx.spec import parse
 from lora_fx.spec.selectors import Range
@@ -16,7 +16,7 @@ NAME = "spec.lora"
 def save_spec(folder: Path, spec: Spec) -> None:
     """Write the spec as it was read."""
     if spec.source.text:
-        (folder / NAME).write_text(spec.source.text)
+        replace_file(folder / NAME, lambda path: path.write_text(spec.source.text))
 
 
 def frame_of(folder: Path, adapter: Path) -> Spec:
@@ -31,6 +31,6 @@ def frame_of(folder: Path, adapter: Path) -> Spec:
 
 
 def _replication(adapter: Path, source: Source) -> Replication | None:
-    ranges = json.loads((adapter / CONFIG).read_text()).get("layer_replication")
+    ranges = read_config(adapter).get("layer_replication")
     span = Span(source, 0, 0)
     return Replication(tuple(Range(a, b, span) for a, b in ranges), span) if ranges else None

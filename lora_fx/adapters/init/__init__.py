@@ -15,7 +15,6 @@ from lora_fx.adapters.init.default import default
 from lora_fx.adapters.init.gaussian import gaussian
 from lora_fx.adapters.init.random import random
 
-
 Method = Callable[[int, int, int, torch.Generator], tuple[Tensor, Tensor]]
 
 METHODS: dict[str, Method] = {"default": default, "gaussian": gaussian, "random": random}

@@ -34,8 +34,9 @@ def unsupported(config: Mapping[str, Any]) -> list[str]:
         refused.append(f"peft_type = {config['peft_type']!r}")
     if config.get("bias", "none") != "none":
         refused.append(f"bias = {config['bias']!r}")
-    if config.get("init_lora_weights", True) not in _PLAIN_INITS:
-        refused.append(f"init_lora_weights = {config['init_lora_weights']!r}")
+    init = config.get("init_lora_weights", True)
+    if (init.lower() if isinstance(init, str) else init) not in _PLAIN_INITS:
+        refused.append(f"init_lora_weights = {init!r}")
     refused += [f"{key} = {config[key]!r}" for key in _REFUSED_WHEN_SET if config.get(key)]
     return refused
 
@@ -73,7 +74,7 @@ def arithmetic(config: Mapping[str, Any], fqn: str) -> Arithmetic:
     r = rank(config, fqn)
     rslora = bool(config.get("use_rslora"))
     scaling = alpha / math.sqrt(r) if rslora else alpha / r
-    dropout = max(float(config.get("lora_dropout", 0.0)), 0.0)
+    dropout = float(config.get("lora_dropout", 0.0))
     return Arithmetic(alpha, scaling, rslora, dropout, ACTIVATION)
 
 
@@ -98,11 +99,17 @@ def _in_layers(config: Mapping[str, Any], fqn: str) -> bool:
     wanted = config.get("layers_to_transform")
     if wanted is None or wanted == []:
         return True
-    patterns = config.get("layers_pattern") or [r"[^.]*"]
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    for pattern in patterns:
-        found = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", fqn)
+    index = _layer_index(config.get("layers_pattern"), fqn)
+    return index == wanted if isinstance(wanted, int) else index in wanted
+
+
+def _layer_index(patterns: str | list[str] | None, fqn: str) -> int | None:
+    """Read the number after the stack's name; without patterns any name inside another will do."""
+    if not patterns:
+        found = re.match(r".*?\.[^.]*\.(\d+)\.", fqn)
+        return int(found[1]) if found else None
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = re.match(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.", fqn)
         if found:
-            index = int(found[1])
-            return index == wanted if isinstance(wanted, int) else index in wanted
-    return False
+            return int(found["idx"])
+    return None

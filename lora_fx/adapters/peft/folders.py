@@ -7,13 +7,22 @@ from lora_fx.diagnostics import Diagnostic, LoraFxError
 
 
 def local(model_id: str | Path) -> Path:
-    """Return a local folder: the path itself, or the downloaded adapter files of a hub id."""
+    """Return a local folder: the path itself, or the downloaded adapter files of a hub id.
+
+    Raises LoraFxError if there is neither.
+    """
     path = Path(model_id)
-    if path.exists() or isinstance(model_id, Path):
+    if path.exists():
         return path
+    if isinstance(model_id, Path):
+        raise _no_adapter(f"there is no folder `{path}`")
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(model_id, allow_patterns=["adapter_*", "*.lora"]))
+    try:
+        return Path(snapshot_download(model_id, allow_patterns=["adapter_*", "*.lora"]))
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise _no_adapter(f"`{model_id}` is neither a folder nor a hub id", reason) from error
 
 
 def adapter_folders(model_id: str | Path) -> dict[str, Path]:
@@ -23,5 +32,9 @@ def adapter_folders(model_id: str | Path) -> dict[str, Path]:
     found |= {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))}
     if not found:
         message = f"`{folder}` holds no adapter: neither it nor a folder below has `{CONFIG}`"
-        raise LoraFxError((Diagnostic("no-adapter", message, None),))
+        raise _no_adapter(message)
     return found
+
+
+def _no_adapter(message: str, *notes: str) -> LoraFxError:
+    return LoraFxError((Diagnostic("no-adapter", message, notes=notes),))

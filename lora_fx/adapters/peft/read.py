@@ -1,6 +1,7 @@
 """Read one adapter from a PEFT folder, whole or not at all."""
 
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.peft import config as peft_config
+from lora_fx.adapters.peft.config_faults import malformed
 from lora_fx.adapters.peft.write import CONFIG, PREFIX, TENSORS
 from lora_fx.adapters.site import Arithmetic
 from lora_fx.diagnostics import Diagnostic, LoraFxError
@@ -38,7 +40,7 @@ def read(
     unreadable files, settings of other methods, missing, unexpected, misshapen or non-finite
     tensors. The model is only looked at.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     state = _read_tensors(folder)
     faults = [
         _fault("adapter-unsupported", f"`{setting}` is not supported yet", folder / CONFIG)
@@ -55,7 +57,9 @@ def read(
             _fault("adapter-unexpected-tensor", f"`{key}` belongs to no target", folder / TENSORS)
         )
     if not wanted:
-        faults.append(_fault("adapter-empty", "the adapter targets no module of this model", folder))
+        faults.append(
+            _fault("adapter-empty", "the adapter targets no module of this model", folder)
+        )
     if faults:
         raise LoraFxError(tuple(faults))
     return {fqn: _loaded(fqn, config, state) for fqn in modules if fqn in wanted}
@@ -66,7 +70,8 @@ def _loaded(fqn: str, config: Mapping[str, Any], state: Mapping[str, Tensor]) ->
     return LoadedSite(tensors, peft_config.arithmetic(config, fqn))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the folder's `adapter_config.json`. Raises LoraFxError for values of wrong types."""
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text())
@@ -74,18 +79,25 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise LoraFxError((_unreadable(path, error, folder),)) from error
     if not isinstance(config, dict):
         raise LoraFxError((_unreadable(path, "not a JSON object", folder),))
+    faults = malformed(config)
+    if faults:
+        raise LoraFxError(tuple(_fault("adapter-config", fault, path) for fault in faults))
     return config
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     path = folder / TENSORS
-    binary = folder / "adapter_model.bin"
+    pickled = folder / "adapter_model.bin"
     try:
-        if not path.exists() and binary.exists():
-            return torch.load(binary, map_location="cpu", weights_only=True)
-        return load_file(path)
-    except (OSError, SafetensorError, RuntimeError, EOFError) as error:
+        if path.exists() or not pickled.exists():
+            return load_file(path)
+        path = pickled
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise LoraFxError((_unreadable(path, error, folder),)) from error
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise LoraFxError((_unreadable(path, "not a dictionary of tensors", folder),))
+    return state
 
 
 def _unreadable(path: Path, error: object, folder: Path) -> Diagnostic:
@@ -128,7 +140,7 @@ def _wanted(
     modules: Mapping[str, nn.Module],
     linears: frozenset[str],
 ) -> set[str]:
-    """The config's targets, or without any the modules that the tensors name."""
+    """Return the config's targets, or without any the modules that the tensors name."""
     if config.get("target_modules"):
         return peft_config.targets(config, modules, linears)
     return {
@@ -170,7 +182,10 @@ def _tensor_faults(
     if tuple(tensor.shape) != shape:
         message = f"`{key}` has shape {tuple(tensor.shape)}, expected {shape}"
         return [_fault("adapter-shape", message, path)]
-    if not torch.isfinite(tensor).all():
+    if not tensor.is_floating_point():
+        message = f"`{key}` holds {str(tensor.dtype).removeprefix('torch.')}, expected floats"
+        return [_fault("adapter-dtype", message, path)]
+    if not torch.isfinite(tensor.float()).all():
         return [_fault("adapter-non-finite", f"`{key}` holds NaN or infinity", path)]
     return []
 
