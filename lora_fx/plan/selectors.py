@@ -65,9 +65,8 @@ def match(atom: Atom, modules: Modules) -> list[str]:
         fits = re.compile(rf"(?:.*\.)?{re.escape(atom.pattern)}")
     else:
         fits = glob_to_regex(atom.pattern)
-    return {
-        fqn for fqn, names in modules.aliases.items() if any(fits.fullmatch(name) for name in names)
-    }
+    names = modules.aliases.items()
+    return [fqn for fqn, aliases in names if any(fits.fullmatch(alias) for alias in aliases)]
 
 
 def _in_layers(selector: Selector, fqn: str, stack: Stack | None, modules: Modules) -> bool:

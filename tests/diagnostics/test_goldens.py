@@ -49,8 +49,8 @@ def codes_of(path: Path) -> set[str]:
     if "import Diagnostic" not in text:
         return set()
     calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call) and node.args]
-    firsts = [call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)]
-    return {first for first in firsts if re.fullmatch(r"[a-z]+(-[a-z]+)+", str(first))}
+    firsts = [str(c.args[0].value) for c in calls if isinstance(c.args[0], ast.Constant)]
+    return {first for first in firsts if re.fullmatch(r"[a-z]+(-[a-z]+)+", first)}
 
 
 def test_every_code_is_shown_or_asserted_somewhere() -> None:
