@@ -46,7 +46,9 @@ def read(
         _fault("adapter-unsupported", f"`{setting}` is not supported yet", folder / CONFIG)
         for setting in peft_config.unsupported(config)
     ]
-    faults += _replication_faults(config, layer_map, folder)
+    misplaced = _replication_faults(config, layer_map, folder)
+    if misplaced:
+        raise LoraFxError((*faults, *misplaced))
     modules = storage.base_modules(model)
     wanted = _wanted(config, state, modules, linears)
     for fqn in sorted(wanted):
@@ -161,7 +163,7 @@ def _module_faults(
         return [_fault("adapter-unexpected-tensor", f"the model has no module `{fqn}`", folder)]
     if not isinstance(module, nn.Linear):
         kind = type(module).__name__
-        message = f"`{fqn}` is a `{kind}`; only linear layers can be loaded yet"
+        message = f"`{fqn}` is of class `{kind}`; only linear layers can be loaded yet"
         return [_fault("adapter-unsupported", message, folder / CONFIG)]
     r = peft_config.rank(config, fqn)
     shapes = {_NAMES[0]: (r, module.in_features), _NAMES[1]: (module.out_features, r)}
