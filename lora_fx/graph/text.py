@@ -117,4 +117,4 @@ def _target(node: Node) -> str:
 def _comment(node: Node) -> str:
     made = node.meta.get("lora_fx", {})
     words = [str(made[key]) for key in ("rule", "adapters", "spec") if key in made]
-    return f"   # {' · '.join(words)}" if words else ""
+    return f"   # {' | '.join(words)}" if words else ""
