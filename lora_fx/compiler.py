@@ -21,6 +21,7 @@ from lora_fx.graph.program import Program
 from lora_fx.graph.verify import STAGES, Stage, verify
 from lora_fx.passes.lower import lower
 from lora_fx.passes.share_shrinks import share_shrinks
+from lora_fx.plan import plan as plan_of
 from lora_fx.plan.plan import plan_sites
 from lora_fx.plan.replication import replicate_layers
 from lora_fx.plan.stacks import find_stacks
@@ -53,6 +54,8 @@ def compile(
     Raises LoraFxError with every fault of spec and plan; nothing is half done.
     """
     spec = spec if isinstance(spec, Spec) else parse(spec)
+    if inplace:
+        plan_of(spec, model)
     tree = model.requires_grad_(False) if inplace else clone(model)
     layer_map = replicate_layers(tree, spec.replication) if spec.replication else None
     plan = plan_sites(spec, tree, layer_map)
