@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -60,7 +59,9 @@ class HuggingFace(AdapterMethods, _Base):
             return
         self.save_adapters(save_directory)
         if re.fullmatch(r"checkpoint-\d+", Path(save_directory).name):
-            save_file(self._adapter_state(), Path(save_directory) / "model.safetensors", {"format": "pt"})
+            save_file(
+                self._adapter_state(), Path(save_directory) / "model.safetensors", {"format": "pt"}
+            )
         if kwargs.get("push_to_hub"):
             self.push_to_hub(str(kwargs.get("repo_id") or Path(save_directory).name))
 
