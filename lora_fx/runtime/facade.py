@@ -4,14 +4,17 @@ The mixin stands before the model's own class, so `isinstance`, `config`, `gener
 signature of `forward` stay. What transformers asks of a model with adapters is answered here.
 """
 
+import inspect
 import re
 import warnings
 from collections.abc import Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from lora_fx.adapters import storage
@@ -89,29 +92,29 @@ class HuggingFace(AdapterMethods, _Base):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; while its layers are recomputed in backward there is no cache to fill."""
-        if self.training and self.lora_fx_recomputes:
+        if self.training and self.lora_fx_recomputes and _takes_use_cache(type(self)):
             kwargs["use_cache"] = False
         return super().forward(*args, **kwargs)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
-        super()._set_gradient_checkpointing(enable, *args, **kwargs)
-        self.lora_fx_recomputes = enable
-
-    def _activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, *args: Any, **kw: Any
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Any = partial(checkpoint, use_reentrant=False),
+        **kwargs: Any,
     ) -> None:
+        """Every way to switch activation checkpointing on or off comes through here."""
         if self.lora_fx_checkpoint != "none":
             warnings.warn("`checkpoint = layers` in the spec is in force already", stacklevel=2)
             return
-        settings = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
-        if settings["use_reentrant"] and self.lora_fx_plan.spec.compile.unit == "model":
-            warnings.warn(
-                "`unit = model` recomputes inside its one graph, which is never re-entrant",
-                stacklevel=2,
-            )
+        settings = dict(getattr(gradient_checkpointing_func, "keywords", {}))
+        if settings.get("use_reentrant") and self.lora_fx_plan.spec.compile.unit == "model":
+            message = "`unit = model` recomputes inside its one graph, which is never re-entrant"
+            warnings.warn(message, stacklevel=2)
             settings["use_reentrant"] = False
-        self.lora_fx_reentrant = settings["use_reentrant"]
-        super()._activation_checkpointing_enable(settings, *args, **kw)
+            gradient_checkpointing_func = partial(gradient_checkpointing_func.func, **settings)
+        self.lora_fx_recomputes = enable
+        self.lora_fx_reentrant = enable and bool(settings.get("use_reentrant"))
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     def _valid_auto_compile_criteria(self, *args: Any, **kwargs: Any) -> bool:
         """`generate` does not compile what is compiled."""
@@ -124,3 +127,8 @@ class HuggingFace(AdapterMethods, _Base):
             for adapter in site.lora_arithmetic
             for name, parameter in storage.tensors(site, adapter).items()
         }
+
+
+@lru_cache
+def _takes_use_cache(cls: type) -> bool:
+    return "use_cache" in inspect.signature(cls.forward).parameters  # type: ignore[attr-defined]
