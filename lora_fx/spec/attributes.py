@@ -110,6 +110,8 @@ def problem(name: str, rule: Rule, value: Value, span: Span) -> Diagnostic | Non
     if isinstance(value, Word) and value.name in rule.later:
         return Diagnostic("not-supported-yet", f"{name} `{value.name}` is not supported yet", span)
     help = None
+    if isinstance(value, float) and rule.accepts(round(value)) and span.text != repr(value):
+        help = f"write `round({span.text})`"
     if isinstance(value, Word | str):
         text = value.name if isinstance(value, Word) else value
         word = closest(text, rule.words)

@@ -210,6 +210,6 @@ def show(value: object) -> str:
         case str():
             return f'"{value}"'
         case float():
-            return f"{value:.6g}"
+            return repr(value)
         case _:
             return str(value)

@@ -1,0 +1,97 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lora_fx import cli
+
+GOOD = "lora 1\nadapter x { target linear }\n"
+BAD = "lora 1\nadapter x { rank = 0 target linear }\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.lora").write_text(GOOD)
+    (tmp_path / "bad.lora").write_text(BAD)
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["lora-fx", *arguments])
+    with pytest.raises(SystemExit) as raised:
+        cli.main()
+    code = raised.value.code
+    return code if isinstance(code, int) else 0
+
+
+def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    code = "from lora_fx.cli import main; main()"
+    path = str(Path(cli.__file__).parent.parent.parent)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={k: v for k, v in os.environ.items() if "COLOR" not in k}
+        | {"PYTHONPATH": path}
+        | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_good_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "check", "good.lora") == 0
+    assert capfd.readouterr() == ("ok good.lora\n", "")
+
+
+def test_every_file_is_looked_at(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "check", "bad.lora", "good.lora", "none.lora") == 1
+    out, err = capfd.readouterr()
+    assert out == "ok good.lora\n"
+    assert (
+        err
+        == """\
+error[wrong-value]: `rank` must be a whole number of at least 1
+ --> bad.lora:2:20
+  |
+2 | adapter x { rank = 0 target linear }
+  |                    ^ is 0
+
+error[unreadable-file]: `none.lora` cannot be read
+  = note: No such file or directory
+
+"""
+    )
+
+
+def test_colour_is_for_terminals(folder: Path) -> None:
+    assert "\x1b[" not in process("check", "bad.lora").stderr
+    assert "\x1b[1;31merror" in process("check", "bad.lora", FORCE_COLOR="1").stderr
+    dull = process("check", "bad.lora", FORCE_COLOR="1", NO_COLOR="1").stderr
+    assert "\x1b[31m" not in dull
+    assert "31merror" not in dull
+
+
+def test_a_misspelt_command(folder: Path) -> None:
+    done = process("chekc", "good.lora")
+    assert done.returncode == 2
+    assert "check" in done.stderr.replace("chekc", "")
+
+
+def test_it_is_quick_and_loads_no_torch(folder: Path) -> None:
+    times = []
+    for _ in range(3):
+        start = time.monotonic()
+        done = process("check", "good.lora", PYTHONPROFILEIMPORTTIME="1")
+        times.append(time.monotonic() - start)
+        assert done.returncode == 0
+        assert " torch\n" not in done.stderr
+        assert "transformers" not in done.stderr
+    assert min(times) < 1.5

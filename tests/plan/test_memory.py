@@ -1,0 +1,63 @@
+import torch
+from torch import nn
+
+import lora_fx
+from lora_fx.plan.memory import count_elements
+from tests.plan.models import Shared, Tower
+from tests.quantised import nf4
+from tests.tiny import llama
+
+
+def test_bytes_by_hand() -> None:
+    model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3, bias=False)).to(torch.bfloat16)
+    model.register_buffer("kept", torch.zeros(11))
+    text = """lora 1
+adapter x { rank = 2 target "0" }
+adapter y { rank = 3 dtype = bfloat16 target "1" }
+adapter z { rank = 1 trainable = false target "1" }"""
+    plan = lora_fx.plan(text, model)
+    x, y, z = 2 * (5 + 7), 3 * (7 + 3), 1 * (7 + 3)
+    assert plan.base == 5 * 7 + 7 + 7 * 3
+    assert plan.trainable == x + y
+    assert plan.all == plan.base + x + y + z
+    base = 2 * plan.base + 4 * 11
+    adapters, trained = 4 * x + 2 * y + 4 * z, 4 * x + 2 * y
+    assert plan.memory() == {
+        "base": base,
+        "adapters": adapters,
+        "gradients": trained,
+        "optimizer": 2 * trained,
+        "total": base + adapters + 3 * trained,
+    }
+
+
+def test_shared_weights_count_once() -> None:
+    plan = lora_fx.plan("lora 1 adapter x { rank = 1 target first }", Shared())
+    assert plan.base == 5 * 7 + 7 + 7 * 3 + 3
+    tied = llama(1, tie_word_embeddings=True)
+    plan = lora_fx.plan("lora 1 adapter x { rank = 1 target q_proj }", tied)
+    assert plan.base == sum(p.numel() for p in tied.parameters())
+
+
+def test_packed_weights_count_as_what_they_stand_for() -> None:
+    plain, packed = llama(2), nf4(llama(2))
+    text = "lora 1 adapter x { rank = 1 target linear }"
+    whole, small = lora_fx.plan(text, plain), lora_fx.plan(text, packed)
+    assert small.all == whole.all
+    linears = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 44)
+    saved = whole.memory()["base"] - small.memory()["base"]
+    assert 3 * linears < saved < 3.5 * linears
+    weight = packed.model.layers[0].mlp.up_proj.weight
+    assert count_elements(weight) == 32 * 44 == 2 * weight.numel()
+
+
+def test_estimates_are_those_of_a_training_step() -> None:
+    model = Tower(2)
+    plan = lora_fx.plan("lora 1 adapter x { rank = 2 target linear }", model)
+    factors = [nn.Parameter(torch.ones(n)) for n in (s.parameters for s in plan.sites)]
+    optimizer = torch.optim.AdamW(factors)
+    sum(f.sum() for f in factors).backward()
+    optimizer.step()
+    state = [t for s in optimizer.state.values() for t in s.values() if t.ndim]
+    assert sum(t.nbytes for t in state) == plan.memory()["optimizer"]
+    assert sum(f.grad.nbytes for f in factors if f.grad is not None) == plan.memory()["gradients"]
