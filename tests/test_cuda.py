@@ -4,12 +4,11 @@ import pytest
 import torch
 
 import lora_fx
-from tests.tiny import assert_equal, generate, llama, spec, step, tokens
+from tests.tiny import assert_equal, checkpointing, generate, llama, spec, step, tokens
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),
-    pytest.mark.filterwarnings("ignore:.* is deprecated and will be removed in v6"),
 ]
 
 
@@ -34,7 +33,7 @@ def test_checkpointing(reentrant: bool) -> None:
     model = lora_fx.compile(base, spec()).cuda()
     marked = lora_fx.compile(base, spec(), backend=None).cuda()
     for m in (model, marked):
-        m.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        checkpointing(m, reentrant)
     for ids in (tokens(3).cuda(), tokens(2).cuda(), tokens(3).cuda()):
         assert_equal(step(model, ids), step(marked, ids), 2e-5)
 

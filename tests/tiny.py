@@ -97,6 +97,13 @@ def generate(model: PreTrainedModel, ids: Tensor, **settings: Any) -> Tensor:
     )
 
 
+def checkpointing(model: PreTrainedModel, reentrant: bool) -> None:
+    """Switch activation checkpointing on under the name that this transformers has for it."""
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})
+
+
 def graphs() -> int:
     """Graphs Dynamo has made so far, by its own counter."""
     return counters["stats"]["unique_graphs"]

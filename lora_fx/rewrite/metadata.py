@@ -1,10 +1,16 @@
-"""Build nodes with their metadata: example values by running on fakes, the rest inherited."""
+"""Build nodes with their metadata: example values by running on fakes, the rest inherited.
+
+Relies on `torch._dispatch.python.enable_python_dispatcher`, which Dynamo too runs its fakes under:
+without it composite operators reach C++ code that knows no symbolic sizes.
+`test_example_values_of_symbolic_sizes` holds it.
+"""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch.autograd.graph import saved_tensors_hooks
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
@@ -24,7 +30,7 @@ def call(graph: Graph, target: Any, *args: Any) -> Node:
         node = graph.call_function(target, args)
     values = map_arg(args, lambda n: n.meta[EXAMPLE])
     function = getattr(torch.Tensor, target) if isinstance(target, str) else target
-    with _fake_mode(values), _own_saved_tensors():
+    with _fake_mode(values), enable_python_dispatcher(), _own_saved_tensors():
         node.meta[EXAMPLE] = function(*values)
     return node
 

@@ -55,6 +55,9 @@ class Unit:
         limits: dict[str, Any] = {}
         if "recompile_limit" in inspect.signature(torch.compile).parameters:
             limits = {"recompile_limit": GRAPHS_PER_UNIT, "isolate_recompiles": True}
+        else:  # torch 2.11 has only the limit of the process
+            config = torch.compiler.config
+            config.recompile_limit = max(config.recompile_limit, GRAPHS_PER_UNIT)
         entry = types.FunctionType(
             _forward.__code__.replace(), _forward.__globals__, closure=_forward.__closure__
         )
