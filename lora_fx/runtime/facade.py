@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.peft.write import describe
+from lora_fx.adapters.peft.write import adapter_tensors, describe
+from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.adapter_methods import AdapterMethods
 
 if TYPE_CHECKING:
@@ -68,10 +69,24 @@ class HuggingFace(AdapterMethods, _Base):
         if kwargs.get("push_to_hub"):
             self.push_to_hub(str(kwargs.get("repo_id") or Path(save_directory).name))
 
+    def get_adapter_state_dict(  # type: ignore[override]
+        self, adapter_name: str | None = None
+    ) -> dict[str, Tensor]:
+        """Return an adapter's tensors, or the first active one's, under PEFT's names in a file."""
+        name = adapter_name or self.lora_fx_active[0]
+        self._require_known((name,))
+        return adapter_tensors(self, name)
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: the adapters of a compiled model come from its spec or from a folder."""
+        message = "adapters are not added to a compiled model by a `PeftConfig`"
+        help = "write another `adapter` into the spec, or call `load_adapter`"
+        raise LoraFxError((Diagnostic("add-adapter", message, help=help),))
+
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load by name. With `strict=False`, a file of all adapters and nothing else is complete."""
+        """Load by name; a file of all adapters and nothing else is complete."""
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         if state_dict.keys() == self._adapter_state().keys():
             result.missing_keys.clear()

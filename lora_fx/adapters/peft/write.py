@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.site import Arithmetic, Site
@@ -36,11 +36,7 @@ def write(
     largest is written.
     """
     placed = {fqn: site for fqn, site in storage.sites(model) if adapter in site.lora_arithmetic}
-    tensors = {
-        f"{PREFIX}{fqn}.{name}": tensor.detach().contiguous()
-        for fqn, site in placed.items()
-        for name, tensor in storage.tensors(site, adapter).items()
-    }
+    tensors = adapter_tensors(model, adapter)
     config = describe(placed, adapter, list(storage.base_modules(model)))
     config |= {
         "base_model_name_or_path": base,
@@ -51,6 +47,16 @@ def write(
     replace_file(folder / TENSORS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     text = json.dumps(config, indent=2, sort_keys=True)
     replace_file(folder / CONFIG, lambda path: path.write_text(text))
+
+
+def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """Return the adapter's tensors under PEFT's names in a file."""
+    return {
+        f"{PREFIX}{fqn}.{name}": tensor.detach().contiguous()
+        for fqn, site in storage.sites(model)
+        if adapter in site.lora_arithmetic
+        for name, tensor in storage.tensors(site, adapter).items()
+    }
 
 
 def describe(placed: Mapping[str, Site], adapter: str, modules: list[str]) -> dict[str, Any]:
