@@ -24,11 +24,6 @@ app.command("show")(show)
 app.command("diff")(diff)
 
 
-@app.callback()
-def _several_commands() -> None:
-    """Keep typer from merging a lone command into the program."""
-
-
 def main() -> None:
     """Run the command line; what is wrong with a spec goes to stderr, and the exit status is 1."""
     try:

@@ -97,7 +97,7 @@ def _totals(plan: Plan) -> dict[str, Value]:
 
 def _name_faults(adapter: AdapterSpec) -> list[Diagnostic]:
     """Refuse names that `nn.ModuleDict`, where adapters live, needs for its own methods."""
-    if not hasattr(nn.ModuleDict, adapter.name):
+    if not hasattr(nn.ModuleDict(), adapter.name):
         return []
     message = f"`{adapter.name}` is a name that torch keeps to itself"
     help = "give the adapter another name"

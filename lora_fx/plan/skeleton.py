@@ -27,7 +27,8 @@ def tree_of(model: ModelLike | None, spec: Spec) -> nn.Module:
     if isinstance(model, PretrainedConfig):
         return build_on_meta(model, ref)
     if model is not None:
-        return build_on_meta(read_config(model, ref), ref)
+        own = ref if ref is not None and str(model) == ref.path else None
+        return build_on_meta(read_config(model, own), ref)
     if ref is None:
         message = "the spec names no model, and none is given"
         help = 'write `model "path or id"`, or pass one'

@@ -56,7 +56,7 @@ def codes_of(path: Path) -> set[str]:
 def test_every_code_is_shown_or_asserted_somewhere() -> None:
     codes = set().union(*(codes_of(path) for path in PACKAGE.rglob("*.py")))
     assert len(codes) > 40
-    shown = "".join(path.read_text() for path in HERE.rglob("*.expect"))
+    shown = "".join(path.read_text() for path in TESTS.rglob("*.expect"))
     asserted = "".join(path.read_text() for path in TESTS.rglob("test_*.py"))
     missing = {c for c in codes if f"[{c}]" not in shown and f'"{c}"' not in asserted}
     assert not missing

@@ -1,0 +1,91 @@
+"""Diagnostics of compiled models, `model/<code>[-case].expect`."""
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import nn
+
+import lora_fx
+from lora_fx.cli.graphs import program
+from lora_fx.diagnostics import LoraFxError, render
+from tests.golden import assert_golden
+from tests.plan.models import Tower
+from tests.tiny import llama, spec, tokens
+
+HERE = Path(__file__).parent
+
+
+def model(**settings: str) -> nn.Module:
+    return lora_fx.compile(llama(2), spec(**settings), backend=None)
+
+
+def saved() -> str:
+    model(adapter="rank = 3 alpha = 6").save_pretrained("saved")
+    return "saved"
+
+
+def empty_folder() -> None:
+    Path("empty").mkdir()
+    lora_fx.load("empty", llama(2))
+
+
+def adapter_of_nothing() -> None:
+    folder = Path(saved())
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["target_modules"] = ["nothing"]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file({}, folder / "adapter_model.safetensors")
+    model().load_adapter(folder, "other")
+
+
+def too_many_graphs() -> None:
+    compiled = lora_fx.compile(llama(1), spec(), backend="eager")
+    compiled(tokens())
+    with torch.no_grad():
+        compiled(tokens())
+
+
+def vision_model() -> None:
+    Path("a.lora").write_text("lora 1 adapter x { target linear }")
+    Path("config.json").write_text('{"model_type": "vit", "num_hidden_layers": 1}')
+    program(Path("a.lora"), "config.json", 0, True)
+
+
+CASES: dict[str, Callable[[], object]] = {
+    "unknown-adapter": lambda: model().set_adapter("defualt"),
+    "adapter-twice": lambda: model().set_adapter(["default", "default"]),
+    "adapter-exists": lambda: model().load_adapter(saved(), "default"),
+    "adapter-name": lambda: model().load_adapter(saved(), "keys"),
+    "adapter-empty": adapter_of_nothing,
+    "add-adapter": lambda: model().add_adapter(LoraConfig()),
+    "no-adapter": empty_folder,
+    "no-such-layer": lambda: lora_fx.capture(model(), layer=1, input_ids=tokens()),
+    "no-example-input": vision_model,
+    "too-many-graphs": too_many_graphs,
+    "no-model": lambda: lora_fx.plan("lora 1"),
+    "ambiguous-stack": lambda: lora_fx.plan(
+        "lora 1 layers { replicate 0..2 }", nn.ModuleDict({"a": Tower(2), "b": Tower(3)})
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_wrong(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if (
+        name == "too-many-graphs"
+        and "recompile_limit" not in inspect.signature(torch.compile).parameters
+    ):
+        pytest.skip("torch 2.11 has only the limit of the process")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lora_fx.runtime.unit.GRAPHS_PER_UNIT", 1)
+    with pytest.raises(LoraFxError) as raised:
+        CASES[name]()
+    text = render(raised.value.diagnostics)
+    assert f"[{name}]" in text
+    assert_golden(HERE / "model" / f"{name}.expect", text)
