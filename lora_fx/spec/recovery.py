@@ -9,19 +9,13 @@ from lark import Token
 _MODEL_STATEMENTS = ("include", "let", "model", "layers", "quantize", "check", "compile")
 _ADAPTER_STATEMENTS = ("preset", "adapter", "route", "merge", "optimizer")
 STATEMENTS = _MODEL_STATEMENTS + _ADAPTER_STATEMENTS
-INNER_STATEMENTS = (
-    "replicate",
-    "drop",
-    "use",
-    "target",
-    "train",
-    "tokens",
-    "when",
-    "from",
-    "entry",
-)
+INNER_STATEMENTS = {
+    **dict.fromkeys(("use", "target", "train", "tokens"), "adapter"),
+    **dict.fromkeys(("replicate", "drop"), "layers"),
+    **{"when": "route", "from": "merge", "entry": "compile"},
+}
 
-KEYWORDS = frozenset(STATEMENTS + INNER_STATEMENTS)
+KEYWORDS = frozenset((*STATEMENTS, *INNER_STATEMENTS))
 _SCAN = re.compile(r'"(?:\\.|[^"\\\n])*"?|#[^\n]*|[A-Za-z_]\w*|\S')
 
 

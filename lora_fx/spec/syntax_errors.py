@@ -198,7 +198,10 @@ def _unexpected(failure: _Failure, patched: Patched, grammar: Lark) -> Diagnosti
         message = f"expected {' or '.join(expected)} before {failure.shown}"
     else:
         message = f"unexpected {failure.shown}"
-    return Diagnostic("syntax-error", message, patched.span(failure.start, failure.end))
+    word = failure.shown.strip("`")
+    home = INNER_STATEMENTS.get(word) if "ADAPTER" in failure.accepts else None
+    help = f"`{word}` stands inside `{home}`" if home else None
+    return Diagnostic("syntax-error", message, patched.span(failure.start, failure.end), help=help)
 
 
 def _expected(accepts: Set[str], grammar: Lark) -> list[str]:
