@@ -14,7 +14,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("unit", ["layers", "model"])
 def test_inductor_equals_the_marked_model(unit: str) -> None:
-    base = llama(12)
+    base = llama(4)
     model = lora_fx.compile(base, spec(unit)).cuda()
     marked = lora_fx.compile(base, spec(unit), backend=None).cuda()
     assert model.model.layers[0].self_attn.q_proj.lora_scalings.is_cuda
@@ -29,7 +29,7 @@ def test_inductor_equals_the_marked_model(unit: str) -> None:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing(reentrant: bool) -> None:
-    base = llama(12)
+    base = llama(4)
     model = lora_fx.compile(base, spec()).cuda()
     marked = lora_fx.compile(base, spec(), backend=None).cuda()
     for m in (model, marked):

@@ -5,6 +5,7 @@ limit was hit; `test_beyond_the_limit_it_fails_aloud` holds it.
 """
 
 import inspect
+import itertools
 import types
 import warnings
 from collections.abc import Callable
@@ -21,14 +22,15 @@ from lora_fx.runtime.cache_view import view
 
 Backend = Callable[[torch.fx.GraphModule, list[Any]], Callable[..., Any]]
 GRAPHS_PER_UNIT = 64
+_numbers = itertools.count()
 
 
 class Unit:
     """Compiles the own `forward` of the modules that share it.
 
     Graphs take weights as inputs, so modules of equal structure share them. A unit has its own
-    code object, and with it its own cache entries and recompile limit: the models of one process
-    do not use up each other's. Beyond `GRAPHS_PER_UNIT` graphs it fails rather than run
+    code object under its own name, and with it its own cache entries, recompile limit and memory
+    of which sizes change: the models of one process do not use up each other's. Beyond `GRAPHS_PER_UNIT` graphs it fails rather than run
     uncompiled. Copies and pickles compile anew.
     """
 
@@ -58,9 +60,8 @@ class Unit:
         else:  # torch 2.11 has only the limit of the process
             config = torch.compiler.config
             config.recompile_limit = max(config.recompile_limit, GRAPHS_PER_UNIT)
-        entry = types.FunctionType(
-            _forward.__code__.replace(), _forward.__globals__, closure=_forward.__closure__
-        )
+        code = _forward.__code__.replace(co_name=f"forward_{next(_numbers)}")
+        entry = types.FunctionType(code, _forward.__globals__)
         return torch.compile(
             entry, backend=self.backend, fullgraph=True, dynamic=self.dynamic, **limits
         )
