@@ -66,4 +66,4 @@ def _own_quantised_weight(module: nn.Module) -> None:
     if weight is not None and hasattr(weight, "quant_state"):
         weight.module = module  # type: ignore[attr-defined]
         module.quant_state = weight.quant_state  # type: ignore[attr-defined]
-        module.support_avx512bf16_for_cpu = False
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

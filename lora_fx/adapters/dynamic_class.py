@@ -17,6 +17,8 @@ from torch import nn
 class _Made(type):
     """Marks classes made here, so that pickle can be told how to make them again."""
 
+    __lora_fx__: tuple[type, type]
+
 
 @cache
 def subclass(base: type, mixin: type) -> type:

@@ -43,7 +43,7 @@ class Site(_Base):
     lora_scalings: Tensor
     lora_arithmetic: dict[str, Arithmetic]
     lora_active: tuple[str, ...]
-    _branches: tuple[tuple[nn.Module, nn.Module], ...]
+    _branches: tuple[tuple[nn.Linear, nn.Linear], ...]
     _training_key: str
     _evaluation_key: str
 
@@ -59,7 +59,10 @@ class Site(_Base):
     def activate(self, adapters: tuple[str, ...]) -> None:
         """Let these adapters, of those present here, take part in the forward, in this order."""
         self.lora_active = tuple(name for name in adapters if name in self.lora_arithmetic)
-        self._branches = tuple((self.lora_A[n], self.lora_B[n]) for n in self.lora_active)
+        self._branches = tuple(
+            (self.lora_A[n], self.lora_B[n])  # type: ignore[misc]
+            for n in self.lora_active
+        )
         training = tuple(
             Branch(A.weight.shape[0], arithmetic.dropout, arithmetic.compute)
             for (A, _), arithmetic in zip(self._branches, self._active_arithmetic(), strict=True)

@@ -52,8 +52,8 @@ def remove(site: Site, adapter: str) -> None:
 def tensors(site: Site, adapter: str) -> dict[str, nn.Parameter]:
     """Return the adapter's parameters at a site in PEFT's shapes: A (r, in), B (out, r)."""
     return {
-        "lora_A.weight": site.lora_A[adapter].weight,
-        "lora_B.weight": site.lora_B[adapter].weight,
+        "lora_A.weight": site.lora_A[adapter].weight,  # type: ignore[dict-item]
+        "lora_B.weight": site.lora_B[adapter].weight,  # type: ignore[dict-item]
     }
 
 
@@ -66,7 +66,7 @@ def _factor(weight: Tensor, trainable: bool) -> nn.Linear:
 
 def base_device(site: Site) -> torch.device:
     """Return the device of the base weight."""
-    return site.weight.device
+    return site.weight.device  # type: ignore[return-value]
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.peft.write import adapter_tensors, describe
+from lora_fx.adapters.peft.write import adapter_tensors, describe, replace_file
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.adapter_methods import AdapterMethods
 
@@ -28,7 +28,10 @@ else:
     _Base = object
 
 
-class HuggingFace(AdapterMethods, _Base):
+_CHECKPOINT = partial(checkpoint, use_reentrant=False)
+
+
+class HuggingFace(AdapterMethods, _Base):  # type: ignore[override]
     """Mixin for a compiled `PreTrainedModel`."""
 
     _hf_peft_config_loaded = True
@@ -37,7 +40,7 @@ class HuggingFace(AdapterMethods, _Base):
     lora_fx_reentrant: bool = False
 
     @property
-    def peft_config(self) -> dict[str, dict[str, Any]]:
+    def peft_config(self) -> dict[str, dict[str, Any]]:  # type: ignore[override]
         """The adapters as `LoraConfig` fields, for loggers."""
         modules = list(storage.base_modules(self))
         return {
@@ -63,11 +66,12 @@ class HuggingFace(AdapterMethods, _Base):
             return
         self.save_adapters(save_directory)
         if re.fullmatch(r"checkpoint-\d+", Path(save_directory).name):
-            save_file(
-                self._adapter_state(), Path(save_directory) / "model.safetensors", {"format": "pt"}
+            replace_file(
+                Path(save_directory) / "model.safetensors",
+                lambda path: save_file(self._adapter_state(), path, {"format": "pt"}),
             )
         if kwargs.get("push_to_hub"):
-            self.push_to_hub(str(kwargs.get("repo_id") or Path(save_directory).name))
+            self.push_to_hub(str(kwargs.get("repo_id") or Path(save_directory).name))  # type: ignore[arg-type]
 
     def get_adapter_state_dict(  # type: ignore[override]
         self, adapter_name: str | None = None
@@ -111,10 +115,10 @@ class HuggingFace(AdapterMethods, _Base):
             kwargs["use_cache"] = False
         return super().forward(*args, **kwargs)
 
-    def _set_gradient_checkpointing(
+    def _set_gradient_checkpointing(  # type: ignore[override]
         self,
         enable: bool = True,
-        gradient_checkpointing_func: Any = partial(checkpoint, use_reentrant=False),
+        gradient_checkpointing_func: Any = _CHECKPOINT,
         **kwargs: Any,
     ) -> None:
         """Every way to switch activation checkpointing on or off comes through here."""

@@ -15,13 +15,10 @@ from tests.adapters.peft.both import assert_same_logits, from_folder
 from tests.runtime.trainer import base, loss
 from tests.tiny import spec
 
-WORDS = ["<pad>", "<eos>", *["the", "cat", "dog", "bird", "sees", "hears", "follows", "and", "then", "sleeps", "again"]]
-TEXTS = [
-    f"the {a} {verb} the {b} and then sleeps again"
-    for a in WORDS[3:6]
-    for b in WORDS[3:6]
-    for verb in WORDS[6:9]
-]
+WHO = ["cat", "dog", "bird"]
+WHAT = ["sees", "hears", "follows"]
+WORDS = ["<pad>", "<eos>", "the", *WHO, *WHAT, "and", "then", "sleeps", "again"]
+TEXTS = [f"the {a} {verb} the {b} and then sleeps again" for a in WHO for b in WHO for verb in WHAT]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
