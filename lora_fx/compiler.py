@@ -1,6 +1,6 @@
 """The pipeline, on one screen.
 
-    spec → plan → marked model → captured → adapted → fused → lowered → compiled
+spec → plan → marked model → captured → adapted → fused → lowered → compiled
 """
 
 import copy
@@ -42,7 +42,11 @@ FUSE = (share_shrinks,)
 
 
 def compile(
-    model: Model, spec: Spec | str | Path, *, backend: Backend | None = "inductor", inplace: bool = False
+    model: Model,
+    spec: Spec | str | Path,
+    *,
+    backend: Backend | None = "inductor",
+    inplace: bool = False,
 ) -> Model:
     """Return `model` with the spec's adapters, compiled on its first call.
 
@@ -113,9 +117,7 @@ def load(
     return model
 
 
-def capture(
-    model: nn.Module, *, layer: int = 0, dynamic: bool = False, **inputs: Any
-) -> Program:
+def capture(model: nn.Module, *, layer: int = 0, dynamic: bool = False, **inputs: Any) -> Program:
     """Return the graph of one layer of a compiled model, or of the whole model.
 
     With `unit = layers` that is layer `layer` of all compiled layers, and the model runs up to it.

@@ -5,7 +5,15 @@ import lora_fx
 
 
 def test_the_public_names() -> None:
-    assert lora_fx.__all__ == ["Diagnostic", "LoraFxError", "capture", "compile", "load", "parse", "plan"]
+    assert lora_fx.__all__ == [
+        "Diagnostic",
+        "LoraFxError",
+        "capture",
+        "compile",
+        "load",
+        "parse",
+        "plan",
+    ]
     for name in lora_fx.__all__:
         assert callable(getattr(lora_fx, name))
 

@@ -52,9 +52,7 @@ def tokens(samples: int = 3, length: int = 17) -> Tensor:
     return torch.randint(1, VOCABULARY, (samples, length), generator=generator)
 
 
-def spec(
-    unit: str = "layers", adapter: str = "rank = 4 alpha = 6", more: str = ""
-) -> str:
+def spec(unit: str = "layers", adapter: str = "rank = 4 alpha = 6", more: str = "") -> str:
     """One adapter on all linears, random from the start, so that it acts."""
     return f"""lora 1
 adapter default {{ {adapter} init = random target linear }}

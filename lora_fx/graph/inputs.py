@@ -36,9 +36,7 @@ def _tensors(values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
-def name_inputs(
-    module: GraphModule, inputs: Sequence[Any], names: Mapping[int, str]
-) -> None:
+def name_inputs(module: GraphModule, inputs: Sequence[Any], names: Mapping[int, str]) -> None:
     """Note the fqn of every weight among the inputs, in bodies of higher-order operators too."""
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     for placeholder, value in zip(placeholders, inputs, strict=True):

@@ -14,7 +14,11 @@ class PlainText(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Let `bool(tensor)` of a meta tensor be True; everything else as usual."""
         if func is Tensor.__bool__ and args[0].device == torch.device("meta"):

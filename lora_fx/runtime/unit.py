@@ -19,6 +19,7 @@ from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.meta import PlainText
 from lora_fx.runtime.cache_view import view
+from lora_fx.runtime.recorded_outputs import inner_outputs_wanted, unrecorded
 
 Backend = Callable[[torch.fx.GraphModule, list[Any]], Callable[..., Any]]
 GRAPHS_PER_UNIT = 64
@@ -98,7 +99,10 @@ def _enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     cache = kwargs.get("past_key_values")
     if cache is not None and module.lora_fx_index is not None:
         kwargs["past_key_values"] = view(cache, module.lora_fx_index)
-    return module.lora_fx_unit(module, args, kwargs)
+    if inner_outputs_wanted(module.lora_fx_index is None, kwargs):
+        return _forward(module, args, kwargs)
+    with unrecorded():
+        return module.lora_fx_unit(module, args, kwargs)
 
 
 @torch.compiler.disable(reason=_OUTER)

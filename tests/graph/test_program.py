@@ -43,7 +43,9 @@ def test_stages(stage: str) -> None:
 
 
 def test_lowered_text() -> None:
-    assert_expected_inline(program(layer=1).text("lowered"), """\
+    assert_expected_inline(
+        program(layer=1).text("lowered"),
+        """\
 %l_args_0_: f32[4, 5] = input
 %output: f32[4, 7] = linear(%l_args_0_, @gate.weight, @gate.bias)
 %cat: f32[4, 5] = cat([@gate.lora_A.default.weight, @up.lora_A.default.weight])   # share_shrinks | default | <text>:4
@@ -72,7 +74,8 @@ def test_lowered_text() -> None:
 %linear_3: f32[4, 11] = linear(%l_args_0_, @side.weight, @side.bias)
 %sum_1: f32[4, 1] = .sum(%linear_3, -1, keepdim=True)
 %add: f32[4, 3] = add(%add_3, %sum_1)
-return (%add)""")
+return (%add)""",
+    )
 
 
 def test_sizes_as_symbols() -> None:
@@ -100,8 +103,9 @@ def test_meta_gives_the_same_graph() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_each_stage_computes_the_layer(stage: str) -> None:
-    model = lora_fx.compile(Stack(), TEXT.replace("0.1", "0").replace("rank", "init = random rank"),
-                            backend="eager")
+    model = lora_fx.compile(
+        Stack(), TEXT.replace("0.1", "0").replace("rank", "init = random rank"), backend="eager"
+    )
     x = torch.randn(4, 5)
     captured = lora_fx.capture(model, layer=0, x=x)
     graph = captured.at(stage)

@@ -29,7 +29,9 @@ def lowered(model: nn.Module, x: torch.Tensor):
 
 
 def test_text() -> None:
-    assert_expected_inline(text(lowered(model(), torch.randn(4, 5))), """\
+    assert_expected_inline(
+        text(lowered(model(), torch.randn(4, 5))),
+        """\
 %l_args_0_: f32[4, 5] = input
 %output: f32[4, 7] = linear(%l_args_0_, @0.weight, None)
 %linear_1: f32[4, 2] = linear(%l_args_0_, @0.lora_A.default.weight)   # expand_sites/lower
@@ -37,12 +39,15 @@ def test_text() -> None:
 %mul: f32[4, 2] = mul(%linear_1, %getitem)   # expand_sites/lower
 %linear_2: f32[4, 7] = linear(%mul, @0.lora_B.default.weight)   # expand_sites/lower
 %add: f32[4, 7] = add(%output, %linear_2)   # expand_sites/lower
-return (%add)""")
+return (%add)""",
+    )
 
 
 def test_text_with_dropout_in_bfloat16() -> None:
     graph = lowered(model(torch.bfloat16, dropout=0.1), torch.randn(4, 5, dtype=torch.bfloat16))
-    assert_expected_inline(text(graph), """\
+    assert_expected_inline(
+        text(graph),
+        """\
 %l_args_0_: bf16[4, 5] = input
 %output: bf16[4, 7] = linear(%l_args_0_, @0.weight, None)
 %dropout: bf16[4, 5] = dropout(%l_args_0_, 0.1, True)   # expand_sites/lower
@@ -53,7 +58,8 @@ def test_text_with_dropout_in_bfloat16() -> None:
 %to_1: bf16[7, 2] = .to(@0.lora_B.default.weight, torch.bfloat16)   # expand_sites/lower
 %linear_2: bf16[4, 7] = linear(%mul, %to_1)   # expand_sites/lower
 %add: bf16[4, 7] = add(%output, %linear_2)   # expand_sites/lower
-return (%add)""")
+return (%add)""",
+    )
 
 
 @pytest.mark.parametrize("compute", ["activation", "float32", "float64"])

@@ -33,7 +33,9 @@ def shrinks(graph: GraphModule) -> int:
 def test_text() -> None:
     graph = adapted(block())
     assert share_shrinks(graph) == 1
-    assert_expected_inline(text(graph), """\
+    assert_expected_inline(
+        text(graph),
+        """\
 %l_x_: f32[4, 5] = input
 %output: f32[4, 7] = linear(%l_x_, @gate.weight, @gate.bias)
 %cat: f32[5, 5] = cat([@gate.lora_A.default.weight, @up.lora_A.default.weight])   # share_shrinks
@@ -52,7 +54,8 @@ def test_text() -> None:
 %linear_3: f32[4, 11] = linear(%l_x_, @side.weight, @side.bias)
 %sum_1: f32[4, 1] = .sum(%linear_3, -1, keepdim=True)
 %add: f32[4, 3] = add(%expand_default_2, %sum_1)
-return (%add)""")
+return (%add)""",
+    )
 
 
 def test_outputs_and_gradients_stay() -> None:

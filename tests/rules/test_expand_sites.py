@@ -21,14 +21,17 @@ def model() -> nn.Module:
 def test_text() -> None:
     graph = capture_module(model(), torch.randn(4, 5))
     assert apply([ExpandSites()], graph) == {"expand_sites": 1}
-    assert_expected_inline(text(graph), """\
+    assert_expected_inline(
+        text(graph),
+        """\
 %l_args_0_: f32[4, 5] = input
 %output: f32[4, 7] = linear(%l_args_0_, @0.weight, @0.bias)
 %shrink_default: f32[4, 2] = lora_fx.shrink(%l_args_0_, @0.lora_A.sql.weight, 0.0, 'activation')   # expand_sites
 %expand_default: f32[4, 7] = lora_fx.expand(%output, %shrink_default, @0.lora_B.sql.weight, @0.lora_scalings, 0, 'activation')   # expand_sites
 %shrink_default_1: f32[4, 3] = lora_fx.shrink(%l_args_0_, @0.lora_A.style.weight, 0.0, 'activation')   # expand_sites
 %expand_default_1: f32[4, 7] = lora_fx.expand(%expand_default, %shrink_default_1, @0.lora_B.style.weight, @0.lora_scalings, 1, 'activation')   # expand_sites
-return (%expand_default_1)""")
+return (%expand_default_1)""",
+    )
 
 
 def test_it_computes_the_dense_sum_on_new_inputs() -> None:

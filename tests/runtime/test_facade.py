@@ -49,13 +49,13 @@ def test_outputs_and_attributes(model: nn.Module) -> None:
     assert model.get_input_embeddings() is model.model.embed_tokens
 
 
+@pytest.mark.parametrize("unit", ["layers", "model"])
 @pytest.mark.parametrize("outputs", ["hidden_states", "attentions"])
-@pytest.mark.xfail(strict=True, reason="transformers' recording hooks break the capture of a layer")
-def test_recorded_outputs(outputs: str) -> None:
+def test_recorded_outputs(outputs: str, unit: str) -> None:
     results = []
     for backend in ("eager", None):
         one = llama(3, attn_implementation="eager")
-        model = lora_fx.compile(one, spec(), backend=backend).eval()
+        model = lora_fx.compile(one, spec(unit), backend=backend).eval()
         results.append(model(tokens(), **{f"output_{outputs}": True})[outputs])
         assert torch.equal(model(tokens()).logits, model(tokens()).logits)
     got, want = results
