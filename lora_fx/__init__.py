@@ -24,7 +24,7 @@ _HOMES = {
     "parse": "lora_fx.spec",
     "plan": "lora_fx.plan",
 }
-__all__ = sorted(_HOMES)
+__all__ = ["Diagnostic", "LoraFxError", "capture", "compile", "load", "parse", "plan"]
 
 
 def __getattr__(name: str) -> Any:

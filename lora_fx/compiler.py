@@ -137,7 +137,7 @@ def capture(model: nn.Module, *, layer: int = 0, dynamic: bool = False, **inputs
     args, kwargs = arguments_of(units[fqn], list(units.values()), lambda: model(**inputs))
     if dynamic:
         mark_sizes((args, kwargs), inputs)
-    Unit(record, None)(units[fqn], args, kwargs)
+    Unit(record, None)(model.get_submodule(fqn), args, kwargs)
     return Program(graphs[0], fqn, rewrite)
 
 

@@ -1,6 +1,5 @@
 """The reference of numeric tests: dense float64, one product at a time."""
 
-import torch
 from torch import Tensor
 
 

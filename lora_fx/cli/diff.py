@@ -26,5 +26,5 @@ def diff(
         captured = program(spec, model, layer, evaluation)
         texts = [captured.text(stage).splitlines() for stage in (before, after)]
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    for line in unified_diff(*texts, before, after, lineterm=""):
+    for line in unified_diff(texts[0], texts[1], before, after, lineterm=""):
         console.print(line, style=_STYLES.get(line[:1], ""))

@@ -27,7 +27,7 @@ def without_autocast(graph: Graph, device: str) -> Iterator[None]:
 
 
 def _may_be_on(graph: Graph, device: str) -> bool:
-    """The ambient state is guarded by Dynamo, so it is the one the graph will run in."""
+    """Ask the ambient state: Dynamo guards it, so it is the one the graph will run in."""
     return torch.is_autocast_enabled(device) or any(
         node.target is _enter_autocast for node in graph.nodes
     )

@@ -7,7 +7,6 @@ an FX graph; `tests/graph/test_backends.py` holds what is used of them.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch.fx import GraphModule
 
 

@@ -58,7 +58,7 @@ def _name_bodies(module: GraphModule) -> None:
 
 
 def _body(module: GraphModule, node: Node) -> tuple[GraphModule | None, Sequence[Any]]:
-    """The first argument's graph, if the node is a higher-order call, and what it is given."""
+    """Return the graph a higher-order call takes first, and what it is given; else None."""
     first = node.args[0] if node.args else None
     if not isinstance(first, Node) or first.op != "get_attr":
         return None, ()

@@ -61,7 +61,7 @@ def site_reference(
 
 
 def _arithmetic(x: Tensor, compute: str):
-    """A named compute dtype holds under autocast too; `activation` leaves autocast in charge."""
+    """Keep a named compute dtype under autocast; `activation` leaves autocast in charge."""
     if compute == ACTIVATION:
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)

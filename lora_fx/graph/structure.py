@@ -1,8 +1,8 @@
-"""The structure key of a site: everything the rewrite needs to know, nothing that names a module."""
+"""The structure key of a site: all that the rewrite needs to know, nothing that names a module."""
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -40,7 +40,7 @@ class Structure:
         return f"{self.kind}[{'|'.join(map(str, self.branches))}]"
 
     @staticmethod
-    @lru_cache(maxsize=None)
+    @cache
     def parse(key: str) -> "Structure":
         """Read a key back; `Structure.parse(str(s)) == s`. Raises ValueError for any other text."""
         whole = re.fullmatch(r"(\w+)\[(.+)\]", key)

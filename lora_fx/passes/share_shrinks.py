@@ -58,6 +58,6 @@ def _join(graph: Graph, x: Node, compute: str, shrinks: list[Node]) -> None:
 
 
 def _common(nodes: list[Node]) -> dict[str, str]:
-    """The provenance all these nodes have in common."""
+    """Return the provenance that all these nodes have in common."""
     metas = [node.meta.get("lora_fx", {}) for node in nodes]
     return {k: v for k, v in metas[0].items() if all(m.get(k) == v for m in metas)}

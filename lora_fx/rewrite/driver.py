@@ -14,9 +14,9 @@ def apply(rules: Sequence[Rule], module: GraphModule) -> Counter[str]:
     """Apply each rule wherever it matches, in graph order, once per node; return counts by name.
 
     Bodies of higher-order operators (activation checkpointing) are graphs of their own and are
-    rewritten too. New nodes get the matched node's place in the model's source, and `meta["lora_fx"]`
-    with the names of the rules that led to them and the matched node's own provenance.
-    Linted and recompiled.
+    rewritten too. New nodes get the matched node's place in the model's source, and in
+    `meta["lora_fx"]` the names of the rules that led to them and the node's own provenance. The
+    graph is linted and recompiled.
     """
     counts: Counter[str] = Counter()
     for part in graph_modules(module):

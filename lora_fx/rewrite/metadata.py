@@ -48,8 +48,8 @@ def inherit(node: Node, source: Node) -> None:
 
 
 def _fake_mode(values: Any) -> Any:
-    modes = (tensor.fake_mode for tensor in _tensors(values) if hasattr(tensor, "fake_mode"))
-    return next(modes, nullcontext())
+    modes = (getattr(tensor, "fake_mode", None) for tensor in _tensors(values))
+    return next((mode for mode in modes if mode is not None), nullcontext())
 
 
 def _own_saved_tensors() -> saved_tensors_hooks:

@@ -16,16 +16,17 @@ class LayerCache(Cache):
 
     def __init__(self, layer: Any) -> None:
         super().__init__(layers=[layer])
+        self._layer = layer
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Extend this layer's keys and values and return them whole."""
-        return self.layers[0].update(key_states, value_states, *args, **kwargs)
+        return self._layer.update(key_states, value_states, *args, **kwargs)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of cached positions of this layer."""
-        return self.layers[0].get_seq_length()
+        return self._layer.get_seq_length()
 
 
 def view(cache: Cache, index: int) -> Cache:

@@ -31,8 +31,8 @@ class Unit:
 
     Graphs take weights as inputs, so modules of equal structure share them. A unit has its own
     code object under its own name, and with it its own cache entries, recompile limit and memory
-    of which sizes change: the models of one process do not use up each other's. Beyond `GRAPHS_PER_UNIT` graphs it fails rather than run
-    uncompiled. Copies and pickles compile anew.
+    of which sizes change: the models of one process do not use up each other's. Beyond
+    `GRAPHS_PER_UNIT` graphs it fails rather than run uncompiled. Copies and pickles compile anew.
     """
 
     def __init__(self, backend: Backend, dynamic: bool | None) -> None:
