@@ -36,10 +36,12 @@ def test_checkpointing(reentrant: bool) -> None:
         assert_equal(step(model, ids), step(marked, ids), 2e-5)
 
 
-@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune-no-cudagraphs"])
-def test_modes(mode: str) -> None:
-    base = llama(3)
-    text = spec().replace("unit", f'mode = "{mode}"  unit')
+@pytest.mark.parametrize(
+    ("mode", "unit"), [("reduce-overhead", "model"), ("max-autotune-no-cudagraphs", "layers")]
+)
+def test_modes(mode: str, unit: str) -> None:
+    base = llama(2)
+    text = spec(unit).replace("unit", f'mode = "{mode}"  unit')
     model = lora_fx.compile(base, text).cuda().eval()
     marked = lora_fx.compile(base, text, backend=None).cuda().eval()
     with torch.no_grad():

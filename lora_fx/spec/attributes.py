@@ -56,6 +56,7 @@ def _listed(words: tuple[str, ...]) -> str:
 
 
 DTYPES = ("float32", "bfloat16", "float16")
+CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _INITS = ("default", "gaussian", "random")
 _LATER_INITS = ("pissa", "olora", "loftq", "orthogonal", "mica", "eva", "corda", "lora_ga")

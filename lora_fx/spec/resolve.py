@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lora_fx.diagnostics import Diagnostic, LoraFxError, Source
+from lora_fx.diagnostics import Diagnostic, LoraFxError, Source, Span
 from lora_fx.spec import syntax
 from lora_fx.spec.adapters import Adapters, not_supported, range_faults
-from lora_fx.spec.attributes import COMPILE, LATER_COMPILE, MODEL
+from lora_fx.spec.attributes import COMPILE, CUDA_GRAPH_MODES, LATER_COMPILE, MODEL
 from lora_fx.spec.constants import evaluate_constants
 from lora_fx.spec.load import load
 from lora_fx.spec.names import CHECK, COMPILE_BLOCK, MODEL_BLOCK
@@ -116,10 +116,15 @@ class _Resolver:
         values: dict[str, Any] = self._settings.constant(
             written, COMPILE, LATER_COMPILE, COMPILE_BLOCK
         )
+        mode = values.get("mode", "default")
+        unit = values["unit"].name if "unit" in values else "layers"
+        if unit == "layers" and mode in CUDA_GRAPH_MODES:
+            at = next(attribute for attribute in written if attribute.name.text == "mode")
+            self._report(_overwriting_mode(mode, at.value.span))
         return CompileSpec(
-            values.get("mode", "default"),
+            mode,
             values.get("dynamic"),
-            values["unit"].name if "unit" in values else "layers",
+            unit,
             values["checkpoint"].name if "checkpoint" in values else "none",
             statement.span,
         )
@@ -153,3 +158,14 @@ class _Resolver:
 
     def _report(self, diagnostic: Diagnostic) -> None:
         self.diagnostics.append(diagnostic)
+
+
+def _overwriting_mode(mode: str, span: Span) -> Diagnostic:
+    """Refuse: a CUDA graph writes its output to one place, and all layers run the same graph."""
+    return Diagnostic(
+        "mode-needs-whole-model",
+        f'`mode = "{mode}"` needs `unit = model`',
+        span,
+        "with `unit = layers` each layer would overwrite the output of the one before",
+        help='write `unit = model`, or `mode = "max-autotune-no-cudagraphs"`',
+    )
