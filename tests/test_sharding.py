@@ -1,0 +1,50 @@
+"""The ownership table's last column: FSDP2 shards a compiled model, on two processes of a CPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+import lora_fx
+from tests.tiny import assert_equal, llama, spec, step, tokens
+
+RANKS = 2
+REPLICATED = "layers { replicate 0..3, 1..4 }"
+
+
+@pytest.mark.parametrize("backend", ["eager", None])
+@pytest.mark.parametrize("more", ["", REPLICATED])
+def test_a_sharded_step_is_the_whole_step(tmp_path: Path, backend: str | None, more: str) -> None:
+    mp.spawn(_train, (tmp_path / "rendezvous", backend, more), nprocs=RANKS)
+
+
+def _train(rank: int, rendezvous: Path, backend: str | None, more: str) -> None:
+    torch.set_num_threads(1)
+    method = f"file://{rendezvous}"
+    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=RANKS)
+    want = step(lora_fx.compile(llama(4), spec(more=more), backend=None), tokens())
+    model = lora_fx.compile(llama(4), spec(more=more), backend=backend)
+    mesh = init_device_mesh("cpu", (RANKS,))
+    for layers in _sharing_weights(model):
+        fully_shard(layers, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    assert type(model.model.layers[0]).__name__ == "FSDPLlamaDecoderLayer"
+    got = step(model, tokens())
+    assert_equal({n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in got.items()}, want)
+    dist.destroy_process_group()
+
+
+def _sharing_weights(model: nn.Module) -> list[list[nn.Module]]:
+    """Replicas of one layer go into one group, as FSDP2 asks of modules that share weights."""
+    layer_map = model.lora_fx_plan.layer_map
+    groups: dict[int, list[nn.Module]] = {}
+    for i, layer in enumerate(model.model.layers):
+        groups.setdefault(layer_map.old[i] if layer_map else i, []).append(layer)
+    return list(groups.values())
