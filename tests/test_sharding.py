@@ -37,7 +37,9 @@ def _train(rank: int, rendezvous: Path, backend: str | None, more: str) -> None:
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     assert type(model.model.layers[0]).__name__ == "FSDPLlamaDecoderLayer"
     got = step(model, tokens())
-    assert_equal({n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in got.items()}, want)
+    assert_equal(
+        {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in got.items()}, want
+    )
     dist.destroy_process_group()
 
 
