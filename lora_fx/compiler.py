@@ -29,7 +29,7 @@ from lora_fx.rewrite.driver import apply
 from lora_fx.rules.expand_sites import ExpandSites
 from lora_fx.runtime.provenance import annotate
 from lora_fx.runtime.root import checkpoint_layers, make_root
-from lora_fx.runtime.saved_spec import frame_of
+from lora_fx.runtime.saved_spec import frame_of, restore_arithmetic
 from lora_fx.runtime.unit import Compiled, Unit, arguments_of, install_unit
 from lora_fx.spec import parse
 from lora_fx.spec.spec import Spec
@@ -104,15 +104,17 @@ def load(
 ) -> Model:
     """Return `base` with the adapters of a folder that `save_pretrained` or PEFT wrote.
 
-    Layer replication and, where the folder holds a spec, its `compile` settings are those of the
-    folder. The adapter in the folder itself is named `default`, those below it by their folders;
-    the first is active. Raises LoraFxError as `compile` and `load_adapter` do.
+    Layer replication is that of the folder; where it holds a spec, so are its `compile` settings
+    and each module's dropout and compute dtype, of which PEFT's config knows nothing. The adapter
+    in the folder itself is named `default`, those below it by their folders; the first is active.
+    Raises LoraFxError as `compile` and `load_adapter` do.
     """
     folders = adapter_folders(folder)
     frame = frame_of(local(folder), next(iter(folders.values())))
     model = compile(base, frame, backend=backend)
     for name, path in folders.items():
         model.load_adapter(path, name, is_trainable)  # type: ignore[operator]
+    restore_arithmetic(model, local(folder))
     model.set_adapter(next(iter(folders)))  # type: ignore[operator]
     return model
 

@@ -3,9 +3,13 @@
 import dataclasses
 from pathlib import Path
 
+from torch import nn
+
 from lora_fx.adapters.peft.read import read_config
 from lora_fx.adapters.peft.write import CONFIG, replace_file
+from lora_fx.adapters.storage import sites
 from lora_fx.diagnostics import Source, Span
+from lora_fx.plan.plan import plan_sites
 from lora_fx.spec import parse
 from lora_fx.spec.selectors import Range
 from lora_fx.spec.spec import CompileSpec, Replication, Spec
@@ -28,6 +32,25 @@ def frame_of(folder: Path, adapter: Path) -> Spec:
         return dataclasses.replace(parse(folder / NAME), adapters=(), checks=())
     source = Source(str(adapter / CONFIG), "")
     return Spec(source, None, None, _replication(adapter, source), (), (), CompileSpec())
+
+
+def restore_arithmetic(model: nn.Module, folder: Path) -> None:
+    """Give loaded adapters the dropout and compute dtype of the saved spec, module by module.
+
+    PEFT's config cannot say them. Adapters and modules that the spec does not name keep theirs.
+    """
+    if not (folder / NAME).exists():
+        return
+    spec = dataclasses.replace(parse(folder / NAME), checks=())
+    placed = dict(sites(model))
+    for planned in plan_sites(spec, model).sites:
+        site = placed.get(planned.fqn)
+        if site is not None and planned.adapter in site.lora_arithmetic:
+            site.lora_arithmetic[planned.adapter] = dataclasses.replace(
+                site.lora_arithmetic[planned.adapter],
+                dropout=planned.dropout,
+                compute=planned.compute,
+            )
 
 
 def _replication(adapter: Path, source: Source) -> Replication | None:

@@ -31,11 +31,11 @@ def main(layers: int, samples: int, tokens: int, rounds: int) -> None:
     embeddings = torch.randn(
         samples, tokens, 4096, device="cuda", dtype=torch.bfloat16, requires_grad=True
     )
-    for decoder in track(list(decoders.values()), "compiling", Console(stderr=True)):
+    for decoder in track(list(decoders.values()), "compiling", console=Console(stderr=True)):
         for _ in range(2):
             step(decoder, embeddings)
     times: dict[str, list[float]] = {name: [] for name in decoders}
-    for _ in track(range(rounds), "timing", Console(stderr=True)):
+    for _ in track(range(rounds), "timing", console=Console(stderr=True)):
         for name, decoder in decoders.items():
             times[name].append(milliseconds(lambda d=decoder: step(d, embeddings)))
     floor = statistics.median(times["frozen base, compiled per layer"])
