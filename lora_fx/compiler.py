@@ -1,6 +1,6 @@
 """The pipeline, on one screen.
 
-spec → plan → marked model → captured → adapted → fused → lowered → compiled
+spec → plan → marked model → captured graph → adapted → fused → lowered → compiled
 """
 
 import copy
