@@ -171,3 +171,25 @@ def test_dynamic_from_the_first_call() -> None:
     model = lora_fx.compile(llama(3), text, backend="eager")
     step(model, tokens(3))
     assert added_graphs(lambda: (step(model, tokens(2)), step(model, tokens(5, 9)))) == 0
+
+
+def test_switching_and_toggling_make_no_graphs_once_each_ran() -> None:
+    text = """lora 1
+    adapter sql { rank = 3 init = random target linear }
+    adapter style { rank = 3 init = random alpha = 5 target linear }"""
+    base = llama(4)
+    model, marked = (lora_fx.compile(base, text, backend=b) for b in ("eager", None))
+    step(model, tokens())
+
+    def switch() -> None:
+        for name in ("style", "sql"):
+            model.set_adapter(name), marked.set_adapter(name)
+            assert_equal(step(model, tokens()), step(marked, tokens()))
+
+    def toggle() -> None:
+        with model.disable_adapter():
+            assert torch.equal(model(tokens()).logits, base(tokens()).logits)
+
+    assert added_graphs(switch) == 0
+    assert added_graphs(toggle) == 1
+    assert added_graphs(lambda: (switch(), toggle())) == 0
