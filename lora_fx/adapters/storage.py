@@ -15,8 +15,8 @@ def mark(module: nn.Linear) -> Site:
         return module
     specialise(module, Site)
     site: Site = module  # type: ignore[assignment]
-    site.lora_A = nn.ModuleDict()
-    site.lora_B = nn.ModuleDict()
+    site.lora_A = nn.ModuleDict().train(site.training)
+    site.lora_B = nn.ModuleDict().train(site.training)
     site.lora_arithmetic = {}
     site.activate(())
     return site
@@ -39,8 +39,8 @@ def insert(
     site: Site, adapter: str, tensors: Mapping[str, Tensor], arithmetic: Arithmetic, trainable: bool
 ) -> None:
     """Store an adapter at a site; `tensors` as `tensors()` returns them. It is not activated."""
-    site.lora_A[adapter] = _factor(tensors["lora_A.weight"], trainable)
-    site.lora_B[adapter] = _factor(tensors["lora_B.weight"], trainable)
+    site.lora_A[adapter] = _factor(tensors["lora_A.weight"], trainable).train(site.training)
+    site.lora_B[adapter] = _factor(tensors["lora_B.weight"], trainable).train(site.training)
     site.lora_arithmetic[adapter] = arithmetic
 
 

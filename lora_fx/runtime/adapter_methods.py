@@ -99,7 +99,6 @@ class AdapterMethods(_Base):
             device = storage.base_device(site)
             tensors = {name: tensor.to(device) for name, tensor in part.tensors.items()}
             storage.insert(site, adapter_name, tensors, part.arithmetic, is_trainable)
-            site.train(self.training)
         self.lora_fx_adapters += (adapter_name,)
 
     def delete_adapter(self, adapter_name: str) -> None:

@@ -203,3 +203,17 @@ def test_compiled_layers_follow(tmp_path: Path) -> None:
         for each in (model, marked):
             change(each)
         assert relative(logits(model), logits(marked)) < 1e-6
+
+
+def test_loading_follows_each_module_s_own_mode(tmp_path: Path) -> None:
+    model = lora_fx.compile(llama(), "lora 1\nadapter default { target linear }", backend=None)
+    model.save_pretrained(tmp_path)
+    model.train()
+    model.model.layers[0].eval()
+    before = {fqn: module.training for fqn, module in model.named_modules()}
+    model.load_adapter(tmp_path, "other")
+    after = {fqn: module.training for fqn, module in model.named_modules()}
+    assert before.items() <= after.items()
+    added = after.keys() - before.keys()
+    assert added
+    assert all(after[fqn] == (".layers.0." not in f".{fqn}") for fqn in added)
