@@ -58,6 +58,7 @@ def compile(
     Raises LoraFxError with every fault of spec and plan; nothing is half done.
     """
     spec = spec if isinstance(spec, Spec) else parse(spec)
+    _require_layers(spec, model)
     if inplace:
         plan_of(spec, model)
     tree = model.requires_grad_(False) if inplace else clone(model)
@@ -66,7 +67,7 @@ def compile(
     bind(tree, plan.sites)
     if backend is not None:
         unit = Unit(Pipeline(tree, backend, spec.compile.mode), spec.compile.dynamic)
-        if spec.compile.unit == "model":
+        if spec.compile.unit == "model" or not find_stacks(tree):
             install_unit(tree, unit, None)
         else:
             for stack in find_stacks(tree):
@@ -76,6 +77,13 @@ def compile(
     if spec.compile.checkpoint == "layers":
         checkpoint_layers(tree, [layer for stack in find_stacks(tree) for layer in stack.layers])
     return tree  # type: ignore[return-value]
+
+
+def _require_layers(spec: Spec, model: nn.Module) -> None:
+    if spec.compile.checkpoint == "layers" and not find_stacks(model):
+        message = "`checkpoint = layers` needs a model with repeated layers; this one has none"
+        help = "write `checkpoint = none`"
+        raise LoraFxError((Diagnostic("no-layers", message, spec.compile.span, help=help),))
 
 
 class Pipeline:

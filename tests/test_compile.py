@@ -7,7 +7,7 @@ from torch import nn
 import lora_fx
 from tests.dense import adapted_linear, relative
 from tests.marked import Block
-from tests.tiny import assert_differ, assert_equal, generate, llama, spec, step, tokens
+from tests.tiny import assert_differ, assert_equal, generate, graphs, llama, spec, step, tokens
 
 TWO = """lora 1
 adapter sql { rank = 3 alpha = 6 init = random target q_proj, v_proj, down_proj }
@@ -175,3 +175,18 @@ def test_everything_wrong_is_said_at_once_and_nothing_done() -> None:
     assert [type(m) for m in base.modules()] == classes
     assert len(base.model.layers) == 2
     assert all(p.requires_grad for p in base.parameters())
+
+
+def test_a_model_without_repeated_layers_is_compiled_as_a_whole() -> None:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    text = 'lora 1\nadapter default { rank = 2 init = random target "0" target "2" }'
+    before = graphs()
+    model, marked = (lora_fx.compile(base, text, backend=b) for b in ("eager", None))
+    x = torch.randn(4, 5)
+    assert relative(model(x), marked(x)) < 1e-6
+    assert graphs() - before == 1
+    assert_differ([base(x)], [model(x)])
+    with pytest.raises(lora_fx.LoraFxError, match="needs a model with repeated layers") as error:
+        lora_fx.compile(base, f"{text}\ncompile {{ checkpoint = layers }}", backend=None)
+    assert [d.code for d in error.value.diagnostics] == ["no-layers"]
