@@ -4,14 +4,13 @@ An error does not end the reading: the text is patched where a patch makes sense
 statement is blanked out, and it is read again, so that every mistake of a file is reported.
 """
 
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from lark import Lark, Tree, UnexpectedInput
+from lark import Tree, UnexpectedInput
 
 from lora_fx.diagnostics import Diagnostic, Source, Span
 from lora_fx.spec.builder import build, oversized
+from lora_fx.spec.grammar import grammar
 from lora_fx.spec.patched import Patched
 from lora_fx.spec.syntax import File
 from lora_fx.spec.syntax_errors import explain
@@ -46,23 +45,10 @@ def _read(source: Source) -> tuple[Tree[Any] | None, Patched, list[Diagnostic]]:
     diagnostics: list[Diagnostic] = []
     while True:
         try:
-            return _grammar().parse(patched.text), patched, diagnostics
+            return grammar().parse(patched.text), patched, diagnostics
         except UnexpectedInput as error:
-            correction = explain(error, patched, _grammar())
+            correction = explain(error, patched, grammar())
             diagnostics.append(correction.diagnostic)
             if len(diagnostics) == _MOST_ERRORS or len(source.text) > _MOST_CHARACTERS_TO_RECOVER:
                 return None, patched, diagnostics
             patched = patched.replace(correction.start, correction.end, correction.text)
-
-
-@cache
-def _grammar() -> Lark:
-    beside = Path(__file__).parent.parent / "lora.lark"
-    checkout = Path(__file__).parent.parent.parent / "grammar" / "lora.lark"
-    path = beside if beside.exists() else checkout
-    return Lark(
-        path.read_text(encoding="utf-8"),
-        parser="lalr",
-        propagate_positions=True,
-        maybe_placeholders=False,
-    )

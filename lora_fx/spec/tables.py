@@ -1,0 +1,71 @@
+"""A grammar's tables in the user's cache folder, so that they are not built at every start.
+
+The folder is `LORA_FX_CACHE`, else `lora_fx` in `XDG_CACHE_HOME` or `~/.cache`. A file there holds
+plain JSON after the checksum of it: one that is damaged reads as none, and nothing in it is ever
+run. Where the folder cannot be read or written there is no cache, and nothing else changes.
+"""
+
+import json
+import os
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import lark
+from lark import Lark
+from lark.grammar import Rule
+from lark.lexer import TerminalDef
+
+
+def key(grammar: str, options: dict[str, Any]) -> str:
+    """Return the name of the tables that this version of Lark makes of a grammar."""
+    return sha256(json.dumps([grammar, options, lark.__version__]).encode()).hexdigest()
+
+
+def read(key: str) -> Lark | None:
+    """Return the parser whose tables are kept under a key, or None: there are none, or damaged."""
+    try:
+        checksum, _, data = _path(key).read_bytes().partition(b"\n")
+    except (OSError, RuntimeError):
+        return None
+    if checksum.decode(errors="replace") != sha256(data).hexdigest():
+        return None
+    return Lark.load(_with_whole_numbers(json.loads(data)))
+
+
+def write(key: str, parser: Lark) -> None:
+    """Keep a parser's tables under a key; the file appears whole or not at all."""
+    data, memo = parser.memo_serialize([TerminalDef, Rule])
+    text = json.dumps({"data": data, "memo": memo}, separators=(",", ":")).encode()
+    try:
+        path = _path(key)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file, name = tempfile.mkstemp(dir=path.parent)
+        try:
+            with open(file, "wb") as temporary:
+                temporary.write(sha256(text).hexdigest().encode() + b"\n" + text)
+            os.replace(name, path)
+        except OSError:
+            os.unlink(name)
+    except (OSError, RuntimeError):
+        return
+
+
+def _path(key: str) -> Path:
+    own = os.environ.get("LORA_FX_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(own) if own else Path(shared) / "lora_fx"
+    return folder.expanduser() / f"tables-{key[:16]}.json"
+
+
+def _with_whole_numbers(tables: dict[str, Any]) -> dict[str, Any]:
+    """Make the keys numbers again that were numbers before JSON made them texts."""
+    parser = tables["data"]["parser"]["parser"]
+    parser["tokens"] = _numbered(parser["tokens"])
+    parser["states"] = {k: _numbered(v) for k, v in _numbered(parser["states"]).items()}
+    return {"data": tables["data"], "memo": _numbered(tables["memo"])}
+
+
+def _numbered(table: dict[str, Any]) -> dict[int, Any]:
+    return {int(key): value for key, value in table.items()}
