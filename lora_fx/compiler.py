@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from lora_fx.adapters.bind import bind
 from lora_fx.adapters.clone import clone
+from lora_fx.adapters.not_yet import require_supported
 from lora_fx.adapters.peft.folders import adapter_folders, local
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import backends
@@ -60,10 +61,11 @@ def compile(
     spec = spec if isinstance(spec, Spec) else parse(spec)
     _require_layers(spec, model)
     if inplace:
-        plan_of(spec, model)
+        require_supported(plan_of(spec, model))
     tree = model.requires_grad_(False) if inplace else clone(model)
-    layer_map = replicate_layers(tree, spec.replication) if spec.replication else None
+    layer_map = replicate_layers(tree, spec.layers) if spec.layers else None
     plan = plan_sites(spec, tree, layer_map)
+    require_supported(plan)
     bind(tree, plan.sites)
     if backend is not None:
         unit = Unit(Pipeline(tree, backend, spec.compile.mode), spec.compile.dynamic)

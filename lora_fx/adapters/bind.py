@@ -15,7 +15,7 @@ def bind(model: nn.Module, planned: tuple[SitePlan, ...]) -> None:
         site = storage.mark(model.get_submodule(site_plan.fqn))  # type: ignore[arg-type]
         device = storage.base_device(site)
         A, B = initialise(
-            site_plan.init,
+            site_plan.init.name,
             site_plan.in_features,
             site_plan.out_features,
             site_plan.rank,

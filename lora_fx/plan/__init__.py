@@ -25,10 +25,10 @@ def plan(spec: Spec | str | Path, model: ModelLike | None = None) -> Plan:
     """
     spec = spec if isinstance(spec, Spec) else parse(spec)
     tree = tree_of(model, spec)
-    if spec.replication is None:
+    if spec.layers is None:
         return plan_sites(spec, tree)
     tree = structure_of(tree)
-    return plan_sites(spec, tree, replicate_layers(tree, spec.replication))
+    return plan_sites(spec, tree, replicate_layers(tree, spec.layers))
 
 
 class _Callable(ModuleType):

@@ -1,13 +1,13 @@
-"""A model's modules as selectors see them."""
+"""A model's modules and parameters as selectors see them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lora_fx.plan.kinds import Layer, is_linear, layer_of, parameter_layer
 from lora_fx.plan.stacks import Place, Stack, every_stack, place_of
 
 
@@ -15,18 +15,31 @@ from lora_fx.plan.stacks import Place, Stack, every_stack, place_of
 class Modules:
     """Modules by fqn, in module order, each once; `aliases` are all names of each, shared ones too.
 
-    `linears` are the linear layers but the output head, `config` is the model's, or None.
+    `parameters` are the base model's by name. `linears` are the linear layers but the output head,
+    `config` is the model's, or None.
     """
 
+    tree: nn.Module
     by_fqn: Mapping[str, nn.Module]
     aliases: Mapping[str, tuple[str, ...]]
+    parameters: Mapping[str, Tensor]
     stacks: tuple[Stack, ...]
     linears: frozenset[str]
     config: Any
 
-    def place(self, fqn: str) -> Place | None:
-        """Return the layer that a module stands in, None outside every stack."""
-        return place_of(fqn, self.stacks)
+    def place(self, name: str) -> Place | None:
+        """Return the layer that a module or parameter stands in, None outside every stack."""
+        return place_of(name, self.stacks)
+
+    def owner(self, name: str) -> nn.Module:
+        """Return a module, or the module of a parameter, by its dotted name."""
+        return self.by_fqn.get(name) or self.tree.get_submodule(name.rpartition(".")[0])
+
+    def layer(self, name: str) -> Layer | None:
+        """Return what can be adapted under a name, of a module or of a parameter."""
+        if name in self.by_fqn:
+            return layer_of(self.by_fqn[name])
+        return parameter_layer(self.owner(name), self.parameters[name])
 
 
 def modules_of(model: nn.Module) -> Modules:
@@ -34,10 +47,16 @@ def modules_of(model: nn.Module) -> Modules:
     names: dict[int, list[str]] = {}
     for fqn, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(fqn)
-    by_fqn = _outside_linears(model)
+    by_fqn = _outside_layers(model)
     return Modules(
+        model,
         by_fqn,
         {fqn: tuple(names[id(module)]) for fqn, module in by_fqn.items()},
+        {
+            f"{fqn}.{name}" if fqn else name: parameter
+            for fqn, module in ({"": model} | by_fqn).items()
+            for name, parameter in module.named_parameters(recurse=False)
+        },
         tuple(every_stack(model)),
         linear_modules(model),
         getattr(model, "config", None),
@@ -49,26 +68,19 @@ def linear_modules(model: nn.Module) -> frozenset[str]:
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     return frozenset(
         fqn
-        for fqn, module in _outside_linears(model).items()
-        if isinstance(module, nn.Linear) and module is not head
+        for fqn, module in _outside_layers(model).items()
+        if is_linear(module) and module is not head
     )
 
 
-def can_be_adapted(module: nn.Module) -> bool:
-    """Whether a module is a linear layer that is called.
-
-    `nn.MultiheadAttention` reads the weight of its output projection and never calls it.
-    """
-    return isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
-
-
-def _outside_linears(model: nn.Module) -> dict[str, nn.Module]:
+def _outside_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Leave out what stands inside a linear layer or an embedding: the parts of its adapters."""
     found: dict[str, nn.Module] = {}
     inside = ""
     for fqn, module in model.named_modules():
         if not fqn or (inside and fqn.startswith(inside)):
             continue
         found[fqn] = module
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | nn.Embedding) or is_linear(module):
             inside = f"{fqn}."
     return found

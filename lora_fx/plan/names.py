@@ -1,14 +1,15 @@
 """What the names in an expression stand for at one module."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.config_values import config_value
 from lora_fx.plan.modules import Modules
-from lora_fx.spec.attributes import ADAPTER, problem
-from lora_fx.spec.evaluate import evaluate
-from lora_fx.spec.expressions import Reference, Value
+from lora_fx.spec.attributes import ADAPTER
+from lora_fx.spec.evaluate import evaluate, evaluate_condition
+from lora_fx.spec.expressions import Expr, Reference, Value, Word
+from lora_fx.spec.rule import completed, problems
 from lora_fx.spec.spec import Setting
 
 
@@ -33,7 +34,7 @@ class Names:
             case ("module", "name"):
                 return self.fqn
             case ("module", "class"):
-                return type(self._modules.by_fqn[self.fqn]).__name__
+                return type(self._modules.owner(self.fqn)).__name__
             case ("module", which):
                 return self._features(reference, which)
             case ("model", "config", *_):
@@ -47,7 +48,7 @@ class Names:
         if setting is None:
             default = ADAPTER[name].default
             assert default is not None
-            return default
+            return completed(ADAPTER[name], default)
         if name in self._open:
             around = " → ".join(f"`{n}`" for n in [*self._open[self._open.index(name) :], name])
             span = reference.span if reference else setting.span
@@ -59,14 +60,28 @@ class Names:
             self._open.append(name)
             value = evaluate(setting.value, self.value)
             self._open.pop()
-            self._values[name] = self._checked(name, value, setting)
+            self._values[name] = self._checked(name, value, setting.value)
         return self._values[name]
 
-    def _checked(self, name: str, value: Value, setting: Setting) -> Value:
-        wrong = problem(name, ADAPTER[name], value, setting.value.span)
-        if wrong is not None:
-            raise LoraFxError((replace(wrong, label=f"{wrong.label} at `{self.fqn}`"),))
+    def number(self, name: str) -> int | float:
+        """Return an attribute that is a number."""
+        value = self.attribute(name)
+        assert isinstance(value, int | float)
         return value
+
+    def word(self, name: str) -> Word:
+        """Return an attribute that is a bare word."""
+        value = self.attribute(name)
+        assert isinstance(value, Word)
+        return value
+
+    def _checked(self, name: str, value: Value, expr: Expr) -> Value:
+        wrong = problems(name, ADAPTER[name], value, expr)
+        if wrong:
+            raise LoraFxError(
+                replace(w, label=f"{w.label} at `{self.fqn}`".lstrip()) for w in wrong
+            )
+        return completed(ADAPTER[name], value)
 
     def _layer(self, reference: Reference, which: str) -> int:
         place = self._modules.place(self.fqn)
@@ -76,12 +91,22 @@ class Names:
         return place.index if which == "index" else len(place.stack.layers)
 
     def _features(self, reference: Reference, which: str) -> int:
-        module = self._modules.by_fqn[self.fqn]
-        value = getattr(module, which, None)
-        if not isinstance(value, int):
-            label = f"`{self.fqn}` is a `{type(module).__name__}`"
+        layer = self._modules.layer(self.fqn)
+        if layer is None:
+            kind = type(self._modules.owner(self.fqn)).__name__
+            label = f"`{self.fqn}` is a `{kind}`"
             raise _fault("no-features", f"`{reference}` has no value here", reference, label)
-        return value
+        return layer.in_features if which == "in_features" else layer.out_features
+
+
+def condition(conditions: Sequence[Expr], modules: Modules) -> Callable[[str], bool]:
+    """Return whether all conditions of a selector hold of a module or parameter, by its name."""
+
+    def holds(name: str) -> bool:
+        value = Names(name, modules, {}).value
+        return all(evaluate_condition(one, value) for one in conditions)
+
+    return holds
 
 
 def _fault(code: str, message: str, reference: Reference, label: str) -> LoraFxError:

@@ -6,14 +6,17 @@ from typing import Any
 
 from torch import nn
 
-from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
+from lora_fx.plan.alike import once_each
 from lora_fx.plan.checks import failed_checks
 from lora_fx.plan.memory import Memory, count_elements, estimate
 from lora_fx.plan.modules import modules_of
+from lora_fx.plan.quantization import QuantizedModule, quantized_modules
 from lora_fx.plan.replication import LayerMap
 from lora_fx.plan.rules import plan_adapter
 from lora_fx.plan.sites import SitePlan
-from lora_fx.spec.expressions import Value
+from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
+from lora_fx.spec.expressions import Value, show
 from lora_fx.spec.spec import AdapterSpec, Spec
 
 
@@ -21,12 +24,18 @@ from lora_fx.spec.spec import AdapterSpec, Spec
 class Plan:
     """What a spec does to a model; made from shapes alone.
 
-    `sites` in module order, a module's adapters in file order. `notes` are warnings and notes.
-    `base` counts the base model's parameters, packed 4-bit weights as what they stand for.
+    `sites` in module order, a module's adapters in file order. `trained` are modules of which a
+    copy is trained, `tokens` rows of embeddings, `biases` the base's own, `quantized` modules
+    whose weights are packed. `notes` are warnings and notes. `base` counts the base model's
+    parameters, packed weights as what they stand for.
     """
 
     spec: Spec
     sites: tuple[SitePlan, ...]
+    trained: tuple[TrainedModule, ...]
+    tokens: tuple[TrainedTokens, ...]
+    biases: tuple[TrainedBias, ...]
+    quantized: Mapping[str, QuantizedModule]
     layer_map: LayerMap | None
     stacks: Mapping[str, int]
     base: int
@@ -36,12 +45,15 @@ class Plan:
     @property
     def trainable(self) -> int:
         """Parameters that training changes."""
-        return sum(site.parameters for site in self.sites if site.trainable)
+        of_base = (*self.trained, *self.tokens, *self.biases)
+        return sum(site.trained for site in self.sites) + sum(one.parameters for one in of_base)
 
     @property
     def all(self) -> int:
-        """All parameters, the adapters included."""
-        return self.base + sum(site.parameters for site in self.sites)
+        """All parameters: the base's, the adapters', and the copies that are trained."""
+        copies = (*self.trained, *self.tokens)
+        added = sum(site.parameters for site in self.sites) + sum(one.parameters for one in copies)
+        return self.base + added
 
     def memory(self) -> dict[str, int]:
         """Bytes of base, adapters, gradients, AdamW's state, and their total."""
@@ -51,6 +63,13 @@ class Plan:
         """Return the plan as plain data."""
         return {
             "sites": [_site(site) for site in self.sites],
+            "trained": [_rest(module) for module in self.trained],
+            "tokens": [_rest(tokens) for tokens in self.tokens],
+            "biases": [_rest(bias) for bias in self.biases],
+            "quantized": [
+                _rest(module) | {"method": show(module.method)}
+                for module in self.quantized.values()
+            ],
             "layer_map": asdict(self.layer_map) if self.layer_map else None,
             "trainable": self.trainable,
             "all": self.all,
@@ -65,20 +84,23 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
     """
     modules = modules_of(tree)
     diagnostics = [fault for adapter in spec.adapters for fault in _name_faults(adapter)]
-    planned = [
-        site for adapter in spec.adapters for site in plan_adapter(adapter, modules, diagnostics)
-    ]
-    order = {fqn: i for i, fqn in enumerate(modules.by_fqn)}
-    sites = tuple(sorted(planned, key=lambda site: order[site.fqn]))
+    quantized = quantized_modules(spec.quantize, modules, diagnostics)
+    adapters = [plan_adapter(adapter, modules, diagnostics) for adapter in spec.adapters]
+    order = {name: i for i, name in enumerate((*modules.by_fqn, *modules.parameters))}
     plan = Plan(
         spec,
-        sites,
+        tuple(sorted((s for a in adapters for s in a.sites), key=lambda site: order[site.name])),
+        tuple(module for adapter in adapters for module in adapter.modules),
+        tuple(tokens for adapter in adapters for tokens in adapter.tokens),
+        tuple(bias for adapter in adapters for bias in adapter.biases),
+        quantized,
         layer_map,
         {stack.fqn: len(stack.layers) for stack in modules.stacks},
         sum(count_elements(parameter) for parameter in tree.parameters()),
         tuple(d for d in diagnostics if d.severity != "error"),
-        estimate(tree, sites),
+        estimate(tree, adapters, quantized),
     )
+    diagnostics += _slot_faults(plan)
     if not any(d.severity == "error" for d in diagnostics):
         diagnostics += failed_checks(spec.checks, _totals(plan), modules)
     if any(d.severity == "error" for d in diagnostics):
@@ -104,7 +126,45 @@ def _name_faults(adapter: AdapterSpec) -> list[Diagnostic]:
     return [Diagnostic("reserved-name", message, adapter.span, help=help)]
 
 
+def _slot_faults(plan: Plan) -> list[Diagnostic]:
+    """Refuse ranks that do not fit into the slots of the router."""
+    largest = plan.spec.route.max_rank if plan.spec.route else None
+    beyond = [site for site in plan.sites if largest is not None and site.rank > largest]
+    faults = [
+        Diagnostic(
+            "rank-beyond-slots",
+            f"rank {site.rank} does not fit into the slots of `route`",
+            site.settings["rank"].span if "rank" in site.settings else site.rule,
+            f"`max_rank` is {largest}; at `{site.name}`",
+        )
+        for site in beyond
+    ]
+    return once_each(faults)
+
+
 def _site(site: SitePlan) -> dict[str, Any]:
-    plain = {k: v for k, v in vars(site).items() if k not in ("rule", "provenance")}
-    places = {k: f"{s.source.name}:{s.line}" for k, s in site.provenance.items()}
-    return plain | {"rule": f"{site.rule.source.name}:{site.rule.line}", "provenance": places}
+    values = {name: getattr(site, name) for name in _VALUES}
+    words = {name: show(getattr(site, name)) for name in ("init", "variant")}
+    places = {name: _place(span) for name, span in site.provenance.items()}
+    layer = {
+        "kind": site.layer.kind,
+        "in_features": site.in_features,
+        "out_features": site.out_features,
+    }
+    tensors = {name: list(shape) for name, shape in site.tensors.items()}
+    rule = {"rule": _place(site.rule), "provenance": places}
+    return values | layer | words | {"tensors": tensors} | rule
+
+
+_VALUES = (
+    *("fqn", "parameter", "adapter", "rank", "alpha", "scaling", "rslora", "dropout"),
+    *("lora_bias", "tie", "offload", "seed", "dtype", "compute", "trainable"),
+)
+
+
+def _rest(item: Any) -> dict[str, Any]:
+    return vars(item) | {"parameters": getattr(item, "parameters", None), "rule": _place(item.rule)}
+
+
+def _place(span: Span) -> str:
+    return f"{span.source.name}:{span.line}"

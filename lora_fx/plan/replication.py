@@ -1,4 +1,4 @@
-"""Repeat ranges of layers on the module tree; the copies share the base weights.
+"""Repeat and drop ranges of layers on the module tree.
 
 Kim et al. 2023 (SOLAR), arXiv 2312.15166, §2: depth up-scaling.
 """
@@ -13,7 +13,9 @@ from torch import nn
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.selectors import layer_range
 from lora_fx.plan.stacks import Stack, find_stacks
-from lora_fx.spec.spec import Replication
+from lora_fx.spec.expressions import quote
+from lora_fx.spec.selectors import Range
+from lora_fx.spec.spec import LayersSpec
 
 
 @dataclass(frozen=True)
@@ -25,22 +27,27 @@ class LayerMap:
     old: tuple[int, ...]
 
 
-def replicate_layers(tree: nn.Module, replication: Replication) -> LayerMap:
+def replicate_layers(tree: nn.Module, spec: LayersSpec) -> LayerMap:
     """Build the new stack in place and return where each layer came from.
 
     The first use of a layer is the layer itself; a further use is a copy of its modules on the
-    same Parameters, with buffers of its own. Layer indices inside the layers, and every count or
-    per-layer list in the configs, follow. Raises LoraFxError for ranges outside the stack.
+    same Parameters (with `share`; else on copies), with buffers of its own. Layer indices inside
+    the layers, and every count or per-layer list in the configs, follow. Raises LoraFxError for
+    ranges outside the stack.
     """
-    stack = _only_stack(tree, replication)
+    stack = _stack(tree, spec)
     count = len(stack.layers)
-    ranges = _bounds(replication, count)
-    old = tuple(i for start, end in ranges for i in range(start, end))
+    dropped = {i for start, end in _bounds(spec.dropped, count) for i in range(start, end)}
+    ranges = _bounds(spec.ranges, count) if spec.ranges else ((0, count),)
+    old = tuple(i for start, end in ranges for i in range(start, end) if i not in dropped)
+    if not old:
+        message = "no layer is left"
+        raise LoraFxError((Diagnostic("layer-range", message, spec.span),))
     used: set[int] = set()
     layers = []
     for new, index in enumerate(old):
         layer = stack.layers[index]
-        layers.append(_share(layer) if index in used else layer)
+        layers.append(_copy(layer, spec.share) if index in used else layer)
         used.add(index)
         _renumber(layers[-1], new)
     parent, _, name = stack.fqn.rpartition(".")
@@ -50,30 +57,32 @@ def replicate_layers(tree: nn.Module, replication: Replication) -> LayerMap:
     return LayerMap(stack.fqn, ranges, old)
 
 
-def _only_stack(tree: nn.Module, replication: Replication) -> Stack:
-    stacks = find_stacks(tree)
-    if len(stacks) != 1:
-        names = ", ".join(f"`{stack.fqn}`" for stack in stacks) or "none"
-        message = f"layers are replicated in a model of one stack; this one has {len(stacks)}"
-        raise LoraFxError(
-            (Diagnostic("ambiguous-stack", message, replication.span, notes=(f"stacks: {names}",)),)
-        )
-    return stacks[0]
+def _stack(tree: nn.Module, spec: LayersSpec) -> Stack:
+    stacks = {stack.fqn: stack for stack in find_stacks(tree)}
+    if spec.stack in stacks:
+        return stacks[spec.stack]
+    if spec.stack is None and len(stacks) == 1:
+        return next(iter(stacks.values()))
+    names = ", ".join(f"`{fqn}`" for fqn in stacks) or "none"
+    if spec.stack is not None:
+        message, help = f"`{spec.stack}` is no stack of layers", None
+    else:
+        message = f"the model has {len(stacks)} stacks of layers"
+        help = f"name one: `of = {quote(next(iter(stacks)))}`" if stacks else None
+    notes = (f"the stacks are {names}",)
+    raise LoraFxError((Diagnostic("ambiguous-stack", message, spec.span, notes=notes, help=help),))
 
 
-def _bounds(replication: Replication, count: int) -> tuple[tuple[int, int], ...]:
-    beyond = [layer_range(part, count) for part in replication.ranges if part.last >= count]
+def _bounds(ranges: tuple[Range, ...], count: int) -> tuple[tuple[int, int], ...]:
+    beyond = [layer_range(part, count) for part in ranges if part.last >= count]
     if beyond:
         raise LoraFxError(beyond)
-    return tuple(
-        (part.start or 0, count if part.end is None else part.end) for part in replication.ranges
-    )
+    return tuple((part.start or 0, count if part.end is None else part.end) for part in ranges)
 
 
-def _share(layer: nn.Module) -> nn.Module:
-    memo: dict[int, Any] = {}
-    for shared in (*layer.parameters(), *_quantisation(layer), *_configs(layer)):
-        memo[id(shared)] = shared
+def _copy(layer: nn.Module, share: bool) -> nn.Module:
+    kept = (*layer.parameters(), *_quantisation(layer)) if share else ()
+    memo: dict[int, Any] = {id(shared): shared for shared in (*kept, *_configs(layer))}
     return copy.deepcopy(layer, memo)
 
 

@@ -1,74 +1,113 @@
 """One adapter against a model: which rule wins each attribute of each module."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-
-from torch import nn
+from dataclasses import dataclass, replace
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
-from lora_fx.plan.modules import Modules, can_be_adapted
-from lora_fx.plan.names import Names
-from lora_fx.plan.selectors import select
+from lora_fx.plan.alike import once_each
+from lora_fx.plan.modules import Modules
+from lora_fx.plan.names import Names, condition
+from lora_fx.plan.selectors import Condition, select
 from lora_fx.plan.sites import SitePlan
+from lora_fx.plan.trained import (
+    TrainedBias,
+    TrainedModule,
+    TrainedTokens,
+    is_inside,
+    trained_biases,
+    trained_modules,
+    trained_tokens,
+)
 from lora_fx.plan.values import settle
-from lora_fx.spec.evaluate import evaluate_condition
 from lora_fx.spec.spec import AdapterSpec, Setting, Target
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """What one adapter adds to a model and what it trains of it, each in module order."""
+
+    sites: tuple[SitePlan, ...]
+    modules: tuple[TrainedModule, ...]
+    tokens: tuple[TrainedTokens, ...]
+    biases: tuple[TrainedBias, ...]
 
 
 def plan_adapter(
     adapter: AdapterSpec, modules: Modules, diagnostics: list[Diagnostic]
-) -> list[SitePlan]:
-    """Return the sites of one adapter in module order, and note everything that is wrong.
+) -> AdapterPlan:
+    """Return what an adapter does, and note everything that is wrong.
 
-    Per attribute the later matching rule wins; the adapter's own attributes are the defaults.
+    Per attribute the later matching rule wins; the adapter's own attributes are the defaults. What
+    is trained as a whole is not adapted, nor is what stands inside it.
     """
-    matched = _match(adapter, modules, diagnostics)
+    copies = trained_modules(adapter, modules, diagnostics)
+    matched = _match(adapter, modules, [copy.fqn for copy in copies], diagnostics)
     winners = {
-        fqn: _winners(adapter, [adapter.targets[i] for i in rules])
-        for fqn, rules in matched.items()
+        name: _winners(adapter, [adapter.targets[i] for i in rules])
+        for name, rules in matched.items()
     }
     diagnostics += _overridden(adapter, matched, winners)
-    sites, faults = [], []
-    for fqn in (fqn for fqn in modules.by_fqn if fqn in matched):
-        module, rule = modules.by_fqn[fqn], adapter.targets[matched[fqn][-1]]
-        if not (isinstance(module, nn.Linear) and can_be_adapted(module)):
-            faults.append(_unsupported_layer(fqn, module, rule))
-            continue
+    faults: list[Diagnostic] = []
+    sites = []
+    for name in matched:
+        rule = adapter.targets[matched[name][-1]]
         try:
-            names = Names(fqn, modules, winners[fqn])
-            sites.append(settle(fqn, module, adapter.name, rule, names))
+            sites.append(_site(name, adapter.name, rule, matched, modules, winners[name]))
         except LoraFxError as error:
             faults += error.diagnostics
-    if not matched and not any(d.severity == "error" for d in diagnostics):
+    tokens = trained_tokens(adapter, modules, copies, diagnostics)
+    biases = trained_biases(adapter, sites, modules, copies)
+    nothing = not (matched or copies or tokens)
+    if nothing and not any(d.severity == "error" for d in diagnostics):
         message = f"adapter `{adapter.name}` adapts no module of this model"
         faults.append(Diagnostic("empty-adapter", message, adapter.span))
-    diagnostics += _once_each(faults)
-    return sites
+    diagnostics += once_each(faults)
+    return AdapterPlan(tuple(sites), tuple(copies), tuple(tokens), tuple(biases))
 
 
 def _match(
-    adapter: AdapterSpec, modules: Modules, diagnostics: list[Diagnostic]
+    adapter: AdapterSpec, modules: Modules, copies: Sequence[str], diagnostics: list[Diagnostic]
 ) -> dict[str, list[int]]:
-    """Return the numbers of the rules that match each module, in file order."""
+    """Return the numbers of the rules that match each name, in file order; names in their order."""
     matched: dict[str, list[int]] = {}
     for number, target in enumerate(adapter.targets):
+        meant = condition(target.selector.conditions, modules)
 
-        def holds(fqn: str, conditions: tuple = target.selector.conditions) -> bool:
-            value = Names(fqn, modules, {}).value
-            return all(evaluate_condition(condition, value) for condition in conditions)
+        def holds(name: str, meant: Condition = meant) -> bool:
+            return not is_inside(name, copies) and meant(name)
 
-        try:
-            for fqn in select(target, modules, holds, diagnostics):
-                matched.setdefault(fqn, []).append(number)
-        except LoraFxError as error:
-            diagnostics += error.diagnostics
-    return matched
+        for name in select(target.selector, target.optional, modules, holds, diagnostics):
+            matched.setdefault(name, []).append(number)
+    order = (*modules.by_fqn, *modules.parameters)
+    return {name: matched[name] for name in order if name in matched}
+
+
+def _site(
+    name: str,
+    adapter: str,
+    rule: Target,
+    matched: Mapping[str, Sequence[int]],
+    modules: Modules,
+    settings: Mapping[str, Setting],
+) -> SitePlan:
+    layer = modules.layer(name)
+    if layer is None:
+        raise LoraFxError((_unsupported_layer(name, modules, rule),))
+    if name in modules.by_fqn:
+        return settle(name, None, layer, adapter, rule, Names(name, modules, settings))
+    fqn, _, parameter = name.rpartition(".")
+    if fqn in matched:
+        message = f"`{fqn}` is adapted as a module already"
+        label = f"matches its `{parameter}`"
+        raise LoraFxError((Diagnostic("cannot-apply", message, rule.selector.span, label),))
+    return settle(fqn, parameter, layer, adapter, rule, Names(name, modules, settings))
 
 
 def _winners(adapter: AdapterSpec, rules: Sequence[Target]) -> dict[str, Setting]:
     winners = dict(adapter.settings)
     for rule in rules:
-        winners |= rule.settings
+        for name, setting in rule.settings.items():
+            winners[name] = replace(setting, over=winners.get(name))
     return winners
 
 
@@ -82,7 +121,7 @@ def _overridden(
     for number, target in enumerate(adapter.targets):
         places = [fqn for fqn, rules in matched.items() if number in rules]
         in_force = any(
-            winners[fqn][name] is setting
+            winners[fqn][name].span is setting.span
             for fqn in places
             for name, setting in target.settings.items()
         )
@@ -95,29 +134,18 @@ def _overridden(
     return warnings
 
 
-def _unsupported_layer(fqn: str, module: nn.Module, rule: Target) -> Diagnostic:
-    kind = type(module).__name__
-    if isinstance(module, nn.Linear):
-        message = f"`{kind}` modules are never called, so that they cannot be adapted yet"
-        help = f'leave it out: `except "{fqn}"`'
+def _unsupported_layer(name: str, modules: Modules, rule: Target) -> Diagnostic:
+    owner = modules.owner(name)
+    kind = type(owner).__name__
+    help = "narrow the pattern, or name the layers inside it"
+    if name in modules.parameters:
+        shape = tuple(modules.parameters[name].shape)
+        message = f"a parameter of shape {shape} is no matrix and no stack of matrices"
+        help = "narrow the pattern"
+    elif hasattr(owner, "in_features"):
+        message = f"`{kind}` modules are never called, so that they cannot be adapted"
+        help = f'leave it out: `except "{name}"`'
     else:
-        message = f"`{kind}` modules cannot be adapted yet, only linear layers"
-        help = "narrow the pattern, or name the linear layers inside it"
+        message = f"`{kind}` modules cannot be adapted: no linear layer, embedding or convolution"
     span = rule.selector.span
-    return Diagnostic("unsupported-layer", message, span, f"matches `{fqn}`", help=help)
-
-
-def _once_each(faults: Sequence[Diagnostic]) -> list[Diagnostic]:
-    """Say once what holds of many modules: of the first, with the number of the others."""
-    alike: dict[tuple, list[Diagnostic]] = {}
-    for fault in faults:
-        alike.setdefault((fault.code, fault.span, fault.message), []).append(fault)
-    return [_with_others(first, len(others)) for first, *others in alike.values()]
-
-
-def _with_others(first: Diagnostic, others: int) -> Diagnostic:
-    if not others:
-        return first
-    return replace(
-        first, notes=(*first.notes, f"likewise at {others} more module{'s' * (others > 1)}")
-    )
+    return Diagnostic("unsupported-layer", message, span, f"matches `{name}`", help=help)

@@ -1,75 +1,115 @@
-"""Match a rule's selector against a model's modules."""
+"""Match a rule's selector against a model's modules and parameters."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
-from lora_fx.diagnostics import Diagnostic
+from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.modules import Modules
-from lora_fx.plan.modules import linear_modules as linear_modules
 from lora_fx.plan.stacks import Stack
-from lora_fx.spec.selectors import Atom, Range, Selector, glob_to_regex
-from lora_fx.spec.spec import Target
+from lora_fx.spec.expressions import quote
+from lora_fx.spec.patterns import BadPattern, matcher
+from lora_fx.spec.selectors import Atom, Range, Selector
 
 Condition = Callable[[str], bool]
 
 
 def select(
-    target: Target, modules: Modules, holds: Condition, diagnostics: list[Diagnostic]
+    selector: Selector,
+    optional: bool,
+    modules: Modules,
+    holds: Condition,
+    diagnostics: list[Diagnostic],
 ) -> list[str]:
-    """Return the fqns a target selects, in module order, and note what is wrong with it.
+    """Return the dotted names that a selector selects, in module order, and note what is wrong.
 
-    Each atom is judged alone first: one that matches no module is an error at the atom (a note
-    with `target?`). One that the clauses empty is a note; a rule that selects nothing, an error.
+    Names of modules, and with `parameter "…"` of parameters. Each atom is judged alone first: one
+    that matches nothing is an error at the atom (a note if the rule is `optional`). One that the
+    clauses empty is a note; a rule that selects nothing, an error.
     """
-    selector = target.selector
-    excluded: set[str] = set()
-    for atom in selector.excludes:
-        matched = match(atom, modules)
-        if not matched:
-            diagnostics.append(_unmatched(atom, modules, optional=False))
-        excluded.update(matched)
+    try:
+        return _select(selector, optional, modules, holds, diagnostics)
+    except LoraFxError as error:
+        diagnostics += error.diagnostics
+        return []
+
+
+def _select(
+    selector: Selector,
+    optional: bool,
+    modules: Modules,
+    holds: Condition,
+    diagnostics: list[Diagnostic],
+) -> list[str]:
+    excluded = _excluded(selector, optional, modules, diagnostics)
     stack = None
     if selector.layers is not None:
         stack = _stack(selector, modules, diagnostics)
-        if stack is None:
-            return []
-        beyond = _beyond(selector.layers, stack)
-        if beyond:
-            diagnostics += beyond
+        beyond = _beyond(selector.layers, stack) if stack else []
+        diagnostics += beyond
+        if stack is None or beyond:
             return []
     chosen: set[str] = set()
     emptied = []
     for atom in selector.atoms:
         matched = match(atom, modules)
         if not matched:
-            diagnostics.append(_unmatched(atom, modules, target.optional))
+            diagnostics.append(_unmatched(atom, modules, optional))
             continue
-        inside = [f for f in matched if _in_layers(selector, f, stack, modules)]
-        kept = [fqn for fqn in inside if fqn not in excluded and holds(fqn)]
+        inside = [f for f in matched if _in_layers(selector, f, stack)]
+        kept = [name for name in inside if name not in excluded and holds(name)]
         if not kept:
             emptied.append(_emptied(atom, len(matched)))
         chosen.update(kept)
     if emptied and not chosen:
-        diagnostics.append(_selects_nothing(target))
+        diagnostics.append(_selects_nothing(selector, optional))
     else:
         diagnostics += emptied
-    return [fqn for fqn in modules.by_fqn if fqn in chosen]
+    return [name for name in (*modules.by_fqn, *modules.parameters) if name in chosen]
 
 
 def match(atom: Atom, modules: Modules) -> list[str]:
-    """Return the fqns of the modules that an atom matches by itself, under any of their names."""
+    """Return the names that an atom matches by itself; modules fit under any of their names.
+
+    Raises LoraFxError for a regex that takes too long.
+    """
+    try:
+        return _match(atom, modules)
+    except BadPattern as error:
+        message = f"`{atom}` is not a pattern that can be used"
+        diagnostic = Diagnostic("bad-pattern", message, atom.span, str(error))
+        raise LoraFxError((diagnostic,)) from error
+
+
+def _match(atom: Atom, modules: Modules) -> list[str]:
     if atom.kind == "linear":
         return [fqn for fqn in modules.by_fqn if fqn in modules.linears]
-    if atom.kind == "name":
-        fits = re.compile(rf"(?:.*\.)?{re.escape(atom.pattern)}")
-    else:
-        fits = glob_to_regex(atom.pattern)
+    fits = matcher(atom)
+    if atom.kind == "parameter":
+        return [name for name in modules.parameters if fits(name)]
+    if atom.kind == "class":
+        return [fqn for fqn, module in modules.by_fqn.items() if fits(type(module).__name__)]
     names = modules.aliases.items()
-    return [fqn for fqn, aliases in names if any(fits.fullmatch(alias) for alias in aliases)]
+    return [fqn for fqn, aliases in names if any(map(fits, aliases))]
 
 
-def _in_layers(selector: Selector, fqn: str, stack: Stack | None, modules: Modules) -> bool:
+def _excluded(
+    selector: Selector, optional: bool, modules: Modules, diagnostics: list[Diagnostic]
+) -> set[str]:
+    """Return what the `except` atoms take away: a module's parameters go with it."""
+    excluded: set[str] = set()
+    for atom in selector.excludes:
+        matched = match(atom, modules)
+        owned = [f for f in modules.parameters if f.rpartition(".")[0] in matched]
+        if atom.kind in ("name", "glob", "regex"):
+            owned += filter(matcher(atom), modules.parameters)
+        if not matched and not owned:
+            diagnostics.append(_unmatched(atom, modules, optional))
+        excluded.update(matched, owned)
+    return excluded
+
+
+def _in_layers(selector: Selector, fqn: str, stack: Stack | None) -> bool:
     if stack is None or selector.layers is None:
         return True
     if not fqn.startswith(f"{stack.fqn}."):
@@ -115,25 +155,40 @@ def layer_range(part: Range, count: int) -> Diagnostic:
 
 
 def _unmatched(atom: Atom, modules: Modules, optional: bool) -> Diagnostic:
+    parameters = atom.kind == "parameter"
+    count = len(modules.parameters if parameters else modules.by_fqn)
+    what = "parameter" if parameters else "module"
     return Diagnostic(
         "unmatched-target",
-        f"`{atom}` matches no module of the model",
+        f"`{atom}` matches no {what} of the model",
         atom.span,
-        f"matched 0 of {len(modules.by_fqn)} modules",
+        f"matched 0 of {count} {what}s",
         help=_closest_pattern(atom, modules),
         severity="note" if optional else "error",
     )
 
 
 def _closest_pattern(atom: Atom, modules: Modules) -> str | None:
-    if atom.kind == "name":
-        known = {fqn.rpartition(".")[2] for fqn in modules.by_fqn}
-    else:
-        known = {re.sub(r"\.\d+(?=\.|$)", ".*", fqn) for fqn in modules.by_fqn}
+    """Suggest what is of the atom's own kind: a name, a class, a pattern of the whole name."""
+    match atom.kind:
+        case "name":
+            known = {fqn.rpartition(".")[2] for fqn in modules.by_fqn}
+        case "class":
+            known = {type(module).__name__ for module in modules.by_fqn.values()}
+        case "parameter":
+            known = _numberless(modules.parameters)
+        case _:
+            known = _numberless(modules.by_fqn)
     close = get_close_matches(atom.pattern, sorted(known), n=1, cutoff=0.5)
     if not close:
         return None
-    return f'did you mean `"{close[0]}"`?' if atom.kind == "glob" else f"did you mean `{close[0]}`?"
+    word = atom.kind if atom.kind in ("class", "parameter") else ""
+    shown = close[0] if atom.kind == "name" else f"{word} {quote(close[0])}".strip()
+    return f"did you mean `{shown}`?"
+
+
+def _numberless(names: Iterable[str]) -> set[str]:
+    return {re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names}
 
 
 def _emptied(atom: Atom, count: int) -> Diagnostic:
@@ -141,20 +196,16 @@ def _emptied(atom: Atom, count: int) -> Diagnostic:
         "emptied-target",
         f"`{atom}` selects nothing here",
         atom.span,
-        f"matched {_modules(count)}, and the rule's clauses leave none",
+        f"matched {count} module{'s' * (count != 1)}, and the rule's clauses leave none",
         severity="note",
     )
 
 
-def _selects_nothing(target: Target) -> Diagnostic:
+def _selects_nothing(selector: Selector, optional: bool) -> Diagnostic:
     return Diagnostic(
         "empty-target",
-        f"`{target.selector.text}` selects no module",
-        target.selector.span,
+        f"`{selector.text}` selects no module",
+        selector.span,
         "the patterns match, and the clauses leave none",
-        severity="note" if target.optional else "error",
+        severity="note" if optional else "error",
     )
-
-
-def _modules(count: int) -> str:
-    return "1 module" if count == 1 else f"{count} modules"

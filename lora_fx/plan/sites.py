@@ -1,38 +1,76 @@
 """What one adapter does at one module: every attribute, and the line that set it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_fx.diagnostics import Span
+from lora_fx.plan.kinds import Layer
+from lora_fx.spec.expressions import Word
+from lora_fx.spec.spec import Setting
 
 
 @dataclass(frozen=True)
 class SitePlan:
-    """One (module, adapter) pair.
+    """One (module, adapter) pair, or with `parameter` one of a module's parameters.
 
-    `scaling` is the number that multiplies B A x: α/r, α/√r (`rslora`), or the one given. `rule`
-    is the last target that matched; `provenance` maps each attribute that is not at its default
-    to where it was set.
+    `scaling` is the number that multiplies B A x: α/r, α/√r (`rslora`), or the one given. `tensors`
+    are the shapes of the adapter's parameters by PEFT's names, `frozen` those that are not trained.
+    `rule` is the last target that matched; `settings` maps each attribute that is not at its
+    default to what set it.
     """
 
     fqn: str
+    parameter: str | None
+    layer: Layer
     adapter: str
-    in_features: int
-    out_features: int
     rank: int
     alpha: float
     scaling: float
     rslora: bool
     dropout: float
-    init: str
+    init: Word
+    variant: Word
+    lora_bias: bool
+    tie: bool
+    offload: bool
     seed: int
     dtype: str
     compute: str
     trainable: bool
+    tensors: Mapping[str, tuple[int, ...]]
+    frozen: frozenset[str]
     rule: Span
-    provenance: Mapping[str, Span]
+    settings: Mapping[str, Setting]
+
+    @property
+    def name(self) -> str:
+        """The dotted name of what is adapted: the module's, or the parameter's."""
+        return self.fqn if self.parameter is None else f"{self.fqn}.{self.parameter}".lstrip(".")
+
+    @property
+    def in_features(self) -> int:
+        """Inputs of the adapted layer."""
+        return self.layer.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Outputs of the adapted layer."""
+        return self.layer.out_features
+
+    @property
+    def provenance(self) -> Mapping[str, Span]:
+        """Where each attribute that is not at its default was set."""
+        return {name: setting.span for name, setting in self.settings.items()}
 
     @property
     def parameters(self) -> int:
-        """Elements of A and B."""
-        return self.rank * (self.in_features + self.out_features)
+        """Elements of the adapter's parameters."""
+        return sum(math.prod(shape) for shape in self.tensors.values())
+
+    @property
+    def trained(self) -> int:
+        """Elements that training changes."""
+        if not self.trainable:
+            return 0
+        return self.parameters - sum(math.prod(self.tensors[name]) for name in self.frozen)

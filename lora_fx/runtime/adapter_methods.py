@@ -16,7 +16,7 @@ from lora_fx.adapters.peft.write import write
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.memory import count_elements
 from lora_fx.plan.plan import Plan
-from lora_fx.plan.selectors import linear_modules
+from lora_fx.plan.modules import linear_modules
 from lora_fx.runtime.saved_spec import save_spec
 
 if TYPE_CHECKING:

@@ -8,11 +8,10 @@ from torch import nn
 from lora_fx.adapters.peft.read import read_config
 from lora_fx.adapters.peft.write import CONFIG, replace_file
 from lora_fx.adapters.storage import sites
-from lora_fx.diagnostics import Source, Span
+from lora_fx.diagnostics import Source
 from lora_fx.plan.plan import plan_sites
 from lora_fx.spec import parse
-from lora_fx.spec.selectors import Range
-from lora_fx.spec.spec import CompileSpec, Replication, Spec
+from lora_fx.spec.spec import Spec
 
 NAME = "spec.lora"
 
@@ -30,8 +29,7 @@ def frame_of(folder: Path, adapter: Path) -> Spec:
     """
     if (folder / NAME).exists():
         return dataclasses.replace(parse(folder / NAME), adapters=(), checks=())
-    source = Source(str(adapter / CONFIG), "")
-    return Spec(source, None, None, _replication(adapter, source), (), (), CompileSpec())
+    return dataclasses.replace(parse(_frame(adapter)), source=Source(str(adapter / CONFIG), ""))
 
 
 def restore_arithmetic(model: nn.Module, folder: Path) -> None:
@@ -53,7 +51,8 @@ def restore_arithmetic(model: nn.Module, folder: Path) -> None:
             )
 
 
-def _replication(adapter: Path, source: Source) -> Replication | None:
+def _frame(adapter: Path) -> str:
     ranges = read_config(adapter).get("layer_replication")
-    span = Span(source, 0, 0)
-    return Replication(tuple(Range(a, b, span) for a, b in ranges), span) if ranges else None
+    if not ranges:
+        return "lora 1\n"
+    return f"lora 1\nlayers {{ replicate {', '.join(f'{a}..{b}' for a, b in ranges)} }}\n"

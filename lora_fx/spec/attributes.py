@@ -1,124 +1,119 @@
-"""What can be set, to which values, and what holds where nothing is set."""
+"""What can be set of an adapter, to which values, and what holds where nothing is set."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from math import isfinite
+from lora_fx.spec.expressions import Value, Word
+from lora_fx.spec.rule import (
+    Rule,
+    Rules,
+    at_least_zero,
+    list_of,
+    number,
+    positive,
+    share,
+    text,
+    truth,
+    whole,
+    words,
+)
 
-from lora_fx.diagnostics import Diagnostic, Span
-from lora_fx.spec.closest import closest
-from lora_fx.spec.expressions import Value, Word, show
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The values of one attribute: `words` are the bare words among them.
-
-    `later` are words that the language has and this version does not.
-    """
-
-    expects: str
-    default: Value | None
-    accepts: Callable[[Value], bool]
-    words: tuple[str, ...] = ()
-    later: tuple[str, ...] = ()
+DTYPES = ("float32", "bfloat16", "float16")
 
 
-def _whole(smallest: int) -> Callable[[Value], bool]:
-    return lambda value: type(value) is int and value >= smallest
+def _from_one(value: Value) -> bool:
+    return number(value) and value >= 1  # type: ignore[operator]
 
 
-def _number(value: Value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+def _token(value: Value) -> bool:
+    return type(value) is int and value >= 0
 
 
-def _one_of(*words: str) -> Callable[[Value], bool]:
-    return lambda value: isinstance(value, Word) and value.name in words
-
-
-def _share(value: Value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-
-
-def _truth(value: Value) -> bool:
-    return isinstance(value, bool)
-
-
-def _text(value: Value) -> bool:
+def _name(value: Value) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _words(words: tuple[str, ...], default: str | None, later: tuple[str, ...] = ()) -> Rule:
-    return Rule(_listed(words), default and Word(default), _one_of(*words), words, later)
+_EVA: Rules = {
+    "rho": Rule("a number of at least 1", 2.0, _from_one),
+    "tau": share(0.99),
+    "use_label_mask": truth(True),
+    "label_mask_value": Rule("a whole number", -100, lambda value: type(value) is int),
+    "whiten": truth(False),
+    "adjust_scaling_factors": truth(True),
+}
+_CORDA: Rules = {
+    "method": words(("ipm", "kpm"), "ipm"),
+    "use_float16_for_covariance": truth(False),
+}
+_LORA_GA: Rules = {
+    "direction": words(("ArB2r", "ArBr", "A2rBr", "random"), "ArB2r"),
+    "scale": words(("stable", "weight_svd", "gd_scale", "unit"), "stable"),
+    "stable_gamma": positive(16),
+}
+_LOFTQ: Rules = {
+    "bits": Rule("4 or 8", 4, lambda value: value in (4, 8) and type(value) is int),
+    "iterations": whole(1, 1),
+}
+INITS = {
+    "default": {},
+    "gaussian": {},
+    "random": {},
+    "pissa": {"iterations": whole(1)},
+    "olora": {},
+    "loftq": _LOFTQ,
+    "orthogonal": {},
+    "mica": {},
+    "eva": _EVA,
+    "corda": _CORDA,
+    "lora_ga": _LORA_GA,
+}
 
+_VELORA: Rules = {
+    "num_groups": whole(1, 64),
+    "scale": positive(1.0),
+    "init_type": words(("batch_average", "batch_average_once", "random"), "batch_average"),
+}
+_MONTECLORA: Rules = {
+    "num_samples": whole(1, 8),
+    "use_entropy": truth(False),
+    "dirichlet_prior": positive(0.1),
+    "sample_scaler": at_least_zero(1e-4),
+    "kl_loss_weight": at_least_zero(1e-5),
+    "buffer_size": whole(1, 150),
+}
+_BDLORA: Rules = {
+    "a": list_of("texts", _name),
+    "b": list_of("texts", _name),
+    "blocks": whole(1, 1),
+    "strict": truth(True),
+}
+VARIANTS = {
+    "lora": {},
+    "dora": {},
+    "alora": {"tokens": list_of("token ids", _token, required=True)},
+    "velora": _VELORA,
+    "kasa": {"beta": at_least_zero(1e-4), "gamma": at_least_zero(1e-3)},
+    "bdlora": _BDLORA,
+    "monteclora": _MONTECLORA,
+}
 
-def _listed(words: tuple[str, ...]) -> str:
-    return ", ".join(f"`{word}`" for word in words[:-1]) + f" or `{words[-1]}`"
-
-
-DTYPES = ("float32", "bfloat16", "float16")
-CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
-_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-_INITS = ("default", "gaussian", "random")
-_LATER_INITS = ("pissa", "olora", "loftq", "orthogonal", "mica", "eva", "corda", "lora_ga")
-
-ADAPTER: Mapping[str, Rule] = {
-    "rank": Rule("a whole number of at least 1", 8, _whole(1)),
-    "alpha": Rule("a finite number", 8, _number),
+ADAPTER: Rules = {
+    "rank": whole(1, 8),
+    "alpha": Rule("a finite number", 8, number),
     "scaling": Rule(
         "`standard`, `rslora` or a number",
         Word("standard"),
-        lambda value: _number(value) or _one_of("standard", "rslora")(value),
-        ("standard", "rslora"),
+        number,
+        {"standard": {}, "rslora": {}},
     ),
-    "dropout": Rule("a number from 0 to 1", 0, _share),
-    "init": _words(_INITS, "default", _LATER_INITS),
-    "seed": Rule("a whole number of at least 0", 0, _whole(0)),
-    "dtype": _words(DTYPES, "float32"),
-    "compute": _words(("activation", *DTYPES), "activation"),
-    "trainable": Rule("`true` or `false`", True, _truth),
+    "dropout": share(0),
+    "init": words(INITS, "default"),
+    "variant": words(VARIANTS, "lora"),
+    "bias": words(("none", "all", "lora_only"), "none"),
+    "lora_bias": truth(False),
+    "seed": whole(0, 0),
+    "dtype": words(DTYPES, "float32"),
+    "compute": words(("activation", *DTYPES), "activation"),
+    "weights": text(),
+    "tie": truth(False),
+    "offload": truth(False),
+    "trainable": truth(True),
 }
-LATER_ADAPTER = ("variant", "bias", "lora_bias", "weights", "tie", "offload")
-
-MODEL: Mapping[str, Rule] = {
-    "dtype": _words(("auto", *DTYPES), None),
-    "revision": Rule("a text", None, _text),
-    "trust_remote_code": Rule("`true` or `false`", False, _truth),
-}
-
-COMPILE: Mapping[str, Rule] = {
-    "mode": Rule(
-        _listed(tuple(f'"{mode}"' for mode in _MODES)),
-        "default",
-        lambda value: isinstance(value, str) and value in _MODES,
-    ),
-    "dynamic": Rule("`true` or `false`", None, _truth),
-    "unit": _words(("layers", "model"), "layers"),
-    "checkpoint": _words(("none", "layers"), "none", ("budget",)),
-}
-LATER_COMPILE = ("layout",)
-
-
-def words(*tables: Mapping[str, Rule]) -> tuple[str, ...]:
-    """Return every bare word that is a value somewhere in these tables, later ones included."""
-    rules = [rule for table in tables for rule in table.values()]
-    return tuple(dict.fromkeys(word for rule in rules for word in rule.words + rule.later))
-
-
-def problem(name: str, rule: Rule, value: Value, span: Span) -> Diagnostic | None:
-    """Return what is wrong with a value of an attribute, if anything is."""
-    if rule.accepts(value):
-        return None
-    if isinstance(value, Word) and value.name in rule.later:
-        return Diagnostic("not-supported-yet", f"{name} `{value.name}` is not supported yet", span)
-    help = None
-    if isinstance(value, float) and rule.accepts(round(value)) and span.text != repr(value):
-        help = f"write `round({span.text})`"
-    if isinstance(value, Word | str):
-        text = value.name if isinstance(value, Word) else value
-        word = closest(text, rule.words)
-        if word == text:
-            help = f"write `{word}` without quotes"
-        elif word is not None:
-            help = f"did you mean `{word}`?"
-    message = f"`{name}` must be {rule.expects}"
-    return Diagnostic("wrong-value", message, span, f"is {show(value)}", help=help)
+OF_THE_WHOLE_ADAPTER = ("weights", "bias")

@@ -1,26 +1,25 @@
-"""Lark's parse tree to the syntax tree.
+"""Lark's parse tree to the syntax tree: statements and selectors.
 
 One method per grammar rule, of the rule's name; children come first, so that each method sees
-syntax nodes and tokens only. Spans come from `place`, which maps offsets of the parsed text.
+syntax nodes and tokens only.
 """
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from lark import Token, Transformer, Tree, v_args
+from lark import Token, Tree, v_args
 
 from lora_fx.diagnostics import Diagnostic, Span
 from lora_fx.spec import expressions as e
 from lora_fx.spec import syntax as s
+from lora_fx.spec.expression_builder import ExpressionBuilder
 from lora_fx.spec.selectors import Atom, Range, Selector
 
 _LOGIC = {"conditional", "or_", "and_", "not_", "comparison"}
 _NESTING = _LOGIC | {"sum", "product", "negative", "call", "keyword", "array", "parenthesis"}
 _MOST_NESTED = 50
 _MOST_OPERANDS = 500
-_MOST_DIGITS = 18
 
 
 def oversized(tree: Tree[Any]) -> Tree[Any] | None:
@@ -58,12 +57,7 @@ class _InLayers:
 
 
 @v_args(meta=True)
-class _Builder(Transformer[Token, Any]):
-    def __init__(self, place: Callable[[int, int], Span]) -> None:
-        super().__init__()
-        self._place = place
-        self.diagnostics: list[Diagnostic] = []
-
+class _Builder(ExpressionBuilder):
     def start(self, meta: Any, parts: list[Any]) -> s.File:
         header, *statements = parts
         return s.File(header, tuple(statements))
@@ -72,6 +66,9 @@ class _Builder(Transformer[Token, Any]):
         return s.Header(self._integer(parts[1]), self._span(meta))
 
     # statements
+
+    def include(self, meta: Any, parts: list[Any]) -> s.Include:
+        return s.Include(self._name(parts[1]), self._span(meta))
 
     def let(self, meta: Any, parts: list[Any]) -> s.Let:
         return s.Let(self._name(parts[1]), parts[2], self._span(meta))
@@ -87,6 +84,13 @@ class _Builder(Transformer[Token, Any]):
     def replicate(self, meta: Any, parts: list[Any]) -> s.Replicate:
         return s.Replicate(tuple(parts[1:]), self._span(meta))
 
+    def drop(self, meta: Any, parts: list[Any]) -> s.Drop:
+        return s.Drop(tuple(parts[1:]), self._span(meta))
+
+    def quantize(self, meta: Any, parts: list[Any]) -> s.Quantize:
+        span = replace(self._token_span(parts[0]), end=parts[1].span.end)
+        return s.Quantize(parts[1], parts[2], span)
+
     def preset(self, meta: Any, parts: list[Any]) -> s.Preset:
         return s.Preset(self._name(parts[1]), parts[2], self._between(parts[0], parts[1]))
 
@@ -101,9 +105,21 @@ class _Builder(Transformer[Token, Any]):
         keyword, *rest = parts
         optional = isinstance(rest[0], Token)
         selector, *block = rest[1:] if optional else rest
-        start = self._token_span(keyword)
-        span = Span(start.source, start.start, selector.span.end)
+        span = replace(self._token_span(keyword), end=selector.span.end)
         return s.Target(selector, block[0] if block else (), optional, span)
+
+    def train(self, meta: Any, parts: list[Any]) -> s.Train:
+        return s.Train(parts[-1], len(parts) > 2, self._span(meta))
+
+    def tokens(self, meta: Any, parts: list[Any]) -> s.Tokens:
+        atom = parts[-1] if isinstance(parts[-1], Atom) else None
+        return s.Tokens(parts[1], atom, self._span(meta))
+
+    def optimizer(self, meta: Any, parts: list[Any]) -> s.Optimizer:
+        return s.Optimizer(parts[1], self._token_span(parts[0]))
+
+    def entry(self, meta: Any, parts: list[Any]) -> s.Entry:
+        return s.Entry(self._name(parts[1]), parts[2], self._between(parts[0], parts[1]))
 
     def compile(self, meta: Any, parts: list[Any]) -> s.Compile:
         return s.Compile(tuple(parts[1:]), self._token_span(parts[0]))
@@ -118,25 +134,49 @@ class _Builder(Transformer[Token, Any]):
     def attribute(self, meta: Any, parts: list[Any]) -> s.Attribute:
         return s.Attribute(self._name(parts[0]), parts[1], self._span(meta))
 
-    # statements of later versions
+    # routes and merges
 
-    def _unsupported(self, meta: Any, parts: list[Any]) -> s.Unsupported:
-        return s.Unsupported(str(parts[0]), self._token_span(parts[0]))
+    def route(self, meta: Any, parts: list[Any]) -> s.Route:
+        return s.Route(tuple(parts[1:]), self._token_span(parts[0]))
 
-    include = quantize = route = merge = optimizer = _unsupported
-    drop = train = tokens = entry = _unsupported
+    def when(self, meta: Any, parts: list[Any]) -> s.When:
+        return s.When(self._name(parts[1]), parts[2], self._span(meta))
 
-    def _ignored(self, meta: Any, parts: list[Any]) -> None:
-        """Belongs to a statement that is refused as a whole."""
+    def otherwise(self, meta: Any, parts: list[Any]) -> s.Otherwise:
+        return s.Otherwise(parts[1], self._span(meta))
 
-    when = otherwise = from_ = mix = term = weight = _ignored
+    def merge(self, meta: Any, parts: list[Any]) -> s.Merge:
+        keyword, name, *items = parts
+        return s.Merge(self._name(name), tuple(items), self._between(keyword, name))
+
+    def from_(self, meta: Any, parts: list[Any]) -> s.From:
+        return s.From(parts[1], self._span(meta))
+
+    def mix(self, meta: Any, parts: list[Any]) -> s.Mix:
+        terms: list[s.Term] = []
+        sign = "+"
+        for part in parts:
+            if isinstance(part, Token):
+                sign = str(part)
+            else:
+                terms.append(replace(part, sign=sign))
+                sign = "+"
+        return s.Mix(tuple(terms), self._span(meta))
+
+    def term(self, meta: Any, parts: list[Any]) -> s.Term:
+        weight = parts[0] if len(parts) > 1 else None
+        return s.Term("+", weight, self._name(parts[-1]))
+
+    def weight(self, meta: Any, parts: list[Any]) -> e.Expr:
+        part = parts[0]
+        if not isinstance(part, Token):
+            return part
+        kinds = {"INT": self.integer, "FLOAT": self.decimal, "PERCENT": self.percent}
+        return kinds.get(part.type, self.reference)(meta, parts)
 
     # selectors
 
-    def selector(self, meta: Any, parts: list[Any]) -> Selector | s.Unsupported:
-        for part in parts:
-            if isinstance(part, s.Unsupported):
-                return part
+    def selector(self, meta: Any, parts: list[Any]) -> Selector:
         layers = [part for part in parts if isinstance(part, _InLayers)]
         for again in layers[1:]:
             self.diagnostics.append(
@@ -166,11 +206,17 @@ class _Builder(Transformer[Token, Any]):
     def all_linear(self, meta: Any, parts: list[Any]) -> Atom:
         return Atom("linear", "linear", self._span(meta))
 
-    by_class = by_regex = by_parameter = _unsupported
+    def by_class(self, meta: Any, parts: list[Any]) -> Atom:
+        return Atom("class", self._text(parts[1]), self._span(meta))
 
-    def except_(self, meta: Any, parts: list[Any]) -> _Except | s.Unsupported:
-        refused = [part for part in parts if isinstance(part, s.Unsupported)]
-        return refused[0] if refused else _Except(tuple(parts[1:]))
+    def by_regex(self, meta: Any, parts: list[Any]) -> Atom:
+        return Atom("regex", self._text(parts[1]), self._span(meta))
+
+    def by_parameter(self, meta: Any, parts: list[Any]) -> Atom:
+        return Atom("parameter", self._text(parts[1]), self._span(meta))
+
+    def except_(self, meta: Any, parts: list[Any]) -> _Except:
+        return _Except(tuple(parts[1:]))
 
     def in_layers(self, meta: Any, parts: list[Any]) -> _InLayers:
         quoted = [part for part in parts if isinstance(part, Token) and part.type == "STRING"]
@@ -193,99 +239,3 @@ class _Builder(Transformer[Token, Any]):
 
     def layer_range(self, meta: Any, parts: list[Any]) -> Range:
         return Range(self._integer(parts[0]), self._integer(parts[1]), self._span(meta))
-
-    # expressions
-
-    def conditional(self, meta: Any, parts: list[Any]) -> e.Conditional:
-        return e.Conditional(parts[1], parts[3], parts[5], self._span(meta))
-
-    def _logical(self, meta: Any, parts: list[Any]) -> e.Logical:
-        return e.Logical(str(parts[1]), tuple(parts[::2]), self._span(meta))
-
-    or_ = and_ = _logical
-
-    def not_(self, meta: Any, parts: list[Any]) -> e.Not:
-        return e.Not(parts[1], self._span(meta))
-
-    def comparison(self, meta: Any, parts: list[Any]) -> e.Comparison:
-        return e.Comparison(str(parts[1]), parts[0], parts[2], self._span(meta))
-
-    def _arithmetic(self, meta: Any, parts: list[Any]) -> e.Arithmetic:
-        operators = (str(operator) for operator in parts[1::2])
-        rest = tuple(zip(operators, parts[2::2], strict=True))
-        return e.Arithmetic(parts[0], rest, self._span(meta))
-
-    sum = product = _arithmetic
-
-    def negative(self, meta: Any, parts: list[Any]) -> e.Negative:
-        return e.Negative(parts[0], self._span(meta))
-
-    def integer(self, meta: Any, parts: list[Any]) -> e.Literal:
-        return e.Literal(self._integer(parts[0]), self._span(meta))
-
-    def decimal(self, meta: Any, parts: list[Any]) -> e.Literal:
-        return e.Literal(self._decimal(parts[0], str(parts[0])), self._span(meta))
-
-    def percent(self, meta: Any, parts: list[Any]) -> e.Literal:
-        number = self._decimal(parts[0], str(parts[0]).removesuffix("%"))
-        return e.Literal(number / 100, self._span(meta))
-
-    def string(self, meta: Any, parts: list[Any]) -> e.Literal:
-        return e.Literal(self._text(parts[0]), self._span(meta))
-
-    def true(self, meta: Any, parts: list[Any]) -> e.Literal:
-        return e.Literal(True, self._span(meta))
-
-    def false(self, meta: Any, parts: list[Any]) -> e.Literal:
-        return e.Literal(False, self._span(meta))
-
-    def reference(self, meta: Any, parts: list[Any]) -> e.Reference:
-        return e.Reference(tuple(str(part) for part in parts), self._span(meta))
-
-    def call(self, meta: Any, parts: list[Any]) -> e.Call:
-        return e.Call(str(parts[0]), tuple(parts[1:]), self._span(meta))
-
-    def keyword(self, meta: Any, parts: list[Any]) -> e.Keyword:
-        return e.Keyword(str(parts[0]), parts[1], self._span(meta))
-
-    def array(self, meta: Any, parts: list[Any]) -> e.Array:
-        return e.Array(tuple(parts), self._span(meta))
-
-    def parenthesis(self, meta: Any, parts: list[Any]) -> e.Expr:
-        return parts[0]
-
-    # tokens
-
-    def _span(self, meta: Any) -> Span:
-        return self._place(meta.start_pos, meta.end_pos)
-
-    def _token_span(self, token: Token) -> Span:
-        return self._between(token, token)
-
-    def _between(self, first: Token, last: Token) -> Span:
-        return self._place(first.start_pos or 0, last.end_pos or 0)
-
-    def _name(self, token: Token) -> s.Name:
-        text = self._text(token) if token.type == "STRING" else str(token)
-        return s.Name(text, self._token_span(token))
-
-    def _text(self, token: Token) -> str:
-        """Take off the quotes; a backslash counts only before a quote or a backslash."""
-        return re.sub(r'\\(["\\])', r"\1", token[1:-1])
-
-    def _integer(self, token: Token) -> int:
-        if len(token) <= _MOST_DIGITS:
-            return int(token)
-        self._too_large(token)
-        return 1
-
-    def _decimal(self, token: Token, digits: str) -> float:
-        number = float(digits)
-        if number == float("inf"):
-            self._too_large(token)
-            return 1.0
-        return number
-
-    def _too_large(self, token: Token) -> None:
-        span = self._token_span(token)
-        self.diagnostics.append(Diagnostic("not-finite", "the number is too large", span))

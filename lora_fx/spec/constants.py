@@ -6,7 +6,8 @@ from graphlib import CycleError, TopologicalSorter
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.spec.evaluate import evaluate, no_environment
 from lora_fx.spec.expressions import Value, references
-from lora_fx.spec.names import CONSTANT, Names
+from lora_fx.spec.names import Names
+from lora_fx.spec.scopes import CONSTANT
 from lora_fx.spec.syntax import Let
 
 

@@ -19,12 +19,19 @@ from lora_fx.spec.expressions import (
     Not,
     Reference,
     Value,
+    Word,
     show,
 )
 
 Number = int | float
 Environment = Callable[[Reference], Value]
 
+FUNCTIONS: Mapping[str, tuple[int, int | None]] = {
+    "min": (1, None),
+    "max": (1, None),
+    "round": (1, 1),
+    "sqrt": (1, 1),
+}
 _LARGEST = 2**63
 _ORDER: Mapping[str, Callable[[Number, Number], bool]] = {
     "<": operator.lt,
@@ -58,9 +65,17 @@ def evaluate(expr: Expr, environment: Environment) -> Value:
         case Comparison():
             return _compare(expr, environment)
         case Array():
-            raise _fault("wrong-type", "a list is no value here", expr.span)
+            return tuple(evaluate(item, environment) for item in expr.items)
+        case Call() if expr.function not in FUNCTIONS:
+            return Word(expr.function, tuple(_argument(a, environment) for a in expr.arguments))
         case _:
             return _finite(_number(expr, environment), expr.span)
+
+
+def _argument(argument: Expr | Keyword, environment: Environment) -> tuple[str, Value]:
+    if isinstance(argument, Keyword):
+        return argument.name, evaluate(argument.value, environment)
+    return "", evaluate(argument, environment)
 
 
 def _number(expr: Arithmetic | Negative | Call, environment: Environment) -> Number:
@@ -106,11 +121,9 @@ def _call(expr: Call, arguments: list[Number]) -> Number:
             return round(arguments[0])
         case "sqrt" if arguments[0] >= 0:
             return math.sqrt(arguments[0])
-        case "sqrt":
+        case _:
             label = f"is {show(arguments[0])}"
             raise _fault("not-finite", "a negative number has no root", expr.span, label)
-        case _:
-            raise _fault("unknown-function", f"there is no function `{expr.function}`", expr.span)
 
 
 def _compare(expr: Comparison, environment: Environment) -> bool:
@@ -155,6 +168,8 @@ def kind(value: Value) -> str:
         return "a truth value"
     if isinstance(value, int | float):
         return "a number"
+    if isinstance(value, tuple):
+        return "a list"
     return "a text" if isinstance(value, str) else "a word"
 
 

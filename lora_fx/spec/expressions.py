@@ -8,12 +8,20 @@ from lora_fx.diagnostics import Span
 
 @dataclass(frozen=True)
 class Word:
-    """A bare word of the language that is a value, such as `rslora` or `bfloat16`."""
+    """A bare word of the language that is a value, such as `rslora`, or `loftq(bits = 4)`.
+
+    An argument that is written without a name has the name "".
+    """
 
     name: str
+    arguments: "tuple[tuple[str, Value], ...]" = ()
+
+    def argument(self, name: str) -> "Value":
+        """Return an argument by name."""
+        return dict(self.arguments)[name]
 
 
-Value = bool | int | float | str | Word
+Value = bool | int | float | str | Word | tuple["Value", ...]
 
 
 @dataclass(frozen=True)
@@ -206,10 +214,23 @@ def show(value: object) -> str:
         case bool():
             return "true" if value else "false"
         case Word():
-            return value.name
+            return value.name + (_show_arguments(value) if value.arguments else "")
+        case tuple():
+            return f"[{', '.join(map(show, value))}]"
         case str():
-            return f'"{value}"'
+            return quote(value)
         case float():
             return repr(value)
         case _:
             return str(value)
+
+
+def quote(text: str) -> str:
+    """Return a text in quotes, as the language writes it."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _show_arguments(word: Word) -> str:
+    parts = (f"{name} = {show(value)}" if name else show(value) for name, value in word.arguments)
+    return f"({', '.join(parts)})"

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lora_fx.diagnostics import Diagnostic
-from lora_fx.spec.attributes import ADAPTER, COMPILE, MODEL, words
 from lora_fx.spec.closest import did_you_mean
+from lora_fx.spec.evaluate import FUNCTIONS
 from lora_fx.spec.expressions import (
-    Array,
     Call,
     Expr,
     Keyword,
@@ -18,35 +17,7 @@ from lora_fx.spec.expressions import (
     children,
     substitute,
 )
-
-_LAYER = ("layer.index", "layer.count")
-_MODULE = ("module.name", "module.in_features", "module.out_features", "module.class")
-_CONFIG = "model.config"
-_CHECK = ("trainable", "trainable_parameters", "sites", "memory", "layer.count")
-_EVERYWHERE = (*_LAYER, *_MODULE, _CONFIG, *ADAPTER, *_CHECK)
-FUNCTIONS: Mapping[str, tuple[int, int | None]] = {
-    "min": (1, None),
-    "max": (1, None),
-    "round": (1, 1),
-    "sqrt": (1, 1),
-}
-
-
-@dataclass(frozen=True)
-class Scope:
-    """A place for expressions: the dotted names and the bare words that have a meaning there."""
-
-    place: str
-    names: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()
-
-
-CONSTANT = Scope("a constant", words=words(ADAPTER, MODEL, COMPILE))
-ATTRIBUTE = Scope("an attribute", (*_LAYER, *_MODULE, _CONFIG, *ADAPTER), words(ADAPTER))
-WHERE = Scope("`where`", (*_LAYER, *_MODULE, _CONFIG))
-CHECK = Scope("`check`", (*_CHECK, _CONFIG))
-MODEL_BLOCK = Scope("`model`", words=words(MODEL))
-COMPILE_BLOCK = Scope("`compile`", words=words(COMPILE))
+from lora_fx.spec.scopes import CONFIG, EVERYWHERE, Scope
 
 
 @dataclass
@@ -83,7 +54,7 @@ class Names:
             return None if value is None else Literal(value, reference.span)
         if name in scope.words:
             return Literal(Word(name), reference.span)
-        if name in scope.names or (_CONFIG in scope.names and name.startswith(f"{_CONFIG}.")):
+        if name in scope.names or (CONFIG in scope.names and name.startswith(f"{CONFIG}.")):
             return reference
         self.diagnostics.append(self._meaningless(reference, scope))
         return None
@@ -101,7 +72,7 @@ class Names:
 
     def _meaningless(self, reference: Reference, scope: Scope) -> Diagnostic:
         name, span = str(reference), reference.span
-        if name in _EVERYWHERE or name.startswith(f"{_CONFIG}."):
+        if name in EVERYWHERE or name.startswith(f"{CONFIG}."):
             message = f"`{name}` has no value in {scope.place}"
             return Diagnostic("name-not-available", message, span)
         known = (*self.constants, *scope.names, *scope.words)
@@ -111,20 +82,18 @@ class Names:
     def _check_calls(self, expr: Expr, scope: Scope) -> None:
         if isinstance(expr, Call):
             self._check_call(expr, scope)
-        if isinstance(expr, Array):
-            message = "a list is no value here"
-            self.diagnostics.append(Diagnostic("wrong-type", message, expr.span))
         for child in children(expr):
             self._check_calls(child, scope)
 
     def _check_call(self, call: Call, scope: Scope) -> None:
         name = call.function
-        if name in scope.words:
-            message = f"`{name}` is not supported yet"
-            self.diagnostics.append(Diagnostic("not-supported-yet", message, call.span))
+        if scope.words.get(name):
             return
         if name not in FUNCTIONS:
-            message, help = f"there is no function `{name}`", did_you_mean(name, FUNCTIONS)
+            known = (*FUNCTIONS, *(word for word, takes in scope.words.items() if takes))
+            message, help = f"there is no function `{name}`", did_you_mean(name, known)
+            if name in scope.words:
+                message, help = f"`{name}` takes no arguments", f"write `{name}` alone"
             self.diagnostics.append(Diagnostic("unknown-function", message, call.span, help=help))
             return
         for argument in call.arguments:

@@ -1,13 +1,10 @@
 """Which modules a rule is about, as written."""
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from lora_fx.diagnostics import Span
-from lora_fx.spec.expressions import Expr
-
-_MOST_WILDCARDS = 12
+from lora_fx.spec.expressions import Expr, quote
 
 
 @dataclass(frozen=True)
@@ -29,14 +26,21 @@ class Range:
 
 @dataclass(frozen=True)
 class Atom:
-    """One pattern: a name, a glob over the whole dotted name, or `linear`."""
+    """One pattern: what it is matched with, and against what, is its kind.
 
-    kind: Literal["name", "glob", "linear"]
+    `name`: a module's dotted name, or its end. `glob`: the whole name. `regex`: a full match of
+    it. `class`: the class's name. `linear`: every linear layer but the output head. `parameter`: a
+    glob over the whole dotted name of a parameter.
+    """
+
+    kind: Literal["name", "glob", "regex", "class", "linear", "parameter"]
     pattern: str
     span: Span
 
     def __str__(self) -> str:
-        return f'"{self.pattern}"' if self.kind == "glob" else self.pattern
+        if self.kind in ("name", "linear"):
+            return self.pattern
+        return quote(self.pattern) if self.kind == "glob" else f"{self.kind} {quote(self.pattern)}"
 
 
 @dataclass(frozen=True)
@@ -57,52 +61,3 @@ class Selector:
     def text(self) -> str:
         """The selector as written, on one line."""
         return " ".join(self.span.text.split())
-
-
-class BadGlob(ValueError):
-    """A glob that cannot be read; the text says why."""
-
-
-_TOKEN = re.compile(
-    r"""(?P<deep>(?<![^.{,])\*\*\.)        # any number of segments, none included
-    | (?P<tail>(?<![^.{,])\*\*(?![^},]))   # one segment or more, at the end
-    | (?P<bad>\*\*)
-    | (?P<segment>(?<![^.{,])\*(?![^.},]))  # one whole segment
-    | (?P<part>\*)                         # a part of one segment
-    | (?P<open>\{) | (?P<close>\}) | (?P<comma>,) | (?P<text>[^*{},]+)""",
-    re.VERBOSE,
-)
-_REGEX = {
-    "deep": r"(?:[^.]+\.)*",
-    "tail": ".+",
-    "segment": "[^.]+",
-    "part": "[^.]*",
-    "open": "(?:",
-    "close": ")",
-    "comma": "|",
-}
-
-
-def glob_to_regex(pattern: str) -> re.Pattern[str]:
-    """Translate a glob over dotted names into a regex for `fullmatch`.
-
-    `*` matches within one segment, `**` any number of segments (at least one at the end),
-    `{a,b}` either. Raises BadGlob.
-    """
-    if not pattern:
-        raise BadGlob("an empty pattern matches nothing")
-    if pattern.count("*") > _MOST_WILDCARDS:
-        raise BadGlob(f"a pattern may hold {_MOST_WILDCARDS} asterisks at most")
-    regex, depth = [], 0
-    for token in _TOKEN.finditer(pattern):
-        kind = str(token.lastgroup)
-        depth += {"open": 1, "close": -1}.get(kind, 0)
-        if depth < 0:
-            raise BadGlob("`}` has no `{` before it")
-        if kind == "bad":
-            raise BadGlob("`**` stands for whole segments, between dots")
-        literal = kind == "text" or (kind == "comma" and not depth)
-        regex.append(re.escape(token[0]) if literal else _REGEX[kind])
-    if depth:
-        raise BadGlob("`{` is never closed")
-    return re.compile("".join(regex))

@@ -1,15 +1,18 @@
 """Attributes in blocks: known, written once, and of a right value as far as it is constant."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import Any
 
-from lora_fx.diagnostics import Diagnostic, LoraFxError
-from lora_fx.spec.attributes import ADAPTER, LATER_ADAPTER, Rule, problem
+from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
+from lora_fx.spec.attributes import ADAPTER
 from lora_fx.spec.closest import did_you_mean
 from lora_fx.spec.evaluate import evaluate, no_environment
 from lora_fx.spec.expressions import Expr, Value, references, results
-from lora_fx.spec.names import ATTRIBUTE, Names, Scope
+from lora_fx.spec.names import Names
+from lora_fx.spec.rule import Rule, Rules, completed, problems
+from lora_fx.spec.scopes import ATTRIBUTE, Scope
 from lora_fx.spec.spec import Setting
-from lora_fx.spec.syntax import Attribute
+from lora_fx.spec.syntax import Attribute, Attributes
 
 
 class Settings:
@@ -19,10 +22,10 @@ class Settings:
         self._names = names
         self._diagnostics = names.diagnostics
 
-    def of_adapter(self, written: tuple[Attribute, ...], origin: str) -> dict[str, Setting]:
+    def of_adapter(self, written: Attributes, origin: str) -> dict[str, Setting]:
         """Return the settings of an adapter, preset or target; values may depend on the module."""
         settings = {}
-        for attribute, rule in self._known(written, ADAPTER, LATER_ADAPTER):
+        for attribute, rule in self._known(written, ADAPTER):
             name = attribute.name.text
             expr = self._names.resolve(attribute.value, ATTRIBUTE)
             if expr is None or self._depends_on_itself(name, expr):
@@ -32,32 +35,32 @@ class Settings:
         return settings
 
     def constant(
-        self,
-        written: tuple[Attribute, ...],
-        table: Mapping[str, Rule],
-        later: tuple[str, ...],
-        scope: Scope,
-    ) -> dict[str, Value]:
-        """Return the values of a block that knows no module."""
-        values = {}
-        for attribute, rule in self._known(written, table, later):
+        self, written: Attributes, table: Rules, scope: Scope, block: Span | None = None
+    ) -> dict[str, Any]:
+        """Return the values of a block that knows no module, defaults included.
+
+        `block` is where to say that a required attribute is missing.
+        """
+        values: dict[str, Any] = {name: rule.default for name, rule in table.items()}
+        for attribute, rule in self._known(written, table):
             expr = self._names.resolve(attribute.value, scope)
             if expr is not None:
                 value = self._checked(attribute.name.text, rule, expr)
                 if value is not None:
-                    values[attribute.name.text] = value
+                    values[attribute.name.text] = completed(rule, value)
+        names = {attribute.name.text for attribute in written}
+        for name, rule in table.items():
+            if rule.required and name not in names and names <= table.keys():
+                message = f"{scope.place} needs `{name}`"
+                help = f"write `{name} = …`; it must be {rule.expects}"
+                self._diagnostics.append(Diagnostic("missing-attribute", message, block, help=help))
         return values
 
-    def _known(
-        self, written: tuple[Attribute, ...], table: Mapping[str, Rule], later: tuple[str, ...]
-    ) -> Iterator[tuple[Attribute, Rule]]:
+    def _known(self, written: Attributes, table: Rules) -> Iterator[tuple[Attribute, Rule]]:
         first: dict[str, Attribute] = {}
         for attribute in written:
             name, span = attribute.name.text, attribute.name.span
-            if name in later:
-                message = f"`{name}` is not supported yet"
-                self._diagnostics.append(Diagnostic("not-supported-yet", message, span))
-            elif name not in table:
+            if name not in table:
                 message, help = f"there is no attribute `{name}`", did_you_mean(name, table)
                 self._diagnostics.append(Diagnostic("unknown-attribute", message, span, help=help))
             elif first.setdefault(name, attribute) is not attribute:
@@ -89,8 +92,6 @@ class Settings:
         except LoraFxError as error:
             self._diagnostics.extend(error.diagnostics)
             return None
-        wrong = problem(name, rule, value, expr.span)
-        if wrong is None:
-            return value
-        self._diagnostics.append(wrong)
-        return None
+        wrong = problems(name, rule, value, expr)
+        self._diagnostics += wrong
+        return None if wrong else value

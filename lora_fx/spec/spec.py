@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from lora_fx.diagnostics import Source, Span
-from lora_fx.spec.expressions import Expr
-from lora_fx.spec.selectors import Range, Selector
+from lora_fx.spec.expressions import Expr, Word
+from lora_fx.spec.selectors import Atom, Range, Selector
+from lora_fx.spec.syntax import File
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,27 @@ class ModelRef:
 
 
 @dataclass(frozen=True)
-class Replication:
-    """The new stack of layers: these ranges of the old one, in this order."""
+class LayersSpec:
+    """The new stack of layers: these ranges of the old one, in this order, without the dropped.
+
+    All numbers are those of the old stack; no ranges are all of it. `stack` names it where there
+    are several. With `share` the copies of a layer share its base weights.
+    """
 
     ranges: tuple[Range, ...]
+    dropped: tuple[Range, ...]
+    stack: str | None
+    share: bool
+    span: Span
+
+
+@dataclass(frozen=True)
+class QuantizeSpec:
+    """Modules whose base weights are quantised, and how: `nf4(…)`, `fp4(…)`, `int8(…)`."""
+
+    selector: Selector
+    method: Word
+    storage: str
     span: Span
 
 
@@ -33,12 +51,14 @@ class Replication:
 class Setting:
     """A value that an attribute is given; may depend on the module, so it is kept as written.
 
-    `origin` names the rule: `adapter default`, `preset attention`, `target q_proj, v_proj`.
+    `origin` names the rule: `adapter default`, `preset attention`, `target q_proj, v_proj`; `over`
+    is the setting that would hold without this one.
     """
 
     value: Expr
     span: Span
     origin: str
+    over: "Setting | None" = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +72,24 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Train:
+    """Modules of which a full copy is trained."""
+
+    selector: Selector
+    optional: bool
+    span: Span
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Rows of an embedding that are trained; without an atom, of the input embedding."""
+
+    ids: tuple[int, ...]
+    atom: Atom | None
+    span: Span
+
+
+@dataclass(frozen=True)
 class AdapterSpec:
     """One adapter; `settings` hold where no target says otherwise."""
 
@@ -59,6 +97,79 @@ class AdapterSpec:
     span: Span
     settings: Mapping[str, Setting]
     targets: tuple[Target, ...]
+    trains: tuple[Train, ...]
+    tokens: tuple[Tokens, ...]
+
+
+@dataclass(frozen=True)
+class Term:
+    """An adapter, or a merge, and its weight in a mix."""
+
+    name: str
+    weight: float
+    span: Span
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A weighted sum of adapters; without terms, the base."""
+
+    terms: tuple[Term, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class RouteSpec:
+    """Which adapter each sample of a batch gets.
+
+    `argument` is the keyword of `forward` and `generate`; `mixes` are the names beside those of
+    adapters; `default` is what a call without names gets.
+    """
+
+    argument: str
+    slots: int | None
+    max_rank: int | None
+    train: bool
+    mixes: Mapping[str, Mix]
+    default: Mix | None
+    span: Span
+
+
+@dataclass(frozen=True)
+class MergeSpec:
+    """Adapters combined into one called `name`, or folded into the base (`into_base`).
+
+    `rank` is what the result is compressed to, `save` a folder; None leaves either out.
+    """
+
+    name: str
+    mix: Mix
+    method: Word
+    rank: int | None
+    into_base: bool
+    dequantize: bool
+    save: str | None
+    dtype: str | None
+    span: Span
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """What `lora_fx.optimizer` makes; None is the optimizer's own default.
+
+    `loraplus_ratio` is the learning rate of B over that of A (Hayou et al. 2024, LoRA+,
+    arXiv 2402.12354, §1).
+    """
+
+    name: str
+    lr: float
+    loraplus_ratio: float | None
+    weight_decay: float
+    embedding_lr: float | None
+    betas: tuple[float, float] | None
+    eps: float | None
+    momentum: float | None
+    span: Span
 
 
 @dataclass(frozen=True)
@@ -71,24 +182,45 @@ class Check:
 
 
 @dataclass(frozen=True)
+class EntrySpec:
+    """A program to compile ahead, and the sizes it is compiled for: samples and tokens."""
+
+    name: str
+    batch: int
+    sequence: int
+    span: Span
+
+
+@dataclass(frozen=True)
 class CompileSpec:
-    """How the adapted model is compiled."""
+    """How the adapted model is compiled; `budget` is the share of activations that is kept."""
 
     mode: str = "default"
     dynamic: bool | None = None
     unit: Literal["layers", "model"] = "layers"
-    checkpoint: Literal["none", "layers"] = "none"
+    checkpoint: Literal["none", "layers", "budget"] = "none"
+    budget: float | None = None
+    layout: Literal["auto", "plain", "augmented"] = "auto"
+    entries: tuple[EntrySpec, ...] = ()
     span: Span | None = None
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A whole file, checked; `path` is None if it was given as text."""
+    """A whole file, checked; `path` is None if it was given as text.
+
+    `syntax` is what was written, included files in place.
+    """
 
     source: Source
     path: Path | None
+    syntax: File
     model: ModelRef | None
-    replication: Replication | None
+    layers: LayersSpec | None
+    quantize: tuple[QuantizeSpec, ...]
     adapters: tuple[AdapterSpec, ...]
+    route: RouteSpec | None
+    merges: tuple[MergeSpec, ...]
+    optimizer: OptimizerSpec | None
     checks: tuple[Check, ...]
     compile: CompileSpec

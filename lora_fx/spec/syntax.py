@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lora_fx.diagnostics import Span
 from lora_fx.spec.expressions import Expr
-from lora_fx.spec.selectors import Range, Selector
+from lora_fx.spec.selectors import Atom, Range, Selector
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,6 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Unsupported:
-    """A statement or clause that the language has and this version does not."""
-
-    what: str
-    span: Span
-
-
-@dataclass(frozen=True)
 class Attribute:
     """`name = value`."""
 
@@ -41,6 +33,14 @@ class Attribute:
 
 
 Attributes = tuple[Attribute, ...]
+
+
+@dataclass(frozen=True)
+class Include:
+    """`include "file"`."""
+
+    path: Name
+    span: Span
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,27 @@ class Replicate:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """`drop 3..5`."""
+
+    ranges: tuple[Range, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
 class Layers:
     """`layers { … }`."""
 
-    items: tuple[Replicate | Attribute | Unsupported, ...]
+    items: tuple[Replicate | Drop | Attribute, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """`quantize selector { … }`; the span is that of the statement without its block."""
+
+    selector: Selector
+    attributes: Attributes
     span: Span
 
 
@@ -98,9 +115,27 @@ class Use:
 class Target:
     """`target[?] selector { … }`; the span is that of the statement without its block."""
 
-    selector: Selector | Unsupported
+    selector: Selector
     attributes: Attributes
     optional: bool
+    span: Span
+
+
+@dataclass(frozen=True)
+class Train:
+    """`train[?] selector`."""
+
+    selector: Selector
+    optional: bool
+    span: Span
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """`tokens [ids] in atom`."""
+
+    ids: Expr
+    atom: Atom | None
     span: Span
 
 
@@ -109,7 +144,83 @@ class Adapter:
     """`adapter name { … }`; the span is that of the first two words."""
 
     name: Name
-    items: tuple[Attribute | Use | Target | Unsupported, ...]
+    items: tuple[Attribute | Use | Target | Train | Tokens, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class Term:
+    """`- 0.5 * style` inside a mix; without a weight it is 1."""
+
+    sign: str
+    weight: Expr | None
+    name: Name
+
+
+@dataclass(frozen=True)
+class Mix:
+    """`0.7 * legal + 0.3 * style`."""
+
+    terms: tuple[Term, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class When:
+    """`when "name" -> mix`."""
+
+    name: Name
+    mix: Mix
+    span: Span
+
+
+@dataclass(frozen=True)
+class Otherwise:
+    """`default -> mix`."""
+
+    mix: Mix
+    span: Span
+
+
+@dataclass(frozen=True)
+class Route:
+    """`route { … }`."""
+
+    items: tuple[Attribute | When | Otherwise, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class From:
+    """`from mix`."""
+
+    mix: Mix
+    span: Span
+
+
+@dataclass(frozen=True)
+class Merge:
+    """`merge name { … }`; the span is that of the first two words."""
+
+    name: Name
+    items: tuple[Attribute | From, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """`optimizer { … }`."""
+
+    attributes: Attributes
+    span: Span
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`entry name { … }`."""
+
+    name: Name
+    attributes: Attributes
     span: Span
 
 
@@ -117,7 +228,7 @@ class Adapter:
 class Compile:
     """`compile { … }`."""
 
-    items: tuple[Attribute | Unsupported, ...]
+    items: tuple[Attribute | Entry, ...]
     span: Span
 
 
@@ -130,7 +241,20 @@ class Check:
     span: Span
 
 
-Statement = Let | Model | Layers | Preset | Adapter | Compile | Check | Unsupported
+Statement = (
+    Include
+    | Let
+    | Model
+    | Layers
+    | Quantize
+    | Preset
+    | Adapter
+    | Route
+    | Merge
+    | Optimizer
+    | Compile
+    | Check
+)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from tests.tiny import SIZES, llama, tokens
 
 def replicate(tree: nn.Module, ranges: str) -> LayerMap:
     spec = parse(f"lora 1 layers {{ replicate {ranges} }}")
-    assert spec.replication is not None
-    return replicate_layers(tree, spec.replication)
+    assert spec.layers is not None
+    return replicate_layers(tree, spec.layers)
 
 
 def test_the_new_stack() -> None:

@@ -41,15 +41,15 @@ def test_a_small_file() -> None:
         ("name", "v_proj"),
     ]
     assert spec.compile == CompileSpec()
-    assert spec.replication is None
+    assert spec.layers is None
 
 
 def test_replication_and_checks() -> None:
     spec = parse(FILES / "4_solar.lora")
-    assert spec.replication is not None
-    assert [(r.start, r.end) for r in spec.replication.ranges] == [(0, 20), (10, 30)]
+    assert spec.layers is not None
+    assert [(r.start, r.end) for r in spec.layers.ranges] == [(0, 20), (10, 30)]
     assert [check.condition.span.text for check in spec.checks] == ["layer.count == 40"]
-    ranges = read("layers { replicate ..3, 5, 7.. } adapter x { target linear }").replication
+    ranges = read("layers { replicate ..3, 5, 7.. } adapter x { target linear }").layers
     assert ranges is not None
     assert [(r.start, r.end) for r in ranges.ranges] == [(None, 3), (5, 6), (7, None)]
 

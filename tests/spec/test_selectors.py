@@ -1,6 +1,6 @@
 import pytest
 
-from lora_fx.spec.selectors import BadGlob, glob_to_regex
+from lora_fx.spec.patterns import BadPattern, glob_to_regex
 
 NAMES = [
     "lm_head",
@@ -48,5 +48,5 @@ def test_globs(pattern: str, matched: list[str]) -> None:
     "pattern", ["", "a**", "**a", "a.**b.c", "***", "{a", "a}", "{a}}", "*" * 13]
 )
 def test_bad_globs(pattern: str) -> None:
-    with pytest.raises(BadGlob):
+    with pytest.raises(BadPattern):
         glob_to_regex(pattern)

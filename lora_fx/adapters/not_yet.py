@@ -1,0 +1,89 @@
+"""What can be planned and not yet be done: refused when a model is compiled, by name and line."""
+
+from collections.abc import Iterator
+
+from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
+from lora_fx.plan.alike import once_each
+from lora_fx.plan.plan import Plan
+from lora_fx.plan.sites import SitePlan
+from lora_fx.spec.spec import CompileSpec, LayersSpec, Spec
+
+_INITS = ("default", "gaussian", "random")
+_WHAT = {
+    "transposed": "adapters on `Conv1D`",
+    "embedding": "adapters on embeddings",
+    "conv": "adapters on convolutions",
+    "attention": "adapters on `nn.MultiheadAttention`",
+    "parameter": "adapters on parameters",
+}
+
+
+def require_supported(plan: Plan) -> None:
+    """Raise LoraFxError with everything in a plan that this version cannot do."""
+    found = [*_of_spec(plan.spec), *(one for site in plan.sites for one in _of_site(site))]
+    found += [("`train`", module.rule, "") for module in plan.trained]
+    found += [("`tokens`", tokens.rule, "") for tokens in plan.tokens]
+    found += [("`bias`", bias.rule, f"at `{bias.name}`") for bias in plan.biases]
+    if found:
+        message = "{} cannot be compiled yet"
+        raise LoraFxError(
+            once_each(
+                [
+                    Diagnostic("not-supported-yet", message.format(what), span, label)
+                    for what, span, label in found
+                ]
+            )
+        )
+
+
+def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
+    if spec.route is not None:
+        yield "`route`", spec.route.span, ""
+    if spec.optimizer is not None:
+        yield "`optimizer`", spec.optimizer.span, ""
+    for merge in spec.merges:
+        yield "`merge`", merge.span, ""
+    for quantize in spec.quantize:
+        yield "`quantize`", quantize.span, ""
+    for adapter in spec.adapters:
+        if "weights" in adapter.settings:
+            yield "`weights`", adapter.settings["weights"].span, ""
+    yield from _of_layers(spec.layers)
+    yield from _of_compile(spec.compile)
+
+
+def _of_layers(layers: LayersSpec | None) -> Iterator[tuple[str, Span | None, str]]:
+    if layers is None:
+        return
+    if layers.dropped:
+        yield "`drop`", layers.span, ""
+    if layers.stack is not None:
+        yield "`of`", layers.span, ""
+    if not layers.share:
+        yield "`share = nothing`", layers.span, ""
+
+
+def _of_compile(compile: CompileSpec) -> Iterator[tuple[str, Span | None, str]]:
+    if compile.checkpoint == "budget":
+        yield "`checkpoint = budget(…)`", compile.span, ""
+    if compile.layout == "augmented":
+        yield "`layout = augmented`", compile.span, ""
+    for entry in compile.entries:
+        yield f"`entry {entry.name}`", entry.span, ""
+
+
+def _of_site(site: SitePlan) -> Iterator[tuple[str, Span | None, str]]:
+    where = f"at `{site.name}`"
+    if site.layer.kind != "linear":
+        yield _WHAT[site.layer.kind], site.rule, where
+    if site.init.name not in _INITS:
+        yield f"init `{site.init.name}`", _set(site, "init"), where
+    if site.variant.name != "lora":
+        yield f"variant `{site.variant.name}`", _set(site, "variant"), where
+    for name in ("lora_bias", "tie", "offload"):
+        if getattr(site, name):
+            yield f"`{name}`", _set(site, name), where
+
+
+def _set(site: SitePlan, attribute: str) -> Span:
+    return site.settings[attribute].span

@@ -1,0 +1,95 @@
+"""Which attributes can be combined, with each other and with a kind of layer."""
+
+from collections.abc import Iterator
+
+from lora_fx.diagnostics import Diagnostic, Span
+from lora_fx.plan.kinds import Kind
+from lora_fx.plan.sites import SitePlan
+from lora_fx.plan.variants import blocks_of
+from lora_fx.spec.attributes import INITS, VARIANTS
+
+_PLAIN_INITS = frozenset({"default", "gaussian", "random"})
+_LINEAR: tuple[Kind, ...] = ("linear", "transposed")
+_INITS: dict[Kind, frozenset[str]] = {
+    **dict.fromkeys(_LINEAR, frozenset(INITS)),
+    "embedding": _PLAIN_INITS | {"mica"},
+    "conv": _PLAIN_INITS,
+    "attention": _PLAIN_INITS,
+    "parameter": _PLAIN_INITS,
+}
+_VARIANTS: dict[Kind, frozenset[str]] = {
+    **dict.fromkeys(_LINEAR, frozenset(VARIANTS)),
+    "embedding": frozenset({"lora", "dora"}),
+    "conv": frozenset({"lora", "dora"}),
+    "attention": frozenset({"lora"}),
+    "parameter": frozenset({"lora"}),
+}
+_NO_DROPOUT: tuple[Kind, ...] = ("embedding", "attention", "parameter")
+_NO_BIAS: tuple[Kind, ...] = ("embedding", "attention", "parameter")
+_WHAT: dict[Kind, str] = {
+    "linear": "a linear layer",
+    "transposed": "a linear layer",
+    "embedding": "an embedding",
+    "conv": "a convolution",
+    "attention": "`nn.MultiheadAttention`",
+    "parameter": "a parameter",
+}
+
+
+def inapplicable(site: SitePlan) -> list[Diagnostic]:
+    """Return a fault for each attribute that cannot apply at a site, at the line that set it."""
+    return [
+        Diagnostic("cannot-apply", message, _span(site, name), f"{reason} at `{site.name}`")
+        for name, message, reason in (*_of_kind(site), *_combined(site), *_of_rank(site))
+    ]
+
+
+def _span(site: SitePlan, attribute: str) -> Span:
+    setting = site.settings.get(attribute)
+    return setting.span if setting else site.rule
+
+
+def _of_kind(site: SitePlan) -> Iterator[tuple[str, str, str]]:
+    kind, what = site.layer.kind, _WHAT[site.layer.kind]
+    if site.init.name not in _INITS[kind]:
+        yield "init", f"{what} has no init `{site.init.name}`", "adapted"
+    if site.variant.name not in _VARIANTS[kind]:
+        yield "variant", f"{what} has no variant `{site.variant.name}`", "adapted"
+    if site.dropout and kind in _NO_DROPOUT:
+        yield "dropout", f"{what} has no dropout; write `dropout = 0` for it", "adapted"
+    if site.lora_bias and kind in _NO_BIAS:
+        yield "lora_bias", f"{what} has no `lora_bias`", "adapted"
+
+
+def _combined(site: SitePlan) -> Iterator[tuple[str, str, str]]:
+    variant, init = site.variant.name, site.init.name
+    if site.lora_bias and variant != "lora":
+        yield "lora_bias", f"`lora_bias` and variant `{variant}` do not go together", "both set"
+    if init == "mica" and variant != "lora":
+        yield "init", f"init `mica` and variant `{variant}` do not go together", "both set"
+
+
+def _of_rank(site: SitePlan) -> Iterator[tuple[str, str, str]]:
+    rank, layer = site.rank, site.layer
+    if site.init.name == "orthogonal" and rank % 2:
+        yield "rank", "init `orthogonal` needs an even rank", f"is {rank}"
+    if rank % layer.groups:
+        message = f"the rank must be a multiple of the {layer.groups} groups"
+        yield "rank", message, f"is {rank}"
+    if site.variant.name == "kasa" and rank >= layer.largest_rank:
+        message = "variant `kasa` needs a rank below the smaller side of the layer"
+        yield "rank", message, f"is {rank}, of {layer.largest_rank},"
+    if site.variant.name == "bdlora":
+        yield from _of_blocks(site)
+
+
+def _of_blocks(site: SitePlan) -> Iterator[tuple[str, str, str]]:
+    a, b, blocks = blocks_of(site)
+    if a and b:
+        yield "variant", "`bdlora` makes A or B block diagonal, not both", "both named"
+    if not a and not b and site.variant.argument("strict"):
+        yield "variant", "`bdlora(strict = true)` names every module in `a` or `b`", "not named"
+    sides = [site.rank, site.in_features if a else site.out_features]
+    if (a or b) and any(side % blocks for side in sides):
+        message = f"rank and features must be multiples of the {blocks} blocks"
+        yield "variant", message, f"are {sides[0]} and {sides[1]}"

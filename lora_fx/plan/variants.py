@@ -1,0 +1,59 @@
+"""The parameters that a variant adds to A and B, or shapes differently.
+
+Names and shapes are those of PEFT's files. `velora` keeps a buffer, which is no parameter.
+"""
+
+from collections.abc import Sequence
+
+from lora_fx.plan.sites import SitePlan
+from lora_fx.spec.expressions import Value
+
+
+def tensors(site: SitePlan) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all parameters that a site has."""
+    shapes = site.layer.shapes(site.rank)
+    if site.lora_bias:
+        shapes["lora_B.bias"] = (site.out_features,)
+    match site.variant.name:
+        case "dora":
+            ones = (1,) * len(site.layer.kernel)
+            high = (site.out_features,)
+            shapes["lora_magnitude_vector"] = (1, *high, *ones) if ones else high
+        case "kasa":
+            shapes["lora_diag"] = (site.rank,)
+        case "monteclora":
+            samples = site.variant.argument("num_samples")
+            assert isinstance(samples, int)
+            shapes["lora_monteclora_sampler.std_prior"] = (site.rank,)
+            shapes["lora_monteclora_sampler.expert_weights_prior"] = (samples,)
+        case "bdlora":
+            return shapes | _block_diagonal(site)
+    return shapes
+
+
+def frozen(site: SitePlan) -> frozenset[str]:
+    """Return the parameters that are not trained: MiCA's B (PEFT's `mica`)."""
+    if site.init.name != "mica":
+        return frozenset()
+    return frozenset(name for name in site.tensors or tensors(site) if "_B" in name)
+
+
+def blocks_of(site: SitePlan) -> tuple[bool, bool, int]:
+    """Return whether A and B of a `bdlora` site are block diagonal, and the number of blocks."""
+    arguments = dict(site.variant.arguments)
+    number = arguments["blocks"]
+    assert isinstance(number, int)
+    return _named(site, arguments.get("a")), _named(site, arguments.get("b")), number
+
+
+def _block_diagonal(site: SitePlan) -> dict[str, tuple[int, ...]]:
+    a, b, blocks = blocks_of(site)
+    if a:
+        return {"lora_A.weight": (site.rank, site.in_features // blocks)}
+    return {"lora_B.weight": (site.out_features, site.rank // blocks)} if b else {}
+
+
+def _named(site: SitePlan, patterns: Value | None) -> bool:
+    if not isinstance(patterns, Sequence):
+        return False
+    return any(isinstance(part, str) and part in site.name for part in patterns)

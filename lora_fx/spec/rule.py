@@ -1,0 +1,172 @@
+"""The values that one attribute may have, and what is wrong with others."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from math import isfinite
+
+from lora_fx.diagnostics import Diagnostic
+from lora_fx.spec.closest import closest, did_you_mean
+from lora_fx.spec.expressions import Call, Expr, Keyword, Value, Word, show
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The values of one attribute: `words` are the bare words among them, with their parameters.
+
+    `default` is None where nothing stands for what is not set; then `required` says whether
+    something must be.
+    """
+
+    expects: str
+    default: Value | None
+    accepts: Callable[[Value], bool] = lambda value: False
+    words: Mapping[str, "Mapping[str, Rule]"] = field(default_factory=dict)
+    required: bool = False
+
+
+Rules = Mapping[str, Rule]
+
+
+def completed(rule: Rule, value: Value) -> Value:
+    """Return an accepted value with every argument of a word in place, by name."""
+    if not isinstance(value, Word):
+        return value
+    parameters = rule.words[value.name]
+    given = _named(parameters, value)
+    names = (name for name, of in parameters.items() if name in given or of.default is not None)
+    filled = ((name, given.get(name, parameters[name].default)) for name in names)
+    return replace(value, arguments=tuple((name, v) for name, v in filled if v is not None))
+
+
+def problems(name: str, rule: Rule, value: Value, expr: Expr) -> list[Diagnostic]:
+    """Return everything that is wrong with a value of an attribute, written as `expr`."""
+    if isinstance(value, Word) and value.name in rule.words:
+        return _argument_problems(value, rule.words[value.name], expr)
+    if not isinstance(value, Word) and rule.accepts(value):
+        return []
+    help = None
+    if isinstance(value, float) and rule.accepts(round(value)) and expr.span.text != repr(value):
+        help = f"write `round({expr.span.text})`"
+    if isinstance(value, Word | str):
+        text = value.name if isinstance(value, Word) else value
+        word = closest(text, rule.words)
+        if word == text:
+            help = f"write `{word}` without quotes"
+        elif word is not None:
+            help = f"did you mean `{word}`?"
+    message = f"`{name}` must be {rule.expects}"
+    return [Diagnostic("wrong-value", message, expr.span, f"is {show(value)}", help=help)]
+
+
+def _argument_problems(word: Word, parameters: Rules, expr: Expr) -> list[Diagnostic]:
+    found: list[Diagnostic] = []
+    given = _named(parameters, word)
+    parts = _parts(expr, parameters)
+    if len(given) < len(word.arguments):
+        message = f"`{word.name}` has too many arguments, or one twice"
+        help = f"it takes {', '.join(f'`{name}`' for name in parameters) or 'none'}"
+        found.append(Diagnostic("wrong-arguments", message, expr.span, help=help))
+    for name, value in given.items():
+        part = parts.get(name, expr)
+        if name not in parameters:
+            message = f"`{word.name}` has no argument `{name}`"
+            help = did_you_mean(name, parameters)
+            found.append(Diagnostic("wrong-arguments", message, part.span, help=help))
+        else:
+            found += problems(name, parameters[name], value, part)
+    for name, rule in parameters.items():
+        if rule.required and name not in given:
+            message = f"`{word.name}` needs the argument `{name}`"
+            help = f"write `{word.name}({name} = …)`; it must be {rule.expects}"
+            found.append(Diagnostic("wrong-arguments", message, expr.span, help=help))
+    return found
+
+
+def _named(parameters: Rules, word: Word) -> dict[str, Value]:
+    """Return the arguments by name; those without a name take the parameters in their order."""
+    order = iter(parameters)
+    return {name or next(order, ""): value for name, value in word.arguments}
+
+
+def _parts(expr: Expr, parameters: Rules) -> dict[str, Expr]:
+    if not isinstance(expr, Call):
+        return {}
+    order = iter(parameters)
+    return {
+        part.name if isinstance(part, Keyword) else next(order, ""): part.value
+        if isinstance(part, Keyword)
+        else part
+        for part in expr.arguments
+    }
+
+
+def number(value: Value) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def whole(smallest: int, default: int | None = None, required: bool = False) -> Rule:
+    """Accept whole numbers from `smallest` on."""
+    expects = f"a whole number of at least {smallest}"
+    return Rule(expects, default, lambda v: type(v) is int and v >= smallest, required=required)
+
+
+def positive(default: float | None = None, required: bool = False) -> Rule:
+    """Accept numbers above zero."""
+
+    def accepts(value: Value) -> bool:
+        return number(value) and value > 0  # type: ignore[operator]
+
+    return Rule("a number above 0", default, accepts, required=required)
+
+
+def at_least_zero(default: float | None = None) -> Rule:
+    """Accept numbers from zero on."""
+
+    def accepts(value: Value) -> bool:
+        return number(value) and value >= 0  # type: ignore[operator]
+
+    return Rule("a number of at least 0", default, accepts)
+
+
+def share(default: float | None = None, required: bool = False) -> Rule:
+    """Accept numbers from zero to one."""
+
+    def accepts(value: Value) -> bool:
+        return number(value) and 0 <= value <= 1  # type: ignore[operator]
+
+    return Rule("a number from 0 to 1", default, accepts, required=required)
+
+
+def truth(default: bool | None = None) -> Rule:
+    """Accept `true` and `false`."""
+    return Rule("`true` or `false`", default, lambda value: isinstance(value, bool))
+
+
+def text(default: str | None = None, required: bool = False) -> Rule:
+    """Accept any text but the empty one."""
+    return Rule("a text", default, lambda v: isinstance(v, str) and bool(v), required=required)
+
+
+def list_of(what: str, holds: Callable[[Value], bool], required: bool = False) -> Rule:
+    """Accept lists, not empty, of what `holds`."""
+    return Rule(
+        f"a list of {what}",
+        None,
+        lambda v: isinstance(v, tuple) and bool(v) and all(map(holds, v)),
+        required=required,
+    )
+
+
+def words(
+    known: Mapping[str, Rules] | tuple[str, ...], default: str | None, required: bool = False
+) -> Rule:
+    """Accept these bare words; a mapping gives their parameters."""
+    table = known if isinstance(known, Mapping) else {key: {} for key in known}
+    value = None if default is None else Word(default)
+    return Rule(listed([f"`{word}`" for word in table]), value, words=table, required=required)
+
+
+def listed(names: list[str]) -> str:
+    """Join alternatives: `a, b or c`."""
+    return ", ".join(names[:-1]) + f" or {names[-1]}" if len(names) > 1 else names[0]
