@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.peft import config as peft_config
-from lora_fx.adapters.peft.config_faults import malformed
 from lora_fx.adapters.peft.write import CONFIG, PREFIX, TENSORS
 from lora_fx.adapters.site import Arithmetic
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.spec.peft.config_faults import malformed
+from lora_fx.spec.peft.matching import targets
 
 _NAMES = ("lora_A.weight", "lora_B.weight")
 
@@ -83,7 +84,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise LoraFxError((_unreadable(path, "not a JSON object", folder),))
     faults = malformed(config)
     if faults:
-        raise LoraFxError(tuple(_fault("adapter-config", fault, path) for fault in faults))
+        raise LoraFxError(tuple(_fault("adapter-config", f.message, path) for f in faults))
     return config
 
 
@@ -144,7 +145,7 @@ def _wanted(
 ) -> set[str]:
     """Return the config's targets, or without any the modules that the tensors name."""
     if config.get("target_modules"):
-        return peft_config.targets(config, modules, linears)
+        return targets(config, modules, linears)
     return {
         key.removeprefix(PREFIX).rsplit(".lora_", 1)[0]
         for key in state
