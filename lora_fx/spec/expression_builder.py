@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lark import Token, Transformer
+from lark import Token, Transformer, v_args
 
 from lora_fx.diagnostics import Diagnostic, Span
 from lora_fx.spec import expressions as e
@@ -18,10 +18,7 @@ _MOST_DIGITS = 18
 
 
 class ExpressionBuilder(Transformer[Token, Any]):
-    """Build expressions; `diagnostics` is what is wrong with single tokens.
-
-    Made to be subclassed with `v_args(meta=True)`, which reaches the methods here too.
-    """
+    """Build expressions; `diagnostics` is what is wrong with single tokens."""
 
     def __init__(self, place: Callable[[int, int], Span]) -> None:
         super().__init__()
@@ -121,3 +118,6 @@ class ExpressionBuilder(Transformer[Token, Any]):
     def _too_large(self, token: Token) -> None:
         span = self._token_span(token)
         self.diagnostics.append(Diagnostic("not-finite", "the number is too large", span))
+
+
+v_args(meta=True)(ExpressionBuilder)  # not as a decorator: that would hide the class's type
