@@ -38,9 +38,10 @@ _WHAT: dict[Kind, str] = {
 
 def inapplicable(site: SitePlan) -> list[Diagnostic]:
     """Return a fault for each attribute that cannot apply at a site, at the line that set it."""
+    found = list(_of_kind(site)) or [*_combined(site), *_of_rank(site)]
     return [
         Diagnostic("cannot-apply", message, _span(site, name), f"{reason} at `{site.name}`")
-        for name, message, reason in (*_of_kind(site), *_combined(site), *_of_rank(site))
+        for name, message, reason in found
     ]
 
 

@@ -7,13 +7,12 @@ from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.alike import once_each
 from lora_fx.plan.modules import Modules
 from lora_fx.plan.names import Names, condition
-from lora_fx.plan.selectors import Condition, select
+from lora_fx.plan.selectors import select
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import (
     TrainedBias,
     TrainedModule,
     TrainedTokens,
-    is_inside,
     trained_biases,
     trained_modules,
     trained_tokens,
@@ -71,12 +70,8 @@ def _match(
     """Return the numbers of the rules that match each name, in file order; names in their order."""
     matched: dict[str, list[int]] = {}
     for number, target in enumerate(adapter.targets):
-        meant = condition(target.selector.conditions, modules)
-
-        def holds(name: str, meant: Condition = meant) -> bool:
-            return not is_inside(name, copies) and meant(name)
-
-        for name in select(target.selector, target.optional, modules, holds, diagnostics):
+        holds = condition(target.selector.conditions, modules)
+        for name in select(target.selector, target.optional, modules, holds, diagnostics, copies):
             matched.setdefault(name, []).append(number)
     order = (*modules.by_fqn, *modules.parameters)
     return {name: matched[name] for name in order if name in matched}

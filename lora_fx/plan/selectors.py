@@ -1,7 +1,7 @@
 """Match a rule's selector against a model's modules and parameters."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
@@ -20,15 +20,17 @@ def select(
     modules: Modules,
     holds: Condition,
     diagnostics: list[Diagnostic],
+    taken: Sequence[str] = (),
 ) -> list[str]:
     """Return the dotted names that a selector selects, in module order, and note what is wrong.
 
     Names of modules, and with `parameter "…"` of parameters. Each atom is judged alone first: one
     that matches nothing is an error at the atom (a note if the rule is `optional`). One that the
-    clauses empty is a note; a rule that selects nothing, an error.
+    clauses empty is a note; a rule that selects nothing, an error. Modules that are `taken`, and
+    what is inside them, are left out.
     """
     try:
-        return _select(selector, optional, modules, holds, diagnostics)
+        return _select(selector, optional, modules, holds, diagnostics, taken)
     except LoraFxError as error:
         diagnostics += error.diagnostics
         return []
@@ -40,6 +42,7 @@ def _select(
     modules: Modules,
     holds: Condition,
     diagnostics: list[Diagnostic],
+    taken: Sequence[str],
 ) -> list[str]:
     excluded = _excluded(selector, optional, modules, diagnostics)
     stack = None
@@ -58,11 +61,12 @@ def _select(
             continue
         inside = [f for f in matched if _in_layers(selector, f, stack)]
         kept = [name for name in inside if name not in excluded and holds(name)]
-        if not kept:
-            emptied.append(_emptied(atom, len(matched)))
-        chosen.update(kept)
+        free = [name for name in kept if not is_inside(name, taken)]
+        if not free:
+            emptied.append(_emptied(atom, len(matched), bool(kept)))
+        chosen.update(free)
     if emptied and not chosen:
-        diagnostics.append(_selects_nothing(selector, optional))
+        diagnostics.append(_selects_nothing(selector, optional, emptied))
     else:
         diagnostics += emptied
     return [name for name in (*modules.by_fqn, *modules.parameters) if name in chosen]
@@ -191,21 +195,29 @@ def _numberless(names: Iterable[str]) -> set[str]:
     return {re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names}
 
 
-def _emptied(atom: Atom, count: int) -> Diagnostic:
+def is_inside(name: str, fqns: Iterable[str]) -> bool:
+    """Whether a module or parameter is one of these modules, or stands inside one."""
+    return any(name == fqn or name.startswith(f"{fqn}.") for fqn in fqns)
+
+
+def _emptied(atom: Atom, count: int, trained: bool) -> Diagnostic:
+    why = "`train` takes what is left of them" if trained else "the rule's clauses leave none"
     return Diagnostic(
         "emptied-target",
         f"`{atom}` selects nothing here",
         atom.span,
-        f"matched {count} module{'s' * (count != 1)}, and the rule's clauses leave none",
+        f"matched {count} module{'s' * (count != 1)}, and {why}",
         severity="note",
     )
 
 
-def _selects_nothing(selector: Selector, optional: bool) -> Diagnostic:
+def _selects_nothing(
+    selector: Selector, optional: bool, emptied: Sequence[Diagnostic]
+) -> Diagnostic:
     return Diagnostic(
         "empty-target",
         f"`{selector.text}` selects no module",
         selector.span,
-        "the patterns match, and the clauses leave none",
+        emptied[0].label if len(emptied) == 1 else "the patterns match, and the clauses leave none",
         severity="note" if optional else "error",
     )

@@ -10,7 +10,7 @@ from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
 from lora_fx.plan.alike import once_each
 from lora_fx.plan.modules import Modules
 from lora_fx.plan.names import condition
-from lora_fx.plan.selectors import match, select
+from lora_fx.plan.selectors import is_inside, match, select
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.evaluate import evaluate, no_environment
 from lora_fx.spec.expressions import Word
@@ -77,11 +77,6 @@ def trained_modules(
             found.append(TrainedModule(fqn, adapter.name, size, train.span))
     diagnostics += once_each(faults)
     return found
-
-
-def is_inside(name: str, fqns: Iterable[str]) -> bool:
-    """Whether a module or parameter is one of these modules, or stands inside one."""
-    return any(name == fqn or name.startswith(f"{fqn}.") for fqn in fqns)
 
 
 def _untrainable(fqn: str, module: nn.Module | None, train: Train) -> Diagnostic | None:

@@ -88,7 +88,7 @@ OPTIMIZER: Rules = {
 
 COMPILE: Rules = {
     "mode": Rule(
-        listed([f'"{mode}"' for mode in _MODES]),
+        listed([f'`"{mode}"`' for mode in _MODES]),
         "default",
         lambda value: isinstance(value, str) and value in _MODES,
     ),

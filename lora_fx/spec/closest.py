@@ -16,6 +16,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     found = closest(word, words)
     if found is not None:
         return f"did you mean `{found}`?"
-    if 0 < len(words) <= 12:
+    if 0 < len(words) <= 16:
         return "known are " + ", ".join(f"`{w}`" for w in words)
     return None

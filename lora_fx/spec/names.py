@@ -91,7 +91,8 @@ class Names:
             return
         if name not in FUNCTIONS:
             known = (*FUNCTIONS, *(word for word, takes in scope.words.items() if takes))
-            message, help = f"there is no function `{name}`", did_you_mean(name, known)
+            message = f"there is no function `{name}`"
+            help = did_you_mean(name, known) or did_you_mean(name, FUNCTIONS)
             if name in scope.words:
                 message, help = f"`{name}` takes no arguments", f"write `{name}` alone"
             self.diagnostics.append(Diagnostic("unknown-function", message, call.span, help=help))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from time import perf_counter
 
 from lora_fx.spec.selectors import Atom
 
@@ -61,7 +62,7 @@ def glob_to_regex(pattern: str) -> re.Pattern[str]:
 def matcher(atom: Atom) -> Callable[[str], bool]:
     """Return whether a dotted name (for `class`, a class's name) fits an atom's pattern.
 
-    Raises BadPattern; the returned function does so for a regex that takes a second for one name.
+    Raises BadPattern; the returned function does so for a regex that has taken a second in all.
     """
     match atom.kind:
         case "name":
@@ -96,10 +97,17 @@ def _bounded(pattern: str) -> Callable[[str], bool]:
     except (regex.error, OverflowError, RecursionError) as error:
         raise BadPattern(str(error)) from error
 
+    left = _MOST_SECONDS
+
     def fits(name: str) -> bool:
+        nonlocal left
+        start = perf_counter()
         try:
-            return compiled.fullmatch(name, timeout=_MOST_SECONDS) is not None
+            return compiled.fullmatch(name, timeout=max(left, 0.001)) is not None
         except TimeoutError as error:
-            raise BadPattern(f"takes more than {_MOST_SECONDS:g} s to match `{name}`") from error
+            message = f"takes more than {_MOST_SECONDS:g} s; it did not get past `{name}`"
+            raise BadPattern(message) from error
+        finally:
+            left -= perf_counter() - start
 
     return fits

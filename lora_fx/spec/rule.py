@@ -62,18 +62,18 @@ def _argument_problems(word: Word, parameters: Rules, expr: Expr) -> list[Diagno
     found: list[Diagnostic] = []
     given = _named(parameters, word)
     parts = _parts(expr, parameters)
-    if len(given) < len(word.arguments):
+    if len(given) < len(word.arguments) or "" in given:
         message = f"`{word.name}` has too many arguments, or one twice"
         help = f"it takes {', '.join(f'`{name}`' for name in parameters) or 'none'}"
         found.append(Diagnostic("wrong-arguments", message, expr.span, help=help))
     for name, value in given.items():
         part = parts.get(name, expr)
-        if name not in parameters:
+        if name in parameters:
+            found += problems(name, parameters[name], value, part)
+        elif name:
             message = f"`{word.name}` has no argument `{name}`"
             help = did_you_mean(name, parameters)
             found.append(Diagnostic("wrong-arguments", message, part.span, help=help))
-        else:
-            found += problems(name, parameters[name], value, part)
     for name, rule in parameters.items():
         if rule.required and name not in given:
             message = f"`{word.name}` needs the argument `{name}`"

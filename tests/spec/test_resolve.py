@@ -54,15 +54,6 @@ def test_replication_and_checks() -> None:
     assert [(r.start, r.end) for r in ranges.ranges] == [(None, 3), (5, 6), (7, None)]
 
 
-@pytest.mark.parametrize(
-    "name", ["2_qlora", "3_mixed", "5_route", "6_merge"], ids=lambda name: name
-)
-def test_what_is_not_supported_yet_is_refused_and_nothing_else(name: str) -> None:
-    with pytest.raises(LoraFxError) as raised:
-        parse(FILES / f"{name}.lora")
-    assert {d.code for d in raised.value.diagnostics} == {"not-supported-yet"}
-
-
 def test_text_or_path(tmp_path: Path) -> None:
     path = tmp_path / "lora 1.lora"
     path.write_text("\ufefflora 1\r\nlet a = 1\r\n", encoding="utf-8")
