@@ -16,6 +16,7 @@ from lora_fx.plan.replication import LayerMap
 from lora_fx.plan.rules import plan_adapter
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
+from lora_fx.plan.weights import with_own_targets
 from lora_fx.spec.expressions import Value, show
 from lora_fx.spec.spec import AdapterSpec, Spec
 
@@ -85,7 +86,12 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
     modules = modules_of(tree)
     diagnostics = [fault for adapter in spec.adapters for fault in _name_faults(adapter)]
     quantized = quantized_modules(spec.quantize, modules, diagnostics)
-    adapters = [plan_adapter(adapter, modules, diagnostics) for adapter in spec.adapters]
+    adapters = []
+    for adapter in spec.adapters:
+        try:
+            adapters.append(plan_adapter(with_own_targets(adapter, tree), modules, diagnostics))
+        except LoraFxError as error:
+            diagnostics += error.diagnostics
     order = {name: i for i, name in enumerate((*modules.by_fqn, *modules.parameters))}
     plan = Plan(
         spec,

@@ -45,7 +45,7 @@ def settle(
         seed=int(names.number("seed")),
         dtype=names.word("dtype").name,
         compute=names.word("compute").name,
-        trainable=names.attribute("trainable") is True,
+        trainable=_trainable(names),
         tensors={},
         frozen=frozenset(),
         rule=rule.span,
@@ -55,6 +55,13 @@ def settle(
     if faults:
         raise LoraFxError(faults)
     return replace(site, tensors=tensors(site), frozen=frozen(site))
+
+
+def _trainable(names: Names) -> bool:
+    """An adapter that comes with weights is not trained unless the spec says so."""
+    if "weights" in names.settings and "trainable" not in names.settings:
+        return False
+    return names.attribute("trainable") is True
 
 
 def _check_rank(rank: int, layer: Layer, rule: Target, names: Names) -> None:

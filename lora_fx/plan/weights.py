@@ -1,0 +1,54 @@
+"""Adapters that say where their weights are and not what they adapt: their own config does."""
+
+import dataclasses
+from pathlib import Path
+
+from torch import nn
+
+from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.peft import from_peft
+from lora_fx.spec.evaluate import evaluate, no_environment
+from lora_fx.spec.spec import AdapterSpec, Setting
+
+
+def with_own_targets(adapter: AdapterSpec, tree: nn.Module) -> AdapterSpec:
+    """Return the adapter; without any target, with what its `adapter_config.json` says.
+
+    What the spec sets itself stays. Raises LoraFxError if there is no such config, or one that the
+    language cannot say.
+    """
+    setting = adapter.settings.get("weights")
+    if setting is None or adapter.targets or adapter.trains or adapter.tokens:
+        return adapter
+    folder = weights_folder(setting)
+    try:
+        (own,) = from_peft(folder, tree).adapters
+    except LoraFxError as error:
+        found = [
+            d if d.span else dataclasses.replace(d, span=setting.span) for d in error.diagnostics
+        ]
+        raise LoraFxError(found) from error
+    return dataclasses.replace(
+        own, name=adapter.name, settings={**own.settings, **adapter.settings}
+    )
+
+
+def weights_folder(setting: Setting) -> Path:
+    """Return the folder that `weights` names: relative to its file, or that of a hub id.
+
+    Of a hub id only the config is fetched. Raises LoraFxError if there is neither.
+    """
+    named = str(evaluate(setting.value, no_environment))
+    beside = Path(setting.span.source.name).parent / named
+    if beside.exists():
+        return beside
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(named, "adapter_config.json")).parent
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        message = f"`{named}` is neither a folder nor a hub id"
+        label = f"`{beside}` does not exist"
+        diagnostic = Diagnostic("no-adapter", message, setting.span, label, notes=(reason,))
+        raise LoraFxError((diagnostic,)) from error
