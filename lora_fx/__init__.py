@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lora_fx.diagnostics import Diagnostic as Diagnostic
     from lora_fx.diagnostics import LoraFxError as LoraFxError
     from lora_fx.plan import plan as plan
+    from lora_fx.plan.peft import from_peft as from_peft
     from lora_fx.spec import parse as parse
 
 _HOMES = {
@@ -20,11 +21,12 @@ _HOMES = {
     "LoraFxError": "lora_fx.diagnostics",
     "capture": "lora_fx.compiler",
     "compile": "lora_fx.compiler",
+    "from_peft": "lora_fx.plan.peft",
     "load": "lora_fx.compiler",
     "parse": "lora_fx.spec",
     "plan": "lora_fx.plan",
 }
-__all__ = ["Diagnostic", "LoraFxError", "capture", "compile", "load", "parse", "plan"]
+__all__ = ["Diagnostic", "LoraFxError", "capture", "compile", "from_peft", "load", "parse", "plan"]
 
 
 def __getattr__(name: str) -> Any:

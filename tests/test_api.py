@@ -10,6 +10,7 @@ def test_the_public_names() -> None:
         "LoraFxError",
         "capture",
         "compile",
+        "from_peft",
         "load",
         "parse",
         "plan",

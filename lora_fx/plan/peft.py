@@ -59,9 +59,7 @@ class _NamedModel:
             alias: fqn for fqn, aliases in modules.aliases.items() for alias in aliases
         }
         self.linears = modules.linears
-        self.stacks: Mapping[str, int] = {
-            stack.fqn: len(stack.layers) for stack in modules.stacks
-        }
+        self.stacks: Mapping[str, int] = {stack.fqn: len(stack.layers) for stack in modules.stacks}
 
     def select(self, selector: str) -> Selection | None:
         """Return what a selector selects; None if the language refuses it on this model."""

@@ -1,5 +1,6 @@
 """Expressions as data; every node knows where it stands."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -226,8 +227,8 @@ def show(value: object) -> str:
 
 
 def quote(text: str) -> str:
-    """Return a text in quotes, as the language writes it."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    """Return a text in quotes; a backslash is doubled only where it would count as an escape."""
+    escaped = re.sub(r'\\(?=["\\]|\Z)|"', r"\\\g<0>", text)
     return f'"{escaped}"'
 
 
