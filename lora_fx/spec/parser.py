@@ -25,19 +25,26 @@ def parse_source(source: Source) -> tuple[File | None, list[Diagnostic]]:
 
     Time and memory are bounded: there is a limit to a file's size and to an expression's depth.
     """
-    if len(source.text) > _MOST_CHARACTERS:
-        message = f"the file is longer than {_MOST_CHARACTERS} characters"
-        return None, [Diagnostic("file-too-large", message, Span(source, 0, 0))]
+    if diagnostic := too_large(source):
+        return None, [diagnostic]
     tree, patched, diagnostics = _read(source)
     if tree is None:
         return None, diagnostics
-    too_large = oversized(tree)
-    if too_large is not None:
-        span = patched.span(too_large.meta.start_pos, too_large.meta.end_pos)
+    part = oversized(tree)
+    if part is not None:
+        span = patched.span(part.meta.start_pos, part.meta.end_pos)
         message = "the expression is nested too deeply or too long"
         return None, [*diagnostics, Diagnostic("expression-too-large", message, span)]
     file, more = build(tree, patched.span)
     return file, diagnostics + more
+
+
+def too_large(source: Source) -> Diagnostic | None:
+    """Return what is wrong with a file whose size alone is a mistake."""
+    if len(source.text) <= _MOST_CHARACTERS:
+        return None
+    message = f"the file is longer than {_MOST_CHARACTERS} characters"
+    return Diagnostic("file-too-large", message, Span(source, 0, 0))
 
 
 def _read(source: Source) -> tuple[Tree[Any] | None, Patched, list[Diagnostic]]:

@@ -7,7 +7,6 @@ run. Where the folder cannot be read or written there is no cache, and nothing e
 
 import json
 import os
-import tempfile
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ import lark
 from lark import Lark
 from lark.grammar import Rule
 from lark.lexer import TerminalDef
+
+from lora_fx.spec.whole_file import write_whole
 
 
 def key(grammar: str, options: dict[str, Any]) -> str:
@@ -41,13 +42,7 @@ def write(key: str, parser: Lark) -> None:
     try:
         path = _path(key)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file, name = tempfile.mkstemp(dir=path.parent)
-        try:
-            with open(file, "wb") as temporary:
-                temporary.write(sha256(text).hexdigest().encode() + b"\n" + text)
-            os.replace(name, path)
-        except OSError:
-            os.unlink(name)
+        write_whole(path, sha256(text).hexdigest().encode() + b"\n" + text)
     except (OSError, RuntimeError):
         return
 

@@ -95,9 +95,9 @@ def test_it_loads_only_what_it_needs(folder: Path) -> None:
     assert "rich" in modules("bad.lora")
 
 
-def modules(spec: str) -> set[str]:
-    """The modules that checking a file loads."""
-    done = process("check", spec, PYTHONPROFILEIMPORTTIME="1")
+def modules(spec: str, command: str = "check") -> set[str]:
+    """The modules that a command loads for a file."""
+    done = process(command, spec, PYTHONPROFILEIMPORTTIME="1")
     times = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     return {line.rpartition("|")[2].strip() for line in times}
 

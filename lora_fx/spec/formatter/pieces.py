@@ -1,0 +1,91 @@
+"""Tokens with what stands before them: comments, blank lines, line breaks."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from lark import Token
+
+_COMMENT = re.compile(r"#[^\n]*")
+_BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
+_END = "$END"
+# A comment before one of these stands behind it afterwards: `q # a`, `, v` as `q,  # a`, `v`.
+_HELD_BACK = {"COMMA", "EQUAL", "LBRACE", "ARROW"}
+
+
+@dataclass(frozen=True)
+class Comment:
+    """A comment, on a line of its own or behind something."""
+
+    text: str
+    own_line: bool
+    after_blank_line: bool
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token that stays, or the end of the file, and what stands before it.
+
+    `kind` is Lark's name of the terminal, but for `->`, `..` and the sign that begins a mix:
+    ARROW, DOTS and SIGN.
+    """
+
+    text: str
+    kind: str
+    start: int
+    on_new_line: bool
+    after_blank_line: bool
+    comments: tuple[Comment, ...]
+
+
+def read_pieces(text: str, tokens: Sequence[Token]) -> list[Piece]:
+    """Return the tokens of a text without those that say nothing, and the end of the file."""
+    end = Token(_END, "", start_pos=len(text), end_pos=len(text))
+    kept = [a for a, b in pairwise([*tokens, end]) if not _says_nothing(a, b)]
+    pieces: list[Piece] = []
+    at = 0
+    for token in [*kept, end]:
+        start = token.start_pos or 0
+        pieces.append(_piece(token, text[at:start], pieces))
+        at = token.end_pos or start
+    return list(_comments_held_back(pieces))
+
+
+def _says_nothing(token: Token, following: Token) -> bool:
+    return token.type == "SEMICOLON" or (
+        token.type == "COMMA" and following.type in ("RPAR", "RSQB")
+    )
+
+
+def _piece(token: Token, gap: str, before: Sequence[Piece]) -> Piece:
+    comments: list[Comment] = []
+    at = 0
+    for found in _COMMENT.finditer(gap):
+        between = gap[at : found.start()]
+        own_line = "\n" in between or not before
+        comments.append(Comment(found[0].rstrip(), own_line, bool(_BLANK_LINE.search(between))))
+        at = found.end()
+    return Piece(
+        str(token),
+        _kind(token, before),
+        token.start_pos or 0,
+        "\n" in gap,
+        bool(_BLANK_LINE.search(gap[at:])),
+        tuple(comments),
+    )
+
+
+def _kind(token: Token, before: Sequence[Piece]) -> str:
+    if token.type == "ADD" and before[-1].kind in ("FROM", "ARROW"):
+        return "SIGN"
+    return {"->": "ARROW", "..": "DOTS"}.get(str(token), token.type)
+
+
+def _comments_held_back(pieces: Sequence[Piece]) -> Iterator[Piece]:
+    held: tuple[Comment, ...] = ()
+    for piece in pieces:
+        own = tuple(replace(comment, own_line=True) for comment in piece.comments)
+        comments = held + own if held else piece.comments
+        held = comments if piece.kind in _HELD_BACK else ()
+        yield replace(piece, comments=() if held else comments)
