@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_check import modules, process, run
+from tests.golden import assert_golden
 
 UGLY = "\ufefflora 1\r\nadapter x{rank=8;target linear # all\r\n}"
 NEAT = "lora 1\nadapter x {\n  rank = 8\n  target linear  # all\n}\n"
@@ -103,11 +104,9 @@ def test_a_write_that_fails_changes_nothing(
 
     monkeypatch.setattr(os, "replace", refuse)
     assert run(monkeypatch, "fmt", "ugly.lora") == 1
-    assert capfd.readouterr() == (
-        "",
-        "error[unwritable-file]: `ugly.lora` cannot be written\n"
-        "  = note: No space left on device\n\n",
-    )
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert_golden(Path(__file__).parent / "unwritable-file.expect", err)
     assert (folder / "ugly.lora").read_bytes() == UGLY.encode()
     assert sorted(path.name for path in folder.iterdir()) == [
         "broken.lora",

@@ -74,6 +74,13 @@ def test_examples_are_formatted(path: Path) -> None:
     assert formatted(path.read_text()) == path.read_text()
 
 
+def test_the_style_is_that_of_the_reference() -> None:
+    reference = (HERE.parent.parent / "grammar" / "README.md").read_text()
+    section = reference.partition("## Formatting\n")[2].partition("\n## ")[0]
+    block = section.partition("```lora\n")[2].partition("```")[0]
+    assert check(block) == block
+
+
 def body(inside: str) -> str:
     """The lines of an adapter's block, formatted."""
     first, *lines, last = check(f"lora 1\nadapter x {{\n{inside}\n}}").splitlines()[1:]
