@@ -46,6 +46,19 @@ def _tree(config: PeftConfig, model: ModelLike | None) -> nn.Module:
     return tree
 
 
+def _embedding(tree: Any, modules: Modules) -> tuple[str | None, frozenset[str]]:
+    """Return the input embedding's name, and those of the modules that share its weight."""
+    layer = tree.get_input_embeddings() if hasattr(tree, "get_input_embeddings") else None
+    names = [fqn for fqn, module in modules.by_fqn.items() if module is layer]
+    weight = getattr(layer, "weight", None)
+    tied = (
+        fqn
+        for fqn, module in modules.by_fqn.items()
+        if weight is not None and getattr(module, "weight", None) is weight
+    )
+    return (names[0] if names else None), frozenset(tied) - {*names}
+
+
 class _NamedModel:
     """A module tree as the translation of a config sees it."""
 
@@ -59,6 +72,7 @@ class _NamedModel:
             alias: fqn for fqn, aliases in modules.aliases.items() for alias in aliases
         }
         self.linears = modules.linears
+        self.embedding, self.tied = _embedding(tree, modules)
         self.stacks: Mapping[str, int] = {stack.fqn: len(stack.layers) for stack in modules.stacks}
 
     def select(self, selector: str) -> Selection | None:

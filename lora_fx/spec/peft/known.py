@@ -7,7 +7,7 @@ from functools import cached_property
 from lora_fx.spec.peft import matching
 from lora_fx.spec.peft.config import PeftConfig
 from lora_fx.spec.peft.model import Model
-from lora_fx.spec.peft.patterns import Pattern, folded
+from lora_fx.spec.peft.patterns import Pattern
 from lora_fx.spec.peft.rule import Rule
 
 
@@ -58,12 +58,21 @@ class Known:
             ]
             if frozenset().union(*(names for _, names in found)) == wanted:
                 return [rule for rule, names in found if names]
-        return [Rule(folded(self._in_order(wanted)), optional=False)]
+        return [Rule(tuple(self._in_order(wanted)), optional=False)]
 
     def _in_order(self, wanted: frozenset[str]) -> list[Pattern]:
         modules = [Pattern("exact", name) for name in self.model.modules]
         parameters = [Pattern("exact", name, parameter=True) for name in self.model.parameters]
         return [pattern for pattern in (*modules, *parameters) if pattern.text in wanted]
+
+    def shortest(self, pattern: Pattern) -> Pattern:
+        """Return the pattern for the end of a name as one for a name, where it is a whole one."""
+        whole = pattern.kind == "ending" and "." in pattern.text
+        return replace(pattern, kind="exact") if whole and pattern.text in self._names else pattern
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset((*self.model.modules, *self.model.parameters))
 
     def _adapted(self, names: frozenset[str]) -> frozenset[str]:
         return frozenset(name for name in names if not self.is_trained(name))

@@ -21,7 +21,8 @@ class Model(Protocol):
 
     `modules` and `parameters` are dotted names in module order, shared modules once. `aliases` maps
     every name of a module to that one. `linears` is what PEFT's `all-linear` adapts, `stacks` the
-    lists of layers with their lengths.
+    lists of layers with their lengths. `tied` are the modules that share the weight of `embedding`,
+    by which the tokens enter.
     """
 
     type: str | None
@@ -30,6 +31,8 @@ class Model(Protocol):
     aliases: Mapping[str, str]
     linears: frozenset[str]
     stacks: Mapping[str, int]
+    embedding: str | None
+    tied: frozenset[str]
 
     def select(self, selector: str) -> Selection | None:
         """Return what a selector selects; None if the language refuses it on this model."""

@@ -52,7 +52,9 @@ def with_stacked_experts(config: PeftConfig, model: Model) -> PeftConfig:
     new_names = next((_NEW_NAMES[old] for old, types in STACKED.items() if model.type in types), {})
     wanted = config.get("target_modules")
     if not new_names or wanted is None:
-        return config
+        # PEFT does not look for default targets here.
+        nothing = {"target_modules": []} if new_names and config.get("target_parameters") else {}
+        return replace(config, values={**config.values, **nothing})
     names = _leaves(config, model, new_names) if isinstance(wanted, str) else list(wanted)
     if not names:
         return config

@@ -11,7 +11,7 @@ from lora_fx.spec.expressions import quote, show
 from lora_fx.spec.peft.config import PeftConfig
 from lora_fx.spec.peft.known import Known
 from lora_fx.spec.peft.matching import fits
-from lora_fx.spec.peft.patterns import Pattern, dotted_name, folded
+from lora_fx.spec.peft.patterns import Pattern, dotted_name
 from lora_fx.spec.peft.rule import Rule
 
 
@@ -104,10 +104,7 @@ def _joined(rules: list[Rule | Unused]) -> list[Rule | Unused]:
             found[-1] = replace(last, patterns=(*rule.patterns, *last.patterns))
         else:
             found.append(rule)
-    return [
-        replace(rule, patterns=folded(rule.patterns)) if isinstance(rule, Rule) else rule
-        for rule in found
-    ]
+    return found
 
 
 def _alike(a: Rule, b: Rule) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from lora_fx.spec.peft.patterns import Pattern, dotted_name, not_fitting
+from lora_fx.spec.peft.patterns import Pattern, dotted_name, folded, not_fitting
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Rule:
     @property
     def selector(self) -> str:
         """The selector as it is written."""
-        listed = ", ".join(map(str, self.patterns))
+        listed = ", ".join(map(str, folded(self.patterns)))
         excepts = f" except {', '.join(map(str, self.excepts))}" if self.excepts else ""
         return f"{listed}{excepts}{self.layers and f' {self.layers}'}"
 

@@ -37,7 +37,15 @@ def target_rules_on(known: Known) -> list[Rule]:
 
 def _candidates(known: Known) -> Iterator[list[Rule]]:
     config = known.config
-    patterns, excepts, wanted = _patterns(config), _excepts(config), _layers(config)
+    whole = tuple(known.shortest(pattern) for pattern in _patterns(config))
+    yield from _narrowed(known, whole)
+    if whole != _patterns(config):
+        yield from _narrowed(known, _patterns(config))
+
+
+def _narrowed(known: Known, patterns: tuple[Pattern, ...]) -> Iterator[list[Rule]]:
+    config = known.config
+    excepts, wanted = _excepts(config), _layers(config)
     if not wanted:
         yield [Rule(patterns, excepts)]
         return

@@ -14,6 +14,7 @@ from lora_fx.spec.peft.moe import with_stacked_experts
 from lora_fx.spec.peft.pattern_rules import pattern_rules, pattern_rules_on
 from lora_fx.spec.peft.targets import target_rules, target_rules_on
 from lora_fx.spec.peft.trained import token_statements, train_statements, train_statements_on
+from lora_fx.spec.peft.tying import with_tied_embedding
 
 
 def to_text(config: PeftConfig, model: Model | None = None) -> str:
@@ -46,7 +47,7 @@ def head(config: PeftConfig) -> str:
 
 def _with_targets(config: PeftConfig, model: Model | None) -> PeftConfig:
     if model is not None:
-        config = with_stacked_experts(config, model)
+        config = with_tied_embedding(with_stacked_experts(config, model), model)
     if config.names_targets:
         return config
     if model is None:

@@ -1,6 +1,6 @@
 """`modules_to_save` and `trainable_token_indices` as `train` and `tokens` statements."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from lora_fx.spec.expressions import show
 from lora_fx.spec.peft.config import PeftConfig
@@ -40,9 +40,17 @@ def token_statements(config: PeftConfig, known: Known | None) -> list[str]:
     return [
         f"{_tokens(ids)} in {pattern}"
         for name, ids in wanted.items()
-        if ids
+        if ids and not (known and _follows(name, wanted, known))
         for pattern in (_ending(name, known) if known else [Pattern("ending", name)])
     ]
+
+
+def _follows(name: str, wanted: Mapping[str, list[int]], known: Known) -> bool:
+    """Whether the rows are those of the input embedding that the named module is tied to."""
+    of_embedding = [
+        ids for other, ids in wanted.items() if known.model.embedding in known.ending(other)
+    ]
+    return known.ending(name) <= known.model.tied and wanted[name] in of_embedding
 
 
 def _train(patterns: list[Pattern], optional: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ def by_peft(model: nn.Module, settings: Mapping[str, Any]) -> Made:
     """Let PEFT adapt the model, which it changes, and look at what it made."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapted = get_peft_model(model, LoraConfig(**settings))
+        adapted = get_peft_model(model, LoraConfig(**deepcopy(dict(settings))))
     named = dict(adapted.get_base_model().named_modules())
     return Made(
         {
