@@ -58,7 +58,7 @@ def _larger(inner: Text) -> Text:
 
 
 _expressions = st.recursive(_literals, _larger, max_leaves=6)
-_attributes = _phrase(_names, "=", _expressions)
+_attributes = _phrase(st.one_of(_names, _some(["train", "tokens"])), "=", _expressions)
 
 _atoms = st.one_of(
     _names,
@@ -112,8 +112,6 @@ _statements = st.one_of(
 
 _COMMENTS = ["# c\n", "#\n", '#! x = { "  \n', "# a # b;\n", "#é\t\n"]
 _BLANKS = [" ", "  ", "\t", "\n", "\n\n", " \n  \n\n ", "\r\n"]
-# The lexer looks past blanks, not past comments, for what makes these names or words.
-_LOOKED_PAST = {"=", "->", "."}
 
 
 @st.composite
@@ -143,9 +141,7 @@ def respaced(text: str, gap: Callable[[bool], str]) -> str:
     parts = [gap(False)]
     for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
         tight = bool(following) and _runs_on(token[-1]) and _runs_on(following[0])
-        between = gap(tight)
-        plain = following in _LOOKED_PAST and "#" in between
-        parts += [token, " " if plain else between]
+        parts += [token, gap(tight)]
     return "".join(parts)
 
 
