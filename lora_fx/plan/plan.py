@@ -27,7 +27,8 @@ class Plan:
 
     `sites` in module order, a module's adapters in file order. `trained` are modules of which a
     copy is trained, `tokens` rows of embeddings, `biases` the base's own, `quantized` modules
-    whose weights are packed. `notes` are warnings and notes. `base` counts the base model's
+    whose weights are packed. `modules` are the names of all modules, `stacks` the numbers of layers
+    in each stack. `notes` are warnings and notes. `base` counts the base model's
     parameters, packed weights as what they stand for.
     """
 
@@ -39,6 +40,7 @@ class Plan:
     quantized: Mapping[str, QuantizedModule]
     layer_map: LayerMap | None
     stacks: Mapping[str, int]
+    modules: tuple[str, ...]
     base: int
     notes: tuple[Diagnostic, ...]
     _memory: Memory
@@ -59,6 +61,15 @@ class Plan:
     def memory(self) -> dict[str, int]:
         """Bytes of base, adapters, gradients, AdamW's state, and their total."""
         return asdict(self._memory) | {"total": self._memory.total}
+
+    def to_peft(self) -> dict[str, dict[str, Any]]:
+        """Return the `LoraConfig` settings by which PEFT makes the same sites, for each adapter.
+
+        Raises LoraFxError with everything that PEFT cannot say.
+        """
+        from lora_fx.plan.to_peft import to_peft
+
+        return to_peft(self)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain data."""
@@ -102,6 +113,7 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         quantized,
         layer_map,
         {stack.fqn: len(stack.layers) for stack in modules.stacks},
+        tuple(modules.by_fqn),
         sum(count_elements(parameter) for parameter in tree.parameters()),
         tuple(d for d in diagnostics if d.severity != "error"),
         estimate(tree, adapters, quantized),

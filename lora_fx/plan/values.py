@@ -58,7 +58,7 @@ def settle(
 
 
 def _trainable(names: Names) -> bool:
-    """An adapter that comes with weights is not trained unless the spec says so."""
+    """Return whether a site is trained; of an adapter with weights only if the spec says so."""
     if "weights" in names.settings and "trainable" not in names.settings:
         return False
     return names.attribute("trainable") is True

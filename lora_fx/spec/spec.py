@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lora_fx.diagnostics import Source, Span
 from lora_fx.spec.expressions import Expr, Word
@@ -224,3 +224,13 @@ class Spec:
     optimizer: OptimizerSpec | None
     checks: tuple[Check, ...]
     compile: CompileSpec
+
+    def to_peft(self) -> dict[str, dict[str, Any]]:
+        """Return the `LoraConfig` settings of each adapter, by its name.
+
+        Raises LoraFxError with everything that PEFT cannot say; what it can say only of a given
+        model is `Plan.to_peft`'s to say.
+        """
+        from lora_fx.spec.peft.to_config import to_configs
+
+        return to_configs(self)

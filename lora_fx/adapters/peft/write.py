@@ -1,11 +1,8 @@
 """Write one adapter as a PEFT folder."""
 
 import json
-import math
 import os
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.site import Arithmetic, Site
+from lora_fx.adapters.site import Site
+from lora_fx.spec.peft import names
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -66,18 +64,20 @@ def describe(placed: Mapping[str, Site], adapter: str, modules: list[str]) -> di
         for fqn, site in placed.items()
     }
     settings = {fqn: site.lora_arithmetic[adapter] for fqn, site in placed.items()}
-    rslora = _commonest([a.rslora for a in settings.values()])
-    alphas = {fqn: _alpha(settings[fqn], ranks[fqn], rslora) for fqn in placed}
-    r, alpha = _commonest(list(ranks.values())), _commonest(list(alphas.values()))
+    rslora = names.commonest(a.rslora for a in settings.values())
+    alphas = {
+        fqn: names.alpha_of(a.alpha, a.scaling, ranks[fqn], rslora) for fqn, a in settings.items()
+    }
+    r, alpha = names.commonest(ranks.values()), names.commonest(alphas.values())
     return {
         "peft_type": "LORA",
         "r": r,
-        "rank_pattern": {_only(fqn, placed): n for fqn, n in ranks.items() if n != r},
+        "rank_pattern": names.pattern_values(ranks, r),
         "lora_alpha": alpha,
-        "alpha_pattern": {_only(fqn, placed): a for fqn, a in alphas.items() if a != alpha},
+        "alpha_pattern": names.pattern_values(alphas, alpha),
         "use_rslora": rslora,
         "lora_dropout": max(a.dropout for a in settings.values()),
-        "target_modules": _targets(list(placed), modules),
+        "target_modules": names.targets(list(placed), modules),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -85,37 +85,6 @@ def describe(placed: Mapping[str, Site], adapter: str, modules: list[str]) -> di
         "modules_to_save": None,
         "use_dora": False,
     }
-
-
-def _alpha(arithmetic: Arithmetic, rank: int, rslora: bool) -> float:
-    """Return the alpha that gives this scaling under the folder's one `use_rslora`."""
-    divisor = math.sqrt(rank) if rslora else rank
-    says_it = arithmetic.alpha / divisor == arithmetic.scaling
-    alpha = arithmetic.alpha if says_it else arithmetic.scaling * divisor
-    return int(alpha) if float(alpha).is_integer() else alpha
-
-
-def _targets(chosen: list[str], modules: list[str]) -> list[str] | str:
-    """Leaf names if they select exactly the chosen modules, else full names, else a pattern."""
-    for names in ({fqn.rpartition(".")[2] for fqn in chosen}, set(chosen)):
-        selected = {fqn for fqn in modules if any(_is_or_ends_with(fqn, name) for name in names)}
-        if selected == set(chosen):
-            return sorted(names)
-    return "|".join(re.escape(fqn) for fqn in sorted(chosen))
-
-
-def _only(fqn: str, placed: Iterable[str]) -> str:
-    """Return a pattern for this module; a bare name is also that of every name that ends in it."""
-    others = any(other != fqn and _is_or_ends_with(other, fqn) for other in placed)
-    return f"^{fqn}" if others else fqn
-
-
-def _is_or_ends_with(fqn: str, name: str) -> bool:
-    return fqn == name or fqn.endswith(f".{name}")
-
-
-def _commonest(values: list[Any]) -> Any:
-    return Counter(values).most_common(1)[0][0]
 
 
 def replace_file(path: Path, write_to: Callable[[Path], Any]) -> None:

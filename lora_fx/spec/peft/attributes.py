@@ -10,7 +10,7 @@ from lora_fx.spec.peft.config import PeftConfig
 from lora_fx.spec.rule import Rule, Rules
 
 # Of a method's settings, by PEFT's names: what the language calls each.
-_ARGUMENTS: Mapping[str, Mapping[str, str]] = {
+ARGUMENTS: Mapping[str, Mapping[str, str]] = {
     "loftq": {"loftq_bits": "bits", "loftq_iter": "iterations"},
     "corda": {"corda_method": "method"},
     "bdlora": {
@@ -23,7 +23,7 @@ _ARGUMENTS: Mapping[str, Mapping[str, str]] = {
 # How a method is run, not what it computes.
 _SILENT = ("cache_file", "covariance_file", "verbose", "prune_temporary_fields")
 _BARE = ("gaussian", "olora", "orthogonal", "mica")
-_CONFIGURED = ("loftq", "eva", "corda", "lora_ga")
+CONFIGURED = ("loftq", "eva", "corda", "lora_ga")
 _VARIANTS = {
     "velora_config": "velora",
     "kasa_config": "kasa",
@@ -66,7 +66,7 @@ def _init(config: PeftConfig) -> Word | None:
     if name.startswith("pissa_niter_") and name.rpartition("_")[2].isdecimal():
         return Word("pissa", (("iterations", int(name.rpartition("_")[2])),))
     method = "corda" if name.startswith("corda") else name
-    if method in _CONFIGURED:
+    if method in CONFIGURED:
         return _word(config, f"{method}_config", method, INITS[method])
     message = f"`init_lora_weights = {init!r}` has no counterpart in the language"
     raise LoraFxError((config.diagnostic("peft-unsupported", "init_lora_weights", message),))
@@ -87,7 +87,7 @@ def _variant(config: PeftConfig) -> Word | None:
 def _word(config: PeftConfig, key: str, name: str, parameters: Rules) -> Word:
     """Return a method with those of its settings that are not the language's defaults."""
     given = {
-        _ARGUMENTS.get(name, {}).get(setting, setting): value
+        ARGUMENTS.get(name, {}).get(setting, setting): value
         for setting, value in config.get(key, {}).items()
         if setting not in _SILENT and value is not None
     }

@@ -1,10 +1,11 @@
 """A PEFT config as the text of a `.lora` file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
-from lora_fx.diagnostics import LoraFxError
+from lora_fx.diagnostics import LoraFxError, Source
 from lora_fx.spec.expressions import quote
+from lora_fx.spec.formatter import format_source
 from lora_fx.spec.peft.attributes import attributes
 from lora_fx.spec.peft.config import PeftConfig
 from lora_fx.spec.peft.default_targets import default_targets, unknown_model
@@ -32,12 +33,13 @@ def to_text(config: PeftConfig, model: Model | None = None) -> str:
     patterns = pattern_rules_on(known, targets) if known else pattern_rules(config, targets)
     trained = train_statements_on(known) if known else train_statements(config)
     parts = (
-        _aligned(attributes(config)),
+        [f"{name} = {value}" for name, value in attributes(config).items()],
         [rule.text() for rule in (*targets, *patterns)],
         [*trained, *token_statements(config, known)],
     )
-    body = "\n\n".join("\n".join(f"  {line}" for line in part) for part in parts if part)
-    return f"{head(config)}\nadapter default {{\n{body}\n}}\n"
+    body = "\n\n".join("\n".join(part) for part in parts if part)
+    text = f"{head(config)}\nadapter default {{\n{body}\n}}\n"
+    return format_source(Source("<text>", text))
 
 
 def head(config: PeftConfig) -> str:
@@ -77,9 +79,4 @@ def _model(config: PeftConfig) -> Iterator[str]:
 def _layers(config: PeftConfig) -> Iterator[str]:
     pairs = config.get("layer_replication")
     if pairs:
-        yield f"layers {{\n  replicate {', '.join(f'{a}..{b}' for a, b in pairs)}\n}}\n"
-
-
-def _aligned(written: Mapping[str, str]) -> list[str]:
-    width = max(map(len, written))
-    return [f"{name:<{width}} = {value}" for name, value in written.items()]
+        yield f"layers {{ replicate {', '.join(f'{a}..{b}' for a, b in pairs)} }}\n"
