@@ -1,44 +1,17 @@
-import re
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
-from lark import Tree
 
-from lora_fx.diagnostics import LoraFxError, Source
-from lora_fx.spec.formatter import format_source
+from lora_fx.diagnostics import LoraFxError
 from lora_fx.spec.grammar import grammar
 from tests.golden import assert_golden
+from tests.spec.formatting import check, formatted, tree
 from tests.spec.grammatical import programs
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent.parent / "examples"
-
-
-def formatted(text: str) -> str:
-    return format_source(Source("x.lora", text))
-
-
-def tree(text: str) -> Tree[Any]:
-    """The syntax tree, without places."""
-    return grammar().parse(text)
-
-
-def comments(text: str) -> list[str]:
-    found = re.findall(r'"(?:\\.|[^"\\\n])*"|#[^\n]*', text)
-    return [part.rstrip() for part in found if part[0] == "#"]
-
-
-def check(text: str) -> str:
-    """What must hold of every text that can be read."""
-    once = formatted(text)
-    assert tree(once) == tree(text)
-    assert comments(once) == comments(text)
-    assert formatted(once) == once
-    assert not re.search(r"[ \t]\n|\n\n\n|\n\n\Z|\A\n|[^\n]\Z", once)
-    return once
 
 
 @settings(max_examples=400, deadline=None)
