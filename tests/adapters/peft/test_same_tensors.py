@@ -72,7 +72,8 @@ adapter idle { rank = 5 init = random seed = 9 target linear }"""
         copy_into_peft(ours, theirs, name)
     ours.set_adapter(["one", "two"])
     theirs.base_model.set_adapter(["one", "two"])
-    assert_equal(step(ours, tokens()), in_our_names(step(theirs, tokens())))
+    # Where the branches are added one by one, some CPUs round the deepest gradients to 1.2e-5.
+    assert_equal(step(ours, tokens()), in_our_names(step(theirs, tokens())), tolerance=2e-5)
     assert_same_logits(ours, theirs)
     ours.set_adapter("one")
     assert_differ([logits(ours)], [logits(theirs)])
