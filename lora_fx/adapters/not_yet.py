@@ -24,16 +24,14 @@ def require_supported(plan: Plan) -> None:
     found += [("`train`", module.rule, "") for module in plan.trained]
     found += [("`tokens`", tokens.rule, "") for tokens in plan.tokens]
     found += [("`bias`", bias.rule, f"at `{bias.name}`") for bias in plan.biases]
-    if found:
-        message = "{} cannot be compiled yet"
-        raise LoraFxError(
-            once_each(
-                [
-                    Diagnostic("not-supported-yet", message.format(what), span, label)
-                    for what, span, label in found
-                ]
-            )
-        )
+    faults = once_each(
+        [
+            Diagnostic("not-supported-yet", f"{what} cannot be compiled yet", span, label)
+            for what, span, label in found
+        ]
+    )
+    if faults:
+        raise LoraFxError(sorted(faults, key=lambda d: d.span.start if d.span else 0))
 
 
 def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:

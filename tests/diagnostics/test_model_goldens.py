@@ -57,6 +57,36 @@ def vision_model() -> None:
     program(Path("a.lora"), "config.json", 0, True)
 
 
+NOT_YET = """lora 1
+layers { drop 1 }
+adapter default {
+  rank = 2
+  bias = lora_only
+  target linear
+  target embed_tokens
+  target q_proj, k_proj { init = pissa(iterations = 4) }
+  target v_proj { variant = dora }
+  train "model.norm"
+  tokens [7]
+}
+quantize linear { method = nf4 }
+route { default -> default }
+optimizer { lr = 1e-4 }
+compile {
+  checkpoint = budget(0.5)
+  entry train { batch = 2  sequence = 128 }
+}
+"""
+
+UNSAID = """lora 1
+adapter default {
+  dtype = bfloat16
+  target q_proj { dropout = 0.1 }
+  target v_proj in layers[1..]
+}
+route { default -> default }
+"""
+
 CASES: dict[str, Callable[[], object]] = {
     "unknown-adapter": lambda: model().set_adapter("defualt"),
     "adapter-twice": lambda: model().set_adapter(["default", "default"]),
@@ -68,6 +98,8 @@ CASES: dict[str, Callable[[], object]] = {
     "no-such-layer": lambda: lora_fx.capture(model(), layer=1, input_ids=tokens()),
     "no-example-input": vision_model,
     "too-many-graphs": too_many_graphs,
+    "not-supported-yet": lambda: lora_fx.compile(llama(2, attention_bias=True), NOT_YET),
+    "peft-cannot-say": lambda: lora_fx.parse(UNSAID).to_peft(),
     "no-model": lambda: lora_fx.plan("lora 1"),
     "ambiguous-stack": lambda: lora_fx.plan(
         "lora 1 layers { replicate 0..2 }", nn.ModuleDict({"a": Tower(2), "b": Tower(3)})

@@ -40,7 +40,9 @@ def _replication(layers: LayersSpec | None, faults: list[Diagnostic]) -> dict[st
     if layers is None:
         return {}
     if layers.dropped or any(part.end is None for part in layers.ranges):
-        faults.append(_unsaid("how many layers there are depends on the model", layers.span))
+        faults.append(
+            _not_without_model("how many layers there are depends on the model", layers.span)
+        )
     return {"layer_replication": [[part.start or 0, part.end] for part in layers.ranges]}
 
 
@@ -58,10 +60,10 @@ class _Adapter:
         assert isinstance(variant, Word)
         if "weights" in self._adapter.settings:
             span = self._adapter.settings["weights"].span
-            self._faults.append(_unsaid("a PEFT config does not say where weights are", span))
+            self._faults.append(_never("a PEFT config does not say where weights are", span))
         if not isinstance(values["scaling"], Word):
             span = self._adapter.settings["scaling"].span
-            self._faults.append(_unsaid("PEFT has no scaling but α/r and α/√r", span))
+            self._faults.append(_not_without_model("PEFT has no scaling but α/r and α/√r", span))
         return {
             "peft_type": "LORA",
             **self._targets(),
@@ -85,11 +87,11 @@ class _Adapter:
         for target in self._adapter.targets:
             if name in target.settings:
                 message = f"PEFT has one `{name}` for the whole adapter"
-                self._faults.append(_unsaid(message, target.settings[name].span))
+                self._faults.append(_never(message, target.settings[name].span))
         setting = self._adapter.settings.get(name)
         value = self._constant(setting) if setting else rule.default
         if name in _NEVER and value not in (None, _NEVER[name]) and setting:
-            self._faults.append(_unsaid(f"a PEFT config has no `{name}`", setting.span))
+            self._faults.append(_never(f"a PEFT config has no `{name}`", setting.span))
         value = rule.default if value is None else value
         return value if value is None else completed(rule, value)
 
@@ -99,7 +101,7 @@ class _Adapter:
             return no_environment(reference) if value is None else value
 
         if any(str(reference) not in (known or {}) for reference in references(setting.value)):
-            self._faults.append(_unsaid("its value depends on the module", setting.span))
+            self._faults.append(_not_without_model("its value depends on the module", setting.span))
             return None
         return evaluate(setting.value, environment)
 
@@ -108,7 +110,7 @@ class _Adapter:
         parameters = [a for t in targets for a in t.selector.atoms if a.kind == "parameter"]
         if parameters:
             message = "PEFT names parameters by their ends; patterns of them need the model"
-            self._faults.append(_unsaid(message, parameters[0].span))
+            self._faults.append(_not_without_model(message, parameters[0].span))
         if len(targets) == 1 and _is_all_linear(targets[0].selector):
             return {"target_modules": "all-linear"}
         atoms = [atom for target in targets for atom in target.selector.atoms]
@@ -130,7 +132,7 @@ class _Adapter:
         elif alphas or rank is None:
             alpha = None
             message = "which rank it follows depends on the module"
-            self._faults.append(_unsaid(message, own["alpha"].span))
+            self._faults.append(_not_without_model(message, own["alpha"].span))
         else:
             alpha = self._constant(own["alpha"], {"rank": rank})
             alphas = {k: self._constant(own["alpha"], {"rank": v}) for k, v in ranks.items()}
@@ -161,7 +163,7 @@ class _Adapter:
             before += self._layers(selector.layers, selector.stack)
         if selector.conditions:
             span = selector.conditions[0].span
-            self._faults.append(_unsaid("PEFT has no conditions", span))
+            self._faults.append(_not_without_model("PEFT has no conditions", span))
         return f"{before}(?:{'|'.join(map(self._atom, selector.atoms))})"
 
     def _atom(self, atom: Atom) -> str:
@@ -176,7 +178,7 @@ class _Adapter:
                 return ""
             case _:
                 message = f"PEFT cannot join `{atom}` with anything else"
-                self._faults.append(_unsaid(message, atom.span))
+                self._faults.append(_not_without_model(message, atom.span))
                 return ""
 
     def _layers(self, ranges: Sequence[Range], stack: str | None) -> str:
@@ -184,7 +186,7 @@ class _Adapter:
         for part in ranges:
             if part.end is None:
                 message = "how many layers there are depends on the model"
-                self._faults.append(_unsaid(message, part.span))
+                self._faults.append(_not_without_model(message, part.span))
             else:
                 numbers += range(part.start or 0, part.end)
         before = r"(?:[^.\d][^.]*\.)*" if stack is None else re.escape(f"{stack}.")
@@ -200,7 +202,7 @@ class _Adapter:
                 yield end[1]
             else:
                 message = f"PEFT trains every module whose name ends with the text of `{atom}`"
-                self._faults.append(_unsaid(message, atom.span))
+                self._faults.append(_not_without_model(message, atom.span))
 
     def _tokens(self) -> Any:
         tokens = self._adapter.tokens
@@ -212,7 +214,7 @@ class _Adapter:
         for one in tokens:
             if one.atom is None or one.atom.kind != "name":
                 message = "PEFT names the embeddings of tokens one by one"
-                self._faults.append(_unsaid(message, one.span))
+                self._faults.append(_not_without_model(message, one.span))
             else:
                 found[one.atom.pattern] = list(one.ids)
         return found
@@ -228,5 +230,9 @@ def _is_all_linear(selector: Selector) -> bool:
     return plain and [atom.kind for atom in selector.atoms] == ["linear"]
 
 
-def _unsaid(message: str, span: Span) -> Diagnostic:
+def _never(message: str, span: Span) -> Diagnostic:
+    return Diagnostic("peft-cannot-say", message, span)
+
+
+def _not_without_model(message: str, span: Span) -> Diagnostic:
     return Diagnostic("peft-cannot-say", message, span, help=_HELP)
