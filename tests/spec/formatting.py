@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from lark import Tree
+from lark import Token, Tree
 
 from lora_fx.diagnostics import Source
 from lora_fx.spec.formatter import format_source
@@ -14,9 +14,16 @@ def formatted(text: str) -> str:
     return format_source(Source("x.lora", text))
 
 
-def tree(text: str) -> Tree[Any]:
-    """The syntax tree, without places."""
-    return grammar().parse(text)
+def tree(text: str) -> list[tuple[str, int]]:
+    """The syntax tree without places: rules with their numbers of children, and tokens."""
+    flat: list[tuple[str, int]] = []
+    waiting: list[Tree[Any] | Token] = [grammar().parse(text)]
+    while waiting:
+        node = waiting.pop()
+        children = node.children if isinstance(node, Tree) else []
+        flat.append((str(node.data) if isinstance(node, Tree) else str(node), len(children)))
+        waiting += children
+    return flat
 
 
 def comments(text: str) -> list[str]:

@@ -180,7 +180,7 @@ def told(act: Callable[[], object]) -> bool:
     return False
 
 
-def smallest(text: str, what: str, most_tries: int = 400) -> str:
+def smallest(text: str, what: str, most_tries: int = 1500) -> str:
     """Return a part of a text with which the same goes wrong."""
     size = len(text) // 2
     while size and most_tries > 0:

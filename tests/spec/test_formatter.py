@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from lora_fx.diagnostics import LoraFxError
 from lora_fx.spec.grammar import grammar
 from tests.golden import assert_golden
-from tests.spec.formatting import check, formatted, tree
+from tests.spec.formatting import check, formatted
 from tests.spec.grammatical import programs
 
 HERE = Path(__file__).parent
@@ -26,7 +26,7 @@ def test_the_programs_cover_the_grammar() -> None:
     @settings(max_examples=600, deadline=None, database=None, derandomize=True)
     @given(programs())
     def collect(text: str) -> None:
-        rules.update(str(node.data) for node in tree(text).iter_subtrees())
+        rules.update(str(node.data) for node in grammar().parse(text).iter_subtrees())
         tokens = grammar().parse_interactive(text).exhaust_lexer()
         terminals.update(token.type for token in tokens)
 
