@@ -13,7 +13,7 @@ import typer
 from lora_fx.cli.report import report
 from lora_fx.diagnostics import LoraFxError
 
-COMMANDS = ("check", "fmt", "plan", "show", "diff", "import")
+COMMANDS = ("check", "explain", "fmt", "plan", "show", "diff", "import")
 
 
 def main() -> None:

@@ -28,16 +28,15 @@ def fmt(
 
     A file that cannot be read stays as it is. Comments are kept, and what a file means.
     """
-    failed = False
+    faults: list[Diagnostic] = []
+    changed = False
     for file in files:
         try:
-            changed = _format(file, check, diff)
+            changed |= _format(file, check, diff)
         except LoraFxError as error:
-            report(error.diagnostics)
-            failed = True
-        else:
-            failed |= changed and check
-    if failed:
+            faults += error.diagnostics
+    report(faults)
+    if faults or (check and changed):
         raise typer.Exit(1)
 
 

@@ -1,14 +1,19 @@
 """Diagnostics on stderr."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from lora_fx.diagnostics import Diagnostic
 
 _PIPED_WIDTH = 120
 
 
-def report(diagnostics: Iterable[Diagnostic]) -> None:
-    """Print diagnostics, a blank line after each; coloured on a terminal without NO_COLOR."""
+def report(diagnostics: Sequence[Diagnostic]) -> None:
+    """Print diagnostics, a blank line after each, and where to read more about an error.
+
+    Coloured on a terminal without NO_COLOR.
+    """
+    if not diagnostics:
+        return
     from rich.console import Console
 
     from lora_fx.diagnostics import to_rich
@@ -18,3 +23,5 @@ def report(diagnostics: Iterable[Diagnostic]) -> None:
     for diagnostic in diagnostics:
         console.print(to_rich(diagnostic, width))
         console.print()
+    if errors := [d.code for d in diagnostics if d.severity == "error"]:
+        console.print(f"More, with examples: lora-fx explain {errors[0]}")

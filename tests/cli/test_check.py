@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -66,8 +67,38 @@ error[wrong-value]: `rank` must be a whole number of at least 1
 error[unreadable-file]: `none.lora` cannot be read
   = note: No such file or directory
 
+More, with examples: lora-fx explain wrong-value
 """
     )
+
+
+def test_a_document_for_programs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "check", "--json", "bad.lora", "good.lora", "none.lora") == 1
+    out, err = capfd.readouterr()
+    first, second = json.loads(out)["diagnostics"]
+    assert (first["code"], first["span"]["file"]) == ("wrong-value", "bad.lora")
+    assert (second["code"], second["span"]) == ("unreadable-file", None)
+    assert err == ""
+    assert run(monkeypatch, "check", "--json", "good.lora") == 0
+    assert json.loads(capfd.readouterr().out) == {"diagnostics": []}
+
+
+def test_a_log_for_code_scanning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "check", "--sarif", "bad.lora", "good.lora", "none.lora") == 1
+    out, err = capfd.readouterr()
+    (log,) = json.loads(out)["runs"]
+    assert [result["ruleId"] for result in log["results"]] == ["wrong-value", "unreadable-file"]
+    assert err == ""
+    assert run(monkeypatch, "check", "--sarif", "good.lora") == 0
+    assert json.loads(capfd.readouterr().out)["runs"][0]["results"] == []
+
+
+def test_one_document_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "check", "--json", "--sarif", "good.lora") == 2
 
 
 def test_colour_is_for_terminals(folder: Path) -> None:

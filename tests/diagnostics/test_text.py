@@ -1,7 +1,5 @@
 import pickle
 
-import pytest
-
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Source, Span, render
 
 TEXT = "lora 1\nadapter default {\n\ttarget q_prj\n}\n"
@@ -15,21 +13,6 @@ def span(text: str, source: Source = SOURCE) -> Span:
 
 def shown(diagnostic: Diagnostic, width: int = 120) -> str:
     return "\n" + render([diagnostic], width) + "\n"
-
-
-@pytest.mark.parametrize(
-    ("offset", "line", "column"),
-    [(0, 1, 1), (5, 1, 6), (6, 1, 7), (7, 2, 1), (len(TEXT), 5, 1)],
-)
-def test_lines_and_columns_count_from_one(offset: int, line: int, column: int) -> None:
-    place = Span(SOURCE, offset, offset)
-    assert (place.line, place.column) == (line, column)
-
-
-def test_a_line_is_without_its_end() -> None:
-    source = Source("x", "ab\r\ncd\n")
-    assert [source.line(n) for n in (1, 2, 3)] == ["ab", "cd", ""]
-    assert Source("x", "").line(1) == ""
 
 
 def test_everything_at_once() -> None:
@@ -79,6 +62,7 @@ warning[duplicate-name]: `a` is there already
 ...
 12 | let b = a
    |     ----- used here
+   |
   ::: base.lora:2:5
    |
  2 | let a = 3
@@ -99,11 +83,6 @@ error[c]: m
   |              ^^^^
 """
     )
-
-
-def test_a_span_of_several_lines_is_marked_on_the_first() -> None:
-    text = shown(Diagnostic("c", "m", Span(SOURCE, 7, len(TEXT))))
-    assert text.splitlines()[-1] == "  | ^^^^^^^^^^^^^^^^^"
 
 
 def test_a_long_line_is_cut_to_a_window_around_the_mark() -> None:
