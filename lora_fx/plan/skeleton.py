@@ -33,7 +33,7 @@ def tree_of(model: ModelLike | None, spec: Spec) -> nn.Module:
         message = "the spec names no model, and none is given"
         help = 'write `model "path or id"`, or pass one'
         raise LoraFxError((Diagnostic("no-model", message, help=help),))
-    beside = spec.path.parent / ref.path if spec.path else Path(ref.path)
+    beside = Path(ref.span.source.name).parent / ref.path
     return build_on_meta(read_config(beside if beside.exists() else ref.path, ref), ref)
 
 

@@ -11,15 +11,17 @@ from lora_fx.adapters.storage import sites
 from lora_fx.diagnostics import Source
 from lora_fx.plan.plan import plan_sites
 from lora_fx.spec import parse
+from lora_fx.spec.flat import flat_text
 from lora_fx.spec.spec import Spec
 
 NAME = "spec.lora"
 
 
 def save_spec(folder: Path, spec: Spec) -> None:
-    """Write the spec as it was read."""
+    """Write the spec in one file, as it was read where it can be."""
     if spec.source.text:
-        replace_file(folder / NAME, lambda path: path.write_text(spec.source.text))
+        text = flat_text(spec, folder)
+        replace_file(folder / NAME, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def frame_of(folder: Path, adapter: Path) -> Spec:

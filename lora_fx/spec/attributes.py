@@ -96,12 +96,13 @@ VARIANTS = {
 
 ADAPTER: Rules = {
     "rank": whole(1, 8),
-    "alpha": Rule("a finite number", 8, number),
+    "alpha": Rule("a finite number", 8, number, json={"type": "number"}),
     "scaling": Rule(
         "`standard`, `rslora` or a number",
         Word("standard"),
         number,
         {"standard": {}, "rslora": {}},
+        json={"type": "number"},
     ),
     "dropout": share(0),
     "init": words(INITS, "default"),

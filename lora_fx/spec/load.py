@@ -1,22 +1,33 @@
-"""A `.lora` file, or its text, as a Source."""
+"""A `.lora` file, its text, or its JSON form, as a Source."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Source
+from lora_fx.spec.json_form.file import read_json
+from lora_fx.spec.json_form.read import json_to_text
 
 _TEXT = "<text>"
+_DATA = "<data>"
 
 
-def load(path_or_text: str | Path) -> tuple[Source, Path | None]:
+def load(spec: str | Path | Mapping[str, Any]) -> tuple[Source, Path | None]:
     """Return the source, and its path if it is a file.
 
-    A str that begins with `lora ` or has a line break is the text itself. Raises LoraFxError if
-    the file cannot be read.
+    A str that begins with `lora ` or has a line break is the text itself; a mapping, or a file
+    whose name ends with `.json`, is the JSON form of one. Raises LoraFxError if the file cannot be
+    read, or what it holds is not of that form.
     """
-    if isinstance(path_or_text, str) and ("\n" in path_or_text or path_or_text[:5] == "lora "):
-        return Source(_TEXT, path_or_text), None
-    path = Path(path_or_text)
-    return decode(read(path), str(path)), path
+    if isinstance(spec, Mapping):
+        return Source(_DATA, json_to_text(spec)), None
+    if isinstance(spec, str) and ("\n" in spec or spec[:5] == "lora "):
+        return Source(_TEXT, spec), None
+    path = Path(spec)
+    source = decode(read(path), str(path))
+    if path.suffix == ".json":
+        source = Source(f"{path} as .lora", json_to_text(read_json(source)))
+    return source, path
 
 
 def read(path: Path) -> bytes:

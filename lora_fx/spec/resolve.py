@@ -1,6 +1,6 @@
 """Syntax tree to Spec: what the statements mean, and everything that is wrong with them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,22 +49,23 @@ _Part = TypeVar("_Part")
 _Named = TypeVar("_Named", syntax.Let, syntax.Preset, syntax.Adapter, syntax.Merge)
 
 
-def parse(path_or_text: str | Path) -> Spec:
+def parse(spec: str | Path | Mapping[str, Any]) -> Spec:
     """Read a `.lora` file, or its text: a str that begins with `lora ` or has a line break.
 
-    Raises LoraFxError with everything that is wrong, in the order of the file.
+    A mapping, or a `.json` file, is read as the JSON form of one (`Spec.to_json`). Raises
+    LoraFxError with everything that is wrong, in the order of the file.
     """
-    source, path = load(path_or_text)
+    source, path = load(spec)
     file, faults = read_whole(source, path)
-    spec = None
+    found = None
     if file is not None:
         resolver = _Resolver(file)
-        spec = resolver.spec(source, path)
+        found = resolver.spec(source, path)
         # After a statement that could not be read, what refers to it is not to blame.
         faults += [d for d in resolver.diagnostics if not faults or d.code not in _MAY_FOLLOW]
-    if spec is None or faults:
+    if found is None or faults:
         raise LoraFxError(_in_order(faults, source))
-    return spec
+    return found
 
 
 def _in_order(faults: Sequence[Diagnostic], root: Source) -> list[Diagnostic]:

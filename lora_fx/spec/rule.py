@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
+from typing import Any
 
 from lora_fx.diagnostics import Diagnostic
 from lora_fx.spec.closest import closest, did_you_mean
@@ -14,7 +15,7 @@ class Rule:
     """The values of one attribute: `words` are the bare words among them, with their parameters.
 
     `default` is None where nothing stands for what is not set; then `required` says whether
-    something must be.
+    something must be. `json` is the JSON Schema of the accepted values that are no words.
     """
 
     expects: str
@@ -22,6 +23,7 @@ class Rule:
     accepts: Callable[[Value], bool] = lambda value: False
     words: Mapping[str, "Mapping[str, Rule]"] = field(default_factory=dict)
     required: bool = False
+    json: Mapping[str, Any] | None = None
 
 
 Rules = Mapping[str, Rule]
@@ -107,8 +109,13 @@ def number(value: Value) -> bool:
 
 def whole(smallest: int, default: int | None = None, required: bool = False) -> Rule:
     """Accept whole numbers from `smallest` on."""
-    expects = f"a whole number of at least {smallest}"
-    return Rule(expects, default, lambda v: type(v) is int and v >= smallest, required=required)
+    return Rule(
+        f"a whole number of at least {smallest}",
+        default,
+        lambda v: type(v) is int and v >= smallest,
+        required=required,
+        json={"type": "integer", "minimum": smallest},
+    )
 
 
 def positive(default: float | None = None, required: bool = False) -> Rule:
@@ -117,7 +124,8 @@ def positive(default: float | None = None, required: bool = False) -> Rule:
     def accepts(value: Value) -> bool:
         return number(value) and value > 0  # type: ignore[operator]
 
-    return Rule("a number above 0", default, accepts, required=required)
+    json = {"type": "number", "exclusiveMinimum": 0}
+    return Rule("a number above 0", default, accepts, required=required, json=json)
 
 
 def at_least_zero(default: float | None = None) -> Rule:
@@ -126,7 +134,8 @@ def at_least_zero(default: float | None = None) -> Rule:
     def accepts(value: Value) -> bool:
         return number(value) and value >= 0  # type: ignore[operator]
 
-    return Rule("a number of at least 0", default, accepts)
+    json = {"type": "number", "minimum": 0}
+    return Rule("a number of at least 0", default, accepts, json=json)
 
 
 def share(default: float | None = None, required: bool = False) -> Rule:
@@ -135,17 +144,35 @@ def share(default: float | None = None, required: bool = False) -> Rule:
     def accepts(value: Value) -> bool:
         return number(value) and 0 <= value <= 1  # type: ignore[operator]
 
-    return Rule("a number from 0 to 1", default, accepts, required=required)
+    json = {"type": "number", "minimum": 0, "maximum": 1}
+    return Rule("a number from 0 to 1", default, accepts, required=required, json=json)
 
 
 def truth(default: bool | None = None) -> Rule:
     """Accept `true` and `false`."""
-    return Rule("`true` or `false`", default, lambda value: isinstance(value, bool))
+    json = {"type": "boolean"}
+    return Rule("`true` or `false`", default, lambda value: isinstance(value, bool), json=json)
 
 
 def text(default: str | None = None, required: bool = False) -> Rule:
     """Accept any text but the empty one."""
-    return Rule("a text", default, lambda v: isinstance(v, str) and bool(v), required=required)
+    return Rule(
+        "a text",
+        default,
+        lambda v: isinstance(v, str) and bool(v),
+        required=required,
+        json=json_text({"minLength": 1}),
+    )
+
+
+def json_text(which: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON Schema of a text: a string of the language in its JSON form."""
+    return {
+        "type": "object",
+        "properties": {"text": {"type": "string", **which}},
+        "required": ["text"],
+        "additionalProperties": False,
+    }
 
 
 def list_of(what: str, holds: Callable[[Value], bool], required: bool = False) -> Rule:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from lora_fx.diagnostics import Span
 from lora_fx.spec.expressions import Expr, quote
+from lora_fx.spec.one_line import one_line
 
 
 @dataclass(frozen=True)
@@ -60,4 +61,4 @@ class Selector:
     @property
     def text(self) -> str:
         """The selector as written, on one line."""
-        return " ".join(self.span.text.split())
+        return one_line(self.span.text)

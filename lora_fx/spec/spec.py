@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from lora_fx.diagnostics import Source, Span
 from lora_fx.spec.expressions import Expr, Word
+from lora_fx.spec.json_form.write import file_to_json
+from lora_fx.spec.moved import moved_paths
 from lora_fx.spec.selectors import Atom, Range, Selector
 from lora_fx.spec.syntax import File
 
@@ -224,6 +226,14 @@ class Spec:
     optimizer: OptimizerSpec | None
     checks: tuple[Check, ...]
     compile: CompileSpec
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec as plain data, which `lora_fx.parse` reads as a spec that means the same.
+
+        Included files are in place, the paths in them made relative to the folder of the spec.
+        """
+        folder = Path(self.source.name).parent
+        return file_to_json(self.syntax, moved_paths(self, folder))
 
     def to_peft(self) -> dict[str, dict[str, Any]]:
         """Return the `LoraConfig` settings of each adapter, by its name.

@@ -40,6 +40,13 @@ def test_the_model_that_the_spec_names(folder: Path, monkeypatch: pytest.MonkeyP
     assert len(lora_fx.plan(spec.read_text()).sites) == len(want)
 
 
+def test_the_path_is_relative_to_the_file_that_names_it(folder: Path) -> None:
+    (folder / "part.lora").write_text('lora 1 model "."')
+    spec = folder.parent / "a.lora"
+    spec.write_text(TEXT.replace("lora 1", 'lora 1 include "model/part.lora"'))
+    assert len(lora_fx.plan(spec).sites) == 14
+
+
 def test_no_model() -> None:
     with pytest.raises(LoraFxError) as raised:
         lora_fx.plan(TEXT)

@@ -41,3 +41,17 @@ def test_without_the_spec_it_is_what_the_config_says(tmp_path: Path) -> None:
     loaded = lora_fx.load(tmp_path, llama(), backend=None)
     assert arithmetic(loaded) != arithmetic(model)
     assert {a.compute for b in arithmetic(loaded).values() for a in b.values()} == {"activation"}
+
+
+def test_included_files_are_saved_with_it(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    (tmp_path / "style.lora").write_text("lora 1 adapter style { dropout = 0.2  target o_proj }")
+    (tmp_path / "root.lora").write_text(
+        'lora 1 include "style.lora" adapter default { rank = 3 target q_proj }'
+    )
+    model = lora_fx.compile(llama(), tmp_path / "root.lora", backend=None)
+    model.save_pretrained(saved)
+    (tmp_path / "style.lora").unlink()
+    loaded = lora_fx.load(saved, llama(), backend=None)
+    assert arithmetic(loaded) == arithmetic(model)
+    assert {a["style"].dropout for a in arithmetic(loaded).values() if "style" in a} == {0.2}
