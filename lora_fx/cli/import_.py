@@ -43,7 +43,7 @@ def _text(config: Path, model: str | None) -> str:
     from lora_fx.spec.peft.text import to_text
 
     given = read_config(config)
-    if model is None and given.names_targets:
+    if model is None and not given.asks_for_its_model:
         return to_text(given)
     from lora_fx.plan.peft import peft_text
 

@@ -32,7 +32,7 @@ def from_peft(config: Any, model: ModelLike | None = None) -> Spec:
 def peft_text(config: Any, model: ModelLike | None = None) -> str:
     """Return the text of `from_peft`'s spec."""
     given = config if isinstance(config, PeftConfig) else read_config(config)
-    if model is None and (given.names_targets or not given.get("base_model_name_or_path")):
+    if model is None and not given.asks_for_its_model:
         return to_text(given)
     return to_text(given, _NamedModel(_tree(given, model)))
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ class PeftConfig:
     def names_targets(self) -> bool:
         """Whether it says itself which modules are adapted, whatever the model."""
         return self.get("target_modules") is not None
+
+    @property
+    def asks_for_its_model(self) -> bool:
+        """Whether the model decides which modules are adapted, and the config says which it is."""
+        return not self.names_targets and bool(self.get("base_model_name_or_path"))
 
     def diagnostic(
         self, code: str, key: str, message: str, *notes: str, help: str | None = None
@@ -93,7 +99,7 @@ def _plain(value: Any) -> Any:
         return sorted(value)
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
-    return str(value.value) if isinstance(value, str) and hasattr(value, "value") else value
+    return value.value if isinstance(value, Enum) else value
 
 
 def _span(source: Source, key: str) -> Span | None:

@@ -61,7 +61,8 @@ def default_targets(config: PeftConfig, model_type: str | None) -> list[str] | s
         return DEFAULT_TARGETS[model_type]
     if config.get("target_parameters"):
         return []
-    message = f"PEFT has no default targets for a model of type `{model_type}`"
+    of_type = f"a model of type `{model_type}`" if model_type else "a model without a config"
+    message = f"PEFT has no default targets for {of_type}"
     help = "name the targets in `target_modules`"
     raise LoraFxError((config.diagnostic("peft-no-targets", "target_modules", message, help=help),))
 

@@ -72,10 +72,11 @@ def _candidates(
 ) -> Iterator[list[Rule]]:
     """Yield statements that may be about just what the key is about, the most readable first."""
     name = dotted_name(key.removeprefix(r".*\."))
-    if name in known.model.modules or name in known.model.parameters:
-        yield [Rule((Pattern("exact", name, parameter),))]
     if name is not None:
-        yield [Rule((Pattern("ending", name, parameter),))]
+        ending = Pattern("ending", name, parameter)
+        yield from (
+            [Rule((pattern,))] for pattern in dict.fromkeys((known.shortest(ending), ending))
+        )
     narrowed = (rule.narrowed(key) for rule in targets if rule.parameter == parameter)
     yield [rule for rule in narrowed if rule is not None]
     if not parameter:

@@ -26,13 +26,11 @@ def target_rules(config: PeftConfig) -> list[Rule]:
 
 def target_rules_on(known: Known) -> list[Rule]:
     """Return the statements that select on a model just what PEFT adapts there."""
-    config = known.config
-    parameters = _parameters(config)
-    rules = [
+    parameters = _parameters(known.config)
+    return [
         *known.first_exact(_candidates(known), known.sites),
         *known.first_exact([[Rule(parameters)]] if parameters else [], known.parameters),
     ]
-    return rules or target_rules(config)
 
 
 def _candidates(known: Known) -> Iterator[list[Rule]]:

@@ -28,7 +28,7 @@ def to_text(config: PeftConfig, model: Model | None = None) -> str:
     config = _with_targets(config, model)
     known = None if model is None else Known(config, model)
     if known is not None:
-        _refuse_adapted_copies(known)
+        _refuse(known)
     targets = target_rules_on(known) if known else target_rules(config)
     patterns = pattern_rules_on(known, targets) if known else pattern_rules(config, targets)
     trained = train_statements_on(known) if known else train_statements(config)
@@ -58,9 +58,13 @@ def _with_targets(config: PeftConfig, model: Model | None) -> PeftConfig:
     return replace(config, values={**config.values, "target_modules": wanted})
 
 
-def _refuse_adapted_copies(known: Known) -> None:
-    """Refuse what only PEFT can do: to train a full copy of a module and adapters inside it."""
-    adapted = sorted(name for name in known.sites | known.parameters if known.is_trained(name))
+def _refuse(known: Known) -> None:
+    """Refuse what PEFT refuses on a model too, and what only PEFT can do there."""
+    names = known.sites | known.parameters
+    if not names:
+        message = "PEFT finds nothing to adapt in this model"
+        raise LoraFxError((known.config.diagnostic("peft-no-targets", "target_modules", message),))
+    adapted = sorted(filter(known.is_trained, names))
     if adapted:
         message = f"`{adapted[0]}` is adapted inside a module that is trained as a whole"
         help = "write the module's name in full, or take it out of `target_modules`"

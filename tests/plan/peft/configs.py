@@ -109,6 +109,14 @@ def _trained(model: PreTrainedModel, a: str, b: str, first: str) -> Named:
     yield "saved-embedding", {**two, "modules_to_save": [name.rpartition(".")[2]]}
     yield "tokens", {**two, "trainable_token_indices": [3, 1, 7]}
     yield "tokens-by-name", {**two, "trainable_token_indices": {name: [2, 5]}}
+    # In encoder-decoders PEFT gives each of the tied embeddings tensors of its own.
+    head = getattr(model, "lm_head", None)
+    if head is not None and head.weight is embedding.weight and not model.config.is_encoder_decoder:
+        rows = {name: [2, 5], "lm_head": [2, 5]}
+        yield "tied", {**two, "target_modules": [a, "lm_head"], "ensure_weight_tying": True}
+        yield "tied-regex", {**two, "target_modules": "(.*)?lm_head", "ensure_weight_tying": True}
+        yield "tied-saved", {**two, "modules_to_save": ["lm_head"], "ensure_weight_tying": True}
+        yield "tied-tokens", {**two, "trainable_token_indices": rows, "ensure_weight_tying": True}
 
 
 def _parameters(model: PreTrainedModel, a: str) -> Named:

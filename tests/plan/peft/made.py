@@ -23,7 +23,8 @@ ADAPTER = "default"
 class Made:
     """Rank, alpha and scaling of each adapted module or parameter, what else is trained, how much.
 
-    `tokens` are the rows of each embedding.
+    `tokens` are the rows of each embedding. What shares the tensors of the embedding's adapter, or
+    of its copy, is not listed again.
     """
 
     sites: Mapping[str, tuple[int, float, float]]
@@ -37,7 +38,12 @@ def by_peft(model: nn.Module, settings: Mapping[str, Any]) -> Made:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adapted = get_peft_model(model, LoraConfig(**deepcopy(dict(settings))))
-    named = dict(adapted.get_base_model().named_modules())
+    config = adapted.peft_config[ADAPTER]
+    tied = {*(getattr(config, "modules_to_tie", None) or ())}
+    tied |= {*(getattr(config, "target_modules_to_tie", None) or ())}
+    modules = adapted.get_base_model().named_modules()
+    named = {name: module for name, module in modules if name not in tied}
+    trained = {p.data_ptr() or id(p): p.numel() for p in adapted.parameters() if p.requires_grad}
     return Made(
         {
             _name(name, module): (
@@ -55,7 +61,7 @@ def by_peft(model: nn.Module, settings: Mapping[str, Any]) -> Made:
             if isinstance(module, TrainableTokensWrapper)
             and module.token_adapter.tied_adapter is None
         },
-        sum(p.numel() for p in adapted.parameters() if p.requires_grad),
+        sum(trained.values()),
     )
 
 

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from expecttest import assert_expected_inline
 from peft import LoraConfig, LoraRuntimeConfig
 
 from lora_fx.diagnostics import LoraFxError, render
 from lora_fx.spec.peft.config import read_config
 from lora_fx.spec.peft.text import to_text
+from tests.golden import assert_golden
+
+HERE = Path(__file__).parent
 
 SETTINGS: dict[str, Any] = {
     "target_modules": ["q_proj", "v_proj"],
@@ -66,60 +68,21 @@ def test_every_wrong_value_is_shown_in_the_file(
         "trainable_token_indices": {"embed_tokens": [-1]},
     }
     Path("adapter_config.json").write_text(json.dumps(wrong, indent=2))
-    assert_expected_inline(
-        said("adapter_config.json"),
-        """\
-error[adapter-config]: `rank_pattern = {'r': 1, '(': 2}` must be patterns with whole numbers of 1 or more
- --> adapter_config.json:2:3
-  |
-2 |   "rank_pattern": {
-  |   ^^^^^^^^^^^^^^^^^
-
-error[adapter-config]: `r = 0` must be a whole number of 1 or more
- --> adapter_config.json:6:3
-  |
-6 |   "r": 0,
-  |   ^^^^^^
-
-error[adapter-config]: `modules_to_save = 'head'` must be a list of names
- --> adapter_config.json:7:3
-  |
-7 |   "modules_to_save": "head",
-  |   ^^^^^^^^^^^^^^^^^^^^^^^^^
-
-error[adapter-config]: `trainable_token_indices = {'embed_tokens': [-1]}` must be a list of token ids, or one for each of several names
-  --> adapter_config.json:11:3
-   |
-11 |   "trainable_token_indices": {
-   |   ^^^^^^^^^^^^^^^^^^^^^^^^^^^^""",
-    )
+    assert_golden(HERE / "faults" / "wrong-values.expect", said("adapter_config.json"))
 
 
 def test_every_setting_that_the_language_cannot_say() -> None:
-    assert_expected_inline(
-        said(
-            {
-                "target_modules": ["q_proj"],
-                "use_qalora": True,
-                "megatron_config": {"hidden_size": 8},
-                "arrow_config": {"top_k": 3},
-                "of_a_newer_peft": 3,
-                "off_in_a_newer_peft": False,
-                "use_dora": True,
-                "kasa_config": {},
-            }
-        ),
-        """\
-error[peft-unsupported]: `use_qalora = True` has no counterpart in the language
-
-error[peft-unsupported]: `megatron_config = {'hidden_size': 8}` has no counterpart in the language
-
-error[peft-unsupported]: `arrow_config = {'top_k': 3}` has no counterpart in the language
-
-error[peft-unsupported]: `of_a_newer_peft = 3` has no counterpart in the language
-
-error[peft-unsupported]: `kasa_config` and `use_dora` are two variants; a layer has one""",
-    )
+    settings = {
+        "target_modules": ["q_proj"],
+        "use_qalora": True,
+        "megatron_config": {"hidden_size": 8},
+        "arrow_config": {"top_k": 3},
+        "of_a_newer_peft": 3,
+        "off_in_a_newer_peft": False,
+        "use_dora": True,
+        "kasa_config": {},
+    }
+    assert_golden(HERE / "faults" / "unsupported.expect", said(settings))
 
 
 @pytest.mark.parametrize(
