@@ -39,7 +39,7 @@ def import_(
 
 def _text(config: Path, model: str | None) -> str:
     """Return the text; torch is loaded only if the model matters."""
-    from lora_fx.spec.peft.config import read_config
+    from lora_fx.spec.peft.read import read_config
     from lora_fx.spec.peft.text import to_text
 
     given = read_config(config)

@@ -11,8 +11,9 @@ from lora_fx.plan.replication import replicate_layers
 from lora_fx.plan.selectors import select
 from lora_fx.plan.skeleton import ModelLike, structure_of, tree_of
 from lora_fx.spec import parse
-from lora_fx.spec.peft.config import PeftConfig, read_config
+from lora_fx.spec.peft.config import PeftConfig
 from lora_fx.spec.peft.model import Selection
+from lora_fx.spec.peft.read import read_config
 from lora_fx.spec.peft.text import head, to_text
 from lora_fx.spec.spec import Spec
 

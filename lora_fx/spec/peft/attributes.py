@@ -1,12 +1,13 @@
 """The settings of a PEFT config that are attributes of an adapter."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lora_fx.diagnostics import LoraFxError
 from lora_fx.spec.attributes import INITS, VARIANTS
 from lora_fx.spec.expressions import Value, Word, show
 from lora_fx.spec.peft.config import PeftConfig
+from lora_fx.spec.peft.config_faults import Fault
 from lora_fx.spec.rule import Rule, Rules
 
 # Of a method's settings, by PEFT's names: what the language calls each.
@@ -22,8 +23,9 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
 }
 # How a method is run, not what it computes.
 _SILENT = ("cache_file", "covariance_file", "verbose", "prune_temporary_fields")
-_BARE = ("gaussian", "olora", "orthogonal", "mica")
+_ITERATIONS = re.compile(r"pissa_niter_([0-9]+)")
 CONFIGURED = ("loftq", "eva", "corda", "lora_ga")
+_INITS = INITS.keys() - {"default", "random"}  # which PEFT calls true and false
 _VARIANTS = {
     "velora_config": "velora",
     "kasa_config": "kasa",
@@ -33,10 +35,7 @@ _VARIANTS = {
 
 
 def attributes(config: PeftConfig) -> dict[str, str]:
-    """Return each attribute as it is written; but for rank and alpha, only what is no default.
-
-    Raises LoraFxError for inits and settings of methods that the language does not know.
-    """
+    """Return each attribute as it is written; but for rank and alpha, only what is no default."""
     alpha = config.get("lora_alpha", 8)
     runtime = config.get("runtime_config", {})
     written: dict[str, Value | None] = {
@@ -54,22 +53,34 @@ def attributes(config: PeftConfig) -> dict[str, str]:
     return {name: show(value) for name, value in written.items() if value is not None}
 
 
-def _init(config: PeftConfig) -> Word | None:
+def attribute_faults(config: PeftConfig) -> Iterator[Fault]:
+    """Yield a fault for an init, and for each setting of a method, that is no attribute."""
+    init = config.get("init_lora_weights", True)
+    name = init_name(config)
+    if isinstance(name, str) and not (name in _INITS or _ITERATIONS.fullmatch(name)):
+        message = f"`init_lora_weights = {init!r}` has no counterpart in the language"
+        yield Fault("init_lora_weights", message)
+    for key, method, parameters in _methods(config):
+        for setting, value in _settings(config, key, method).items():
+            if setting not in parameters:
+                yield Fault(key, f"`{setting} = {value!r}` of `{key}` is not known")
+
+
+def init_name(config: PeftConfig) -> str | bool:
+    """Return PEFT's name of the init, in the case that it compares names in."""
     init = config.get("init_lora_weights", True)
     name = init.lower() if isinstance(init, str) else init
-    if name is True:
-        return None
-    if name is False:
-        return Word("random")
-    if name == "pissa" or name in _BARE:
-        return Word(name)
-    if name.startswith("pissa_niter_") and name.rpartition("_")[2].isdecimal():
-        return Word("pissa", (("iterations", int(name.rpartition("_")[2])),))
-    method = "corda" if name.startswith("corda") else name
-    if method in CONFIGURED:
-        return _word(config, f"{method}_config", method, INITS[method])
-    message = f"`init_lora_weights = {init!r}` has no counterpart in the language"
-    raise LoraFxError((config.diagnostic("peft-unsupported", "init_lora_weights", message),))
+    return "corda" if isinstance(name, str) and name.startswith("corda") else name
+
+
+def _init(config: PeftConfig) -> Word | None:
+    name = init_name(config)
+    if isinstance(name, bool):
+        return None if name else Word("random")
+    iterations = _ITERATIONS.fullmatch(name)
+    if iterations:
+        return Word("pissa", (("iterations", int(iterations[1])),))
+    return _word(config, f"{name}_config", name, INITS[name]) if name in CONFIGURED else Word(name)
 
 
 def _variant(config: PeftConfig) -> Word | None:
@@ -78,30 +89,37 @@ def _variant(config: PeftConfig) -> Word | None:
     tokens = config.get("alora_invocation_tokens")
     if tokens:
         return Word("alora", (("tokens", tuple(tokens)),))
-    for key, name in _VARIANTS.items():
+    methods = (method for method in _methods(config) if method[0] in _VARIANTS)
+    return next((_word(config, *method) for method in methods), None)
+
+
+def _methods(config: PeftConfig) -> Iterator[tuple[str, str, Rules]]:
+    """Yield the methods that are in use and have settings: their key, name and parameters."""
+    name = init_name(config)
+    if isinstance(name, str) and name in CONFIGURED:
+        yield f"{name}_config", name, INITS[name]
+    for key, variant in _VARIANTS.items():
         if config.get(key) is not None:
-            return _word(config, key, name, VARIANTS[name])
-    return None
+            yield key, variant, VARIANTS[variant]
 
 
 def _word(config: PeftConfig, key: str, name: str, parameters: Rules) -> Word:
     """Return a method with those of its settings that are not the language's defaults."""
-    given = {
-        ARGUMENTS.get(name, {}).get(setting, setting): value
+    given = (
+        (setting, _value(value, parameters[setting]))
+        for setting, value in _settings(config, key, name).items()
+    )
+    return Word(name, tuple((s, value) for s, value in given if value != parameters[s].default))
+
+
+def _settings(config: PeftConfig, key: str, method: str) -> dict[str, Any]:
+    """Return the settings of a method by the language's names."""
+    ours = ARGUMENTS.get(method, {})
+    return {
+        ours.get(setting, setting): value
         for setting, value in config.get(key, {}).items()
         if setting not in _SILENT and value is not None
     }
-    unknown = [
-        config.diagnostic(
-            "peft-unsupported", key, f"`{setting} = {value!r}` of `{key}` is not known"
-        )
-        for setting, value in given.items()
-        if setting not in parameters
-    ]
-    if unknown:
-        raise LoraFxError(unknown)
-    arguments = ((setting, _value(value, parameters[setting])) for setting, value in given.items())
-    return Word(name, tuple((s, value) for s, value in arguments if value != parameters[s].default))
 
 
 def _value(value: Any, rule: Rule) -> Value:

@@ -1,8 +1,10 @@
 """Settings of a PEFT config that the language has no word for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
+from lora_fx.spec.peft.attributes import attribute_faults
+from lora_fx.spec.peft.config import PeftConfig
 from lora_fx.spec.peft.config_faults import Fault
 
 _SAID = (
@@ -26,18 +28,21 @@ _VARIANTS = (
 )
 
 
-def unsupported(config: Mapping[str, Any]) -> list[Fault]:
+def unsupported(config: PeftConfig) -> list[Fault]:
     """Return a fault for every setting that the language cannot say."""
-    kind = config.get("peft_type")
-    if kind not in (None, "LORA"):
+    kind = config.get("peft_type", "LORA")
+    if kind != "LORA":
         return [Fault("peft_type", f"`peft_type = {kind!r}` is not LoRA")]
-    return list(_unsupported(config))
+    return [*_unknown(config), *_variants(config), *attribute_faults(config)]
 
 
-def _unsupported(config: Mapping[str, Any]) -> Iterator[Fault]:
-    for key, value in config.items():
+def _unknown(config: PeftConfig) -> Iterator[Fault]:
+    for key, value in config.values.items():
         if key not in _SAID and key not in _SILENT and _says_something(value):
             yield Fault(key, f"`{key} = {value!r}` has no counterpart in the language")
+
+
+def _variants(config: PeftConfig) -> Iterator[Fault]:
     variants = [key for key in _VARIANTS if _is_on(config.get(key))]
     for key in variants[1:]:
         yield Fault(key, f"`{key}` and `{variants[0]}` are two variants; a layer has one")

@@ -8,7 +8,7 @@ import pytest
 from peft import LoraConfig, LoraRuntimeConfig
 
 from lora_fx.diagnostics import LoraFxError, render
-from lora_fx.spec.peft.config import read_config
+from lora_fx.spec.peft.read import read_config
 from lora_fx.spec.peft.text import to_text
 from tests.golden import assert_golden
 
@@ -80,7 +80,8 @@ def test_every_setting_that_the_language_cannot_say() -> None:
         "of_a_newer_peft": 3,
         "off_in_a_newer_peft": False,
         "use_dora": True,
-        "kasa_config": {},
+        "kasa_config": {"delta": 1},
+        "init_lora_weights": "of a newer PEFT",
     }
     assert_golden(HERE / "faults" / "unsupported.expect", said(settings))
 
@@ -90,6 +91,7 @@ def test_every_setting_that_the_language_cannot_say() -> None:
     [
         ({"peft_type": "IA3", "feedforward_modules": ["x"]}, "`peft_type = 'IA3'` is not LoRA"),
         ({"init_lora_weights": "new"}, "`init_lora_weights = 'new'` has no counterpart"),
+        ({"init_lora_weights": "random"}, "'random'"),
         ({"init_lora_weights": "pissa_niter_x"}, "'pissa_niter_x'"),
         ({"kasa_config": {"delta": 1}}, "`delta = 1` of `kasa_config` is not known"),
         ({"target_modules": "q", "layers_to_transform": 1}, "needs a list of names"),

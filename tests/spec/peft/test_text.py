@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import lora_fx
-from lora_fx.spec.peft.config import read_config
+from lora_fx.spec.peft.read import read_config
 from lora_fx.spec.peft.text import to_text
 from tests.golden import assert_golden
 
