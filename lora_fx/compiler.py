@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from lora_fx.adapters.bind import bind
 from lora_fx.adapters.clone import clone
+from lora_fx.adapters.init import initialise
 from lora_fx.adapters.not_yet import require_supported
 from lora_fx.adapters.peft.folders import adapter_folders, local
 from lora_fx.diagnostics import Diagnostic, LoraFxError
@@ -25,6 +26,7 @@ from lora_fx.passes.share_shrinks import share_shrinks
 from lora_fx.plan import plan as plan_of
 from lora_fx.plan.plan import plan_sites
 from lora_fx.plan.replication import replicate_layers
+from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.stacks import find_stacks
 from lora_fx.rewrite.driver import apply
 from lora_fx.rules.expand_sites import ExpandSites
@@ -66,7 +68,7 @@ def compile(
     layer_map = replicate_layers(tree, spec.layers) if spec.layers else None
     plan = plan_sites(spec, tree, layer_map)
     require_supported(plan)
-    bind(tree, plan.sites)
+    bind(tree, AdapterPlan(plan.sites, plan.trained, plan.tokens, plan.biases), initialise)
     if backend is not None:
         unit = Unit(Pipeline(tree, backend, spec.compile.mode), spec.compile.dynamic)
         if spec.compile.unit == "model" or not find_stacks(tree):

@@ -1,44 +1,111 @@
-"""Put a plan's adapters into a module tree."""
+"""Put what a plan adds into a module tree."""
+
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lora_fx.adapters import storage
-from lora_fx.adapters.init import initialise
+from lora_fx.adapters import copies, storage, token_rows
 from lora_fx.adapters.site import Arithmetic
+from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
+from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
+
+Start = Callable[[SitePlan], Mapping[str, Tensor]]
 
 
-def bind(model: nn.Module, planned: tuple[SitePlan, ...]) -> None:
-    """Mark every planned site, in place, with freshly initialised adapters; none is active."""
-    for site_plan in planned:
-        site = storage.mark(model.get_submodule(site_plan.fqn))  # type: ignore[arg-type]
-        device = storage.base_device(site)
-        A, B = initialise(
-            site_plan.init.name,
-            site_plan.in_features,
-            site_plan.out_features,
-            site_plan.rank,
-            site_plan.seed,
-            site_plan.adapter,
-            site_plan.fqn,
-        )
-        dtype = getattr(torch, site_plan.dtype)
-        tensors = {
-            "lora_A.weight": A.to(device, dtype),
-            "lora_B.weight": B.to(device, dtype),
-        }
-        storage.insert(site, site_plan.adapter, tensors, arithmetic(site_plan), site_plan.trainable)
+def bind(model: nn.Module, plan: AdapterPlan, start: Start) -> None:
+    """Put everything planned in place; nothing of it is active.
+
+    `start` gives the tensors of a site by PEFT's names. What is trained of the base starts with the
+    base's values.
+    """
+    for tokens in plan.tokens:
+        _bind_tokens(model, tokens)
+    for site_plan in plan.sites:
+        _bind_site(model, site_plan, start(site_plan))
+    for site_plan in plan.sites:
+        if site_plan.tie:
+            _tie_site(model, site_plan)
+    for trained in plan.modules:
+        _bind_copy(model, trained)
+    for bias in plan.biases:
+        _bind_bias(model, bias)
 
 
-def arithmetic(site_plan: SitePlan) -> Arithmetic:
+def _bind_site(model: nn.Module, planned: SitePlan, start: Mapping[str, Tensor]) -> None:
+    site = storage.mark(model.get_submodule(planned.fqn))
+    device, dtype = storage.base_device(site), getattr(torch, planned.dtype)
+    tensors = {name: tensor.to(device, dtype) for name, tensor in start.items()}
+    storage.insert(site, planned.adapter, tensors, arithmetic(planned), planned.trainable)
+
+
+def _tie_site(model: nn.Module, planned: SitePlan) -> None:
+    embedding = storage.mark(model.get_submodule(planned.fqn))
+    for module in sharing_weight(model, embedding):
+        storage.insert_tied(storage.mark(module), planned.adapter, embedding, arithmetic(planned))
+
+
+def sharing_weight(model: nn.Module, module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the other modules whose base weight is this module's: tied ones."""
+    weight = copies.base_tensor(module, "weight")
+    for other in storage.base_modules(model).values():
+        if other is not module and copies.base_tensor(other, "weight") is weight:
+            yield other
+
+
+def _bind_tokens(model: nn.Module, planned: TrainedTokens) -> None:
+    embedding = model.get_submodule(planned.fqn)
+    assert isinstance(embedding, nn.Embedding)
+    rows = token_rows.add(embedding, planned.adapter, planned.ids, planned.trainable)
+    for module in sharing_weight(model, embedding):
+        token_rows.share(module, planned.adapter, rows)
+
+
+def _bind_copy(model: nn.Module, planned: TrainedModule) -> None:
+    for module in storage.base_modules(model.get_submodule(planned.fqn), itself=True).values():
+        names = copies.own_names(module)
+        if names:
+            copies.add(module, planned.adapter, names, planned.trainable)
+            if planned.tie and "weight" in names:
+                for other in sharing_weight(model, module):
+                    copies.share(other, planned.adapter, "weight", module)
+
+
+def _bind_bias(model: nn.Module, planned: TrainedBias) -> None:
+    fqn, _, name = planned.name.rpartition(".")
+    copies.add(model.get_submodule(fqn), planned.adapter, [name], planned.trainable)
+
+
+def arithmetic(planned: SitePlan) -> Arithmetic:
     """Return what the plan says about how a branch computes."""
     return Arithmetic(
-        site_plan.alpha, site_plan.scaling, site_plan.rslora, site_plan.dropout, site_plan.compute
+        planned.alpha, planned.scaling, planned.rslora, planned.dropout, planned.compute
     )
 
 
+def require_compatible(model: nn.Module, adapters: tuple[str, ...]) -> None:
+    """Raise LoraFxError if two of these adapters train the same part of the base."""
+    copies.require_one_each(model, adapters)
+    token_rows.require_distinct(model, adapters)
+
+
 def activate(model: nn.Module, adapters: tuple[str, ...]) -> None:
-    """Let exactly these adapters take part in the forward, at every site that has them."""
+    """Let exactly these adapters take part in the forward, wherever they have something."""
     for _, site in storage.sites(model):
         site.activate(adapters)
+    copies.activate(model, adapters)
+    token_rows.activate(model, adapters)
+
+
+def remove(model: nn.Module, adapter: str) -> None:
+    """Delete everything of an adapter, which must not be active."""
+    for _, site in storage.sites(model):
+        if adapter in site.lora_arithmetic:
+            storage.remove(site, adapter)
+    for _, module in copies.holders(model):
+        if adapter in copies.adapters_of(module):
+            copies.remove(module, adapter)
+    for _, holder in token_rows.holders(model):
+        if adapter in holder.lora_tokens:
+            token_rows.remove(holder, adapter)

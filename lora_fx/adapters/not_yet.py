@@ -10,8 +10,6 @@ from lora_fx.spec.spec import CompileSpec, LayersSpec, Spec
 
 _INITS = ("default", "gaussian", "random")
 _WHAT = {
-    "transposed": "adapters on `Conv1D`",
-    "embedding": "adapters on embeddings",
     "conv": "adapters on convolutions",
     "attention": "adapters on `nn.MultiheadAttention`",
     "parameter": "adapters on parameters",
@@ -21,9 +19,6 @@ _WHAT = {
 def require_supported(plan: Plan) -> None:
     """Raise LoraFxError with everything in a plan that this version cannot do."""
     found = [*_of_spec(plan.spec), *(one for site in plan.sites for one in _of_site(site))]
-    found += [("`train`", module.rule, "") for module in plan.trained]
-    found += [("`tokens`", tokens.rule, "") for tokens in plan.tokens]
-    found += [("`bias`", bias.rule, f"at `{bias.name}`") for bias in plan.biases]
     faults = once_each(
         [
             Diagnostic("not-supported-yet", f"{what} cannot be compiled yet", span, label)
@@ -53,12 +48,8 @@ def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
 def _of_layers(layers: LayersSpec | None) -> Iterator[tuple[str, Span | None, str]]:
     if layers is None:
         return
-    if layers.dropped:
-        yield "`drop`", layers.span, ""
     if layers.stack is not None:
         yield "`of`", layers.span, ""
-    if not layers.share:
-        yield "`share = nothing`", layers.span, ""
 
 
 def _of_compile(compile: CompileSpec) -> Iterator[tuple[str, Span | None, str]]:
@@ -72,15 +63,14 @@ def _of_compile(compile: CompileSpec) -> Iterator[tuple[str, Span | None, str]]:
 
 def _of_site(site: SitePlan) -> Iterator[tuple[str, Span | None, str]]:
     where = f"at `{site.name}`"
-    if site.layer.kind != "linear":
+    if site.layer.kind in _WHAT:
         yield _WHAT[site.layer.kind], site.rule, where
     if site.init.name not in _INITS:
         yield f"init `{site.init.name}`", _set(site, "init"), where
     if site.variant.name != "lora":
         yield f"variant `{site.variant.name}`", _set(site, "variant"), where
-    for name in ("lora_bias", "tie", "offload"):
-        if getattr(site, name):
-            yield f"`{name}`", _set(site, name), where
+    if site.offload:
+        yield "`offload`", _set(site, "offload"), where
 
 
 def _set(site: SitePlan, attribute: str) -> Span:

@@ -32,18 +32,19 @@ class Arithmetic:
 class Site(_Base):
     """Mixin for a base module that carries adapters (see `dynamic_class.specialise`).
 
-        y = base(x) + sum over active adapters of scaling * B A drop(x)
+        y = base(x) + sum over active adapters of scaling * (B A drop(x) + b)
 
-    Parameters are `lora_A.<adapter>.weight` (r, in) and `lora_B.<adapter>.weight` (out, r). With no
-    active adapter the module computes what its base class computes, bit for bit.
+    for a linear layer, in either layout of its weight, or an embedding, whose x is one-hot. Where
+    an adapter's factors lie, `storage` knows. With no active adapter the module computes what its
+    base class computes, bit for bit.
     """
 
-    lora_A: nn.ModuleDict
-    lora_B: nn.ModuleDict
+    lora_kind: str
     lora_scalings: Tensor
     lora_arithmetic: dict[str, Arithmetic]
     lora_active: tuple[str, ...]
-    _branches: tuple[tuple[nn.Linear, nn.Linear], ...]
+    lora_branches: dict[str, "Factors"]
+    _branches: tuple["Factors", ...]
     _training_key: str
     _evaluation_key: str
 
@@ -52,33 +53,35 @@ class Site(_Base):
         output = super().forward(input, *args, **kwargs)
         if not self._branches:
             return output
-        params = [factor.weight for pair in self._branches for factor in pair]
+        params = [tensor for factors in self._branches for tensor in factors.tensors()]
         key = self._training_key if self.training else self._evaluation_key
         return ops.site(output, input, params, self.lora_scalings, key)
 
     def activate(self, adapters: tuple[str, ...]) -> None:
         """Let these adapters, of those present here, take part in the forward, in this order."""
         self.lora_active = tuple(name for name in adapters if name in self.lora_arithmetic)
-        self._branches = tuple(
-            (self.lora_A[n], self.lora_B[n])  # type: ignore[misc]
-            for n in self.lora_active
-        )
+        self._branches = tuple(self.lora_branches[name] for name in self.lora_active)
         training = tuple(
-            Branch(A.weight.shape[0], arithmetic.dropout, arithmetic.compute)
-            for (A, _), arithmetic in zip(self._branches, self._active_arithmetic(), strict=True)
+            Branch(factors.rank, arithmetic.dropout, arithmetic.compute, factors.has_bias)
+            for factors, arithmetic in zip(self._branches, self._active_arithmetic(), strict=True)
         )
         evaluation = tuple(replace(branch, dropout=0.0) for branch in training)
-        self._training_key = str(Structure("linear", training))
-        self._evaluation_key = str(Structure("linear", evaluation))
+        padding = getattr(self, "padding_idx", None)
+        self._training_key = str(Structure(self.lora_kind, training, padding))
+        self._evaluation_key = str(Structure(self.lora_kind, evaluation, padding))
         self._place_scalings()
 
     def _active_arithmetic(self) -> list[Arithmetic]:
         return [self.lora_arithmetic[name] for name in self.lora_active]
 
     def _place_scalings(self) -> None:
-        """Scalings are float32 on the parameters' device, whatever the module is cast to."""
-        device = self._branches[0][0].weight.device if self._branches else None
-        values = [arithmetic.scaling for arithmetic in self._active_arithmetic()]
+        """Scalings are float32 on the parameters' device, whatever the module is cast to.
+
+        An embedding that scales its output scales the branches with it.
+        """
+        device = self._branches[0].A.weight.device if self._branches else None
+        factor = output_scale(self)
+        values = [arithmetic.scaling * factor for arithmetic in self._active_arithmetic()]
         scalings = torch.tensor(values, dtype=torch.float32, device=device)
         self.register_buffer("lora_scalings", scalings, persistent=False)
 
@@ -86,3 +89,40 @@ class Site(_Base):
         super()._apply(fn, recurse)
         self._place_scalings()
         return self
+
+
+def output_scale(module: nn.Module) -> float:
+    """Return what an embedding multiplies its output by (Gemma, BART), 1 for anything else."""
+    if not isinstance(module, nn.Embedding):
+        return 1.0
+    return float(getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0)))
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The modules that hold one branch's A (r, in) and B (out, r).
+
+    Of a `tied` branch they are those of the embedding whose weight the layer shares: there its
+    delta is the transposed one, A is Bᵀ and B is Aᵀ.
+    """
+
+    A: nn.Linear
+    B: nn.Linear
+    tied: bool = False
+
+    def tensors(self) -> list[Tensor]:
+        """Return A, B and, if there is one, B's bias."""
+        if self.tied:
+            return [self.B.weight.t(), self.A.weight.t()]
+        bias = self.B.bias
+        return [self.A.weight, self.B.weight, *(() if bias is None else (bias,))]
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension."""
+        return self.A.weight.shape[0]
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether B has a bias."""
+        return self.B.bias is not None

@@ -1,23 +1,31 @@
 """Where a site keeps an adapter's tensors. No other file knows the layout."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import specialise
-from lora_fx.adapters.site import Arithmetic, Site
+from lora_fx.adapters.site import Arithmetic, Factors, Site
+
+_NAMES = {"linear": ("lora_A", "lora_B"), "embedding": ("lora_embedding_A", "lora_embedding_B")}
 
 
-def mark(module: nn.Linear) -> Site:
-    """Make a linear module a site without adapters, in place; a site is returned as it is."""
+def mark(module: nn.Module) -> Site:
+    """Make a linear layer or an embedding a site without adapters, in place.
+
+    A site is returned as it is.
+    """
     if isinstance(module, Site):
         return module
     specialise(module, Site)
     site: Site = module  # type: ignore[assignment]
-    site.lora_A = nn.ModuleDict().train(site.training)
-    site.lora_B = nn.ModuleDict().train(site.training)
+    site.lora_kind = "embedding" if isinstance(module, nn.Embedding) else "linear"
+    for name in _NAMES[site.lora_kind]:
+        setattr(site, name, nn.ModuleDict().train(site.training))
     site.lora_arithmetic = {}
+    site.lora_branches = {}
     site.activate(())
     return site
 
@@ -29,44 +37,83 @@ def sites(model: nn.Module) -> Iterator[tuple[str, Site]]:
             yield fqn, module
 
 
-def base_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules of the base model by fqn, without what sites keep inside."""
-    inside = tuple(f"{fqn}.lora_" for fqn, _ in sites(model))
-    return {f: module for f, module in model.named_modules() if f and not f.startswith(inside)}
+def base_modules(model: nn.Module, itself: bool = False) -> dict[str, nn.Module]:
+    """Return the modules of the base model by fqn, without what adapters keep inside them.
+
+    The model itself only if asked for.
+    """
+    return {
+        fqn: module
+        for fqn, module in model.named_modules()
+        if (fqn or itself) and not any(part.startswith("lora_") for part in fqn.split("."))
+    }
 
 
 def insert(
     site: Site, adapter: str, tensors: Mapping[str, Tensor], arithmetic: Arithmetic, trainable: bool
 ) -> None:
     """Store an adapter at a site; `tensors` as `tensors()` returns them. It is not activated."""
-    site.lora_A[adapter] = _factor(tensors["lora_A.weight"], trainable).train(site.training)
-    site.lora_B[adapter] = _factor(tensors["lora_B.weight"], trainable).train(site.training)
+    first, second = _containers(site)
+    if site.lora_kind == "embedding":
+        A, B, bias = tensors["lora_embedding_A"], tensors["lora_embedding_B"], None
+    else:
+        A, B, bias = (tensors.get(f"lora_{n}") for n in ("A.weight", "B.weight", "B.bias"))
+        assert A is not None
+        assert B is not None
+    first[adapter] = _factor(A, None, trainable).train(site.training)
+    second[adapter] = _factor(B, bias, trainable).train(site.training)
+    site.lora_branches[adapter] = Factors(first[adapter], second[adapter])  # type: ignore[arg-type]
+    site.lora_arithmetic[adapter] = arithmetic
+
+
+def insert_tied(site: Site, adapter: str, embedding: Site, arithmetic: Arithmetic) -> None:
+    """Let a layer that shares an embedding's weight share that embedding's adapter too."""
+    own = embedding.lora_branches[adapter]
+    site.lora_branches[adapter] = Factors(own.A, own.B, tied=True)
     site.lora_arithmetic[adapter] = arithmetic
 
 
 def remove(site: Site, adapter: str) -> None:
     """Delete an adapter's tensors from a site; it must not be active."""
-    del site.lora_A[adapter], site.lora_B[adapter], site.lora_arithmetic[adapter]
+    if not site.lora_branches.pop(adapter).tied:
+        for container in _containers(site):
+            del container[adapter]
+    del site.lora_arithmetic[adapter]
 
 
 def tensors(site: Site, adapter: str) -> dict[str, nn.Parameter]:
-    """Return the adapter's parameters at a site in PEFT's shapes: A (r, in), B (out, r)."""
-    return {
-        "lora_A.weight": site.lora_A[adapter].weight,  # type: ignore[dict-item]
-        "lora_B.weight": site.lora_B[adapter].weight,  # type: ignore[dict-item]
-    }
+    """Return the adapter's own parameters at a site by PEFT's names in a file.
+
+    `lora_A.weight` (r, in), `lora_B.weight` (out, r), `lora_B.bias` (out,) of a linear layer;
+    `lora_embedding_A` (r, rows), `lora_embedding_B` (width, r) of an embedding. A tied layer has
+    none of its own.
+    """
+    factors = site.lora_branches[adapter]
+    if factors.tied:
+        return {}
+    embedding = site.lora_kind == "embedding"
+    names = _NAMES[site.lora_kind] if embedding else ("lora_A.weight", "lora_B.weight")
+    found: dict[str, Any] = dict(zip(names, (factors.A.weight, factors.B.weight), strict=True))
+    return found if factors.B.bias is None else found | {"lora_B.bias": factors.B.bias}
 
 
-def _factor(weight: Tensor, trainable: bool) -> nn.Linear:
+def _containers(site: Site) -> tuple[nn.ModuleDict, nn.ModuleDict]:
+    first, second = _NAMES[site.lora_kind]
+    return getattr(site, first), getattr(site, second)
+
+
+def _factor(weight: Tensor, bias: Tensor | None, trainable: bool) -> nn.Linear:
     rows, columns = weight.shape
-    factor = nn.Linear(columns, rows, bias=False, device="meta")
+    factor = nn.Linear(columns, rows, bias=bias is not None, device="meta")
     factor.weight = nn.Parameter(weight, requires_grad=trainable)
+    if bias is not None:
+        factor.bias = nn.Parameter(bias, requires_grad=trainable)
     return factor
 
 
-def base_device(site: Site) -> torch.device:
+def base_device(module: nn.Module) -> torch.device:
     """Return the device of the base weight."""
-    return site.weight.device  # type: ignore[return-value]
+    return module.weight.device  # type: ignore[return-value]
 
 
 @torch.no_grad()

@@ -1,11 +1,15 @@
 """The `lora_fx::` operators and their reference implementations.
 
-    site(y, x, params, scalings, structure)      y + sum_i s_i * B_i A_i drop_i(x)
-    shrink(x, A, dropout, compute)               drop(x) Aᵀ
-    expand(y, h, B, scalings, branch, compute)   y + (s h) Bᵀ
+    site(y, x, params, scalings, structure)            y + sum_i s_i * (B_i A_i drop_i(x) + b_i)
+    shrink(x, A, dropout, compute)                     drop(x) Aᵀ
+    lookup(ids, A, padding, compute)                   columns of A, one for each id
+    expand(y, h, B, scalings, branch, compute, bias)   y + (s h) Bᵀ + s b
+    replace_rows(y, ids, tokens, rows)                 y, and rows[i] where the id is tokens[i]
+    replace_columns(y, x, tokens, rows, bias)          y, and x rows[i]ᵀ + bias in column tokens[i]
 
 x: (*, in)   A: (r, in)   B: (out, r)   y: (*, out)   h: (*, r)   scalings: float32 (branches,)
-Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3.
+b: (out,)   ids: (*)   tokens: (n,)   rows: (n, in or out)
+Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3. Of an embedding, x is one-hot and `in` its rows.
 
 All are CompositeImplicitAutograd: one node in a captured graph, decomposed by autograd and
 `torch.compile`, so no derivative or shape formula has to be kept in step. They are the plain
@@ -25,8 +29,14 @@ _library.define(
     "site(Tensor y, Tensor x, Tensor[] params, Tensor scalings, str structure) -> Tensor"
 )
 _library.define("shrink(Tensor x, Tensor A, float dropout, str compute) -> Tensor")
+_library.define("lookup(Tensor ids, Tensor A, int? padding, str compute) -> Tensor")
 _library.define(
-    "expand(Tensor y, Tensor h, Tensor B, Tensor scalings, int branch, str compute) -> Tensor"
+    "expand(Tensor y, Tensor h, Tensor B, Tensor scalings, int branch, str compute, "
+    "Tensor? bias=None) -> Tensor"
+)
+_library.define("replace_rows(Tensor y, Tensor ids, Tensor tokens, Tensor rows) -> Tensor")
+_library.define(
+    "replace_columns(Tensor y, Tensor x, Tensor tokens, Tensor rows, Tensor? bias) -> Tensor"
 )
 
 
@@ -39,13 +49,29 @@ def shrink_reference(x: Tensor, A: Tensor, dropout: float, compute: str) -> Tens
         return F.linear(x.to(dtype), A.to(dtype))
 
 
+def lookup_reference(ids: Tensor, A: Tensor, padding: int | None, compute: str) -> Tensor:
+    """Pick the column of A (r, in) of each id: ids (*) -> (*, r); column `padding` learns nothing.
+
+    In the dtype of A, or the one that `compute` names.
+    """
+    h = F.embedding(ids, A.t(), padding)
+    return h.to(compute_dtype(compute, h.dtype))
+
+
 def expand_reference(
-    y: Tensor, h: Tensor, B: Tensor, scalings: Tensor, branch: int, compute: str
+    y: Tensor,
+    h: Tensor,
+    B: Tensor,
+    scalings: Tensor,
+    branch: int,
+    compute: str,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Add one branch to the base output: `y + (s h) Bᵀ`, h (*, r), B (out, r) -> (*, out)."""
+    """Add one branch to the base output: `y + (s h) Bᵀ + s b`, h (*, r), B (out, r) -> (*, out)."""
     dtype = compute_dtype(compute, h.dtype)
     with _arithmetic(h, compute):
-        delta = F.linear((h * scalings[branch]).to(dtype), B.to(dtype))
+        scaled = None if bias is None else (bias * scalings[branch]).to(dtype)
+        delta = F.linear((h * scalings[branch]).to(dtype), B.to(dtype), scaled)
     return y + delta.to(y.dtype)
 
 
@@ -53,11 +79,30 @@ def site_reference(
     y: Tensor, x: Tensor, params: list[Tensor], scalings: Tensor, structure: str
 ) -> Tensor:
     """Add every branch of a site to its base output `y`; `params` is A₀, B₀, A₁, B₁, …."""
-    for i, branch in enumerate(Structure.parse(structure).branches):
-        A, B = params[2 * i], params[2 * i + 1]
-        h = shrink_reference(x, A, branch.dropout, branch.compute)
-        y = expand_reference(y, h, B, scalings, i, branch.compute)
+    parsed = Structure.parse(structure)
+    for i, (A, B, bias) in enumerate(parsed.params(params)):
+        branch = parsed.branches[i]
+        if parsed.kind == "embedding":
+            h = lookup_reference(x, A, parsed.padding, branch.compute)
+        else:
+            h = shrink_reference(x, A, branch.dropout, branch.compute)
+        y = expand_reference(y, h, B, scalings, i, branch.compute, bias)
     return y
+
+
+def replace_rows_reference(y: Tensor, ids: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
+    """Put a row of its own in the place of each listed token: y (*, out), ids (*) -> (*, out)."""
+    hits = ids.unsqueeze(-1) == tokens
+    own = F.embedding(hits.to(torch.int32).argmax(-1), rows).to(y.dtype)
+    return torch.where(hits.any(-1, keepdim=True), own, y)
+
+
+def replace_columns_reference(
+    y: Tensor, x: Tensor, tokens: Tensor, rows: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Compute the listed outputs from rows of their own: y (*, out), x (*, in) -> (*, out)."""
+    own = F.linear(x.to(rows.dtype), rows, None if bias is None else bias[tokens])
+    return y.index_copy(-1, tokens, own.to(y.dtype))
 
 
 def _arithmetic(x: Tensor, compute: str):
@@ -67,10 +112,19 @@ def _arithmetic(x: Tensor, compute: str):
     return torch.autocast(x.device.type, enabled=False)
 
 
-_library.impl("site", site_reference, "CompositeImplicitAutograd")
-_library.impl("shrink", shrink_reference, "CompositeImplicitAutograd")
-_library.impl("expand", expand_reference, "CompositeImplicitAutograd")
+for _name, _reference in {
+    "site": site_reference,
+    "shrink": shrink_reference,
+    "lookup": lookup_reference,
+    "expand": expand_reference,
+    "replace_rows": replace_rows_reference,
+    "replace_columns": replace_columns_reference,
+}.items():
+    _library.impl(_name, _reference, "CompositeImplicitAutograd")
 
 site = torch.ops.lora_fx.site.default
 shrink = torch.ops.lora_fx.shrink.default
+lookup = torch.ops.lora_fx.lookup.default
 expand = torch.ops.lora_fx.expand.default
+replace_rows = torch.ops.lora_fx.replace_rows.default
+replace_columns = torch.ops.lora_fx.replace_columns.default

@@ -1,8 +1,10 @@
 """The structure key of a site: all that the rewrite needs to know, nothing that names a module."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -14,45 +16,56 @@ class Branch:
     """One adapter's low-rank branch at a site.
 
     `rank` is the inner dimension; `dropout` the probability applied to the branch's input (0 in
-    evaluation); `compute` the dtype of its arithmetic, or `activation` for that of its input.
+    evaluation); `compute` the dtype of its arithmetic, or `activation` for that of its input;
+    `bias` says that B has a bias.
     """
 
     rank: int
     dropout: float = 0.0
     compute: str = ACTIVATION
+    bias: bool = False
 
     def __str__(self) -> str:
-        return f"r{self.rank}:p{self.dropout!r}:{self.compute}"
+        return f"r{self.rank}:p{self.dropout!r}:{self.compute}{':bias' * self.bias}"
 
 
 @dataclass(frozen=True)
 class Structure:
     """What `lora_fx::site` computes; equal for sites that may share one compiled graph.
 
-    Its text is the `structure` argument of the op. Values that may change without a recompile
+    Its text is the `structure` argument of the op. `kind` is `linear` or `embedding`; `padding` is
+    the row of an embedding that has no gradient. Values that may change without a recompile
     (weights, scalings) are tensors and have no place here.
     """
 
     kind: str
     branches: tuple[Branch, ...]
+    padding: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.kind}[{'|'.join(map(str, self.branches))}]"
+        padding = "" if self.padding is None else f"@{self.padding}"
+        return f"{self.kind}{padding}[{'|'.join(map(str, self.branches))}]"
+
+    def params(self, tensors: Sequence[Any]) -> list[tuple[Any, Any, Any]]:
+        """Deal out the op's `params` to the branches: A, B and B's bias or None."""
+        left = iter(tensors)
+        return [(next(left), next(left), next(left) if b.bias else None) for b in self.branches]
 
     @staticmethod
     @cache
     def parse(key: str) -> "Structure":
         """Read a key back; `Structure.parse(str(s)) == s`. Raises ValueError for any other text."""
-        whole = re.fullmatch(r"(\w+)\[(.+)\]", key)
+        whole = re.fullmatch(r"(\w+)(?:@(\d+))?\[(.+)\]", key)
         if whole is None:
             raise ValueError(f"`{key}` is not a site structure")
         branches = []
-        for text in whole[2].split("|"):
-            branch = re.fullmatch(r"r(\d+):p([\d.e+-]+):(\w+)", text)
+        for text in whole[3].split("|"):
+            branch = re.fullmatch(r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?", text)
             if branch is None:
                 raise ValueError(f"`{text}` is not a branch of a site structure")
-            branches.append(Branch(int(branch[1]), float(branch[2]), branch[3]))
-        return Structure(whole[1], tuple(branches))
+            rank, dropout, compute, bias = branch.groups()
+            branches.append(Branch(int(rank), float(dropout), compute, bias is not None))
+        return Structure(whole[1], tuple(branches), None if whole[2] is None else int(whole[2]))
 
 
 def compute_dtype(compute: str, activation: torch.dtype) -> torch.dtype:

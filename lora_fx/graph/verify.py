@@ -10,10 +10,12 @@ from lora_fx.graph.text import text
 Stage = Literal["captured", "adapted", "fused", "lowered"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
+_TOKENS = frozenset({"lora_fx::replace_rows", "lora_fx::replace_columns"})
+_BRANCHES = frozenset({"lora_fx::shrink", "lora_fx::lookup", "lora_fx::expand"})
 _LEGAL: dict[Stage, frozenset[str]] = {
-    "captured": frozenset({"lora_fx::site"}),
-    "adapted": frozenset({"lora_fx::shrink", "lora_fx::expand"}),
-    "fused": frozenset({"lora_fx::shrink", "lora_fx::expand"}),
+    "captured": _TOKENS | {"lora_fx::site"},
+    "adapted": _TOKENS | _BRANCHES,
+    "fused": _TOKENS | _BRANCHES,
     "lowered": frozenset(),
 }
 

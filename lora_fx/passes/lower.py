@@ -1,7 +1,9 @@
 """Turn LoRA nodes into torch operators; afterwards no `lora_fx::` node is left.
 
     shrink(x, A, p, compute)          →  linear(dropout(x, p).to(d), A.to(d))
+    lookup(ids, A, padding, compute)  →  embedding(ids, Aᵀ, padding).to(d)
     expand(y, h, B, scalings, i, c)   →  y + linear((h * scalings[i]).to(d), B.to(d)).to(y.dtype)
+    replace_rows, replace_columns     →  as in `graph/ops.py`
 
 d is the activations' dtype, or the named compute dtype, which then holds under autocast too.
 """
@@ -24,7 +26,7 @@ from lora_fx.rewrite.rule import Match, Miss
 
 def lower(module: GraphModule) -> int:
     """Replace every LoRA node; return how many there were."""
-    return sum(apply([Lower(ops.shrink, _shrink), Lower(ops.expand, _expand)], module).values())
+    return sum(apply([Lower(target, build) for target, build in _LOWERED], module).values())
 
 
 class Lower:
@@ -52,19 +54,51 @@ def _shrink(graph: Graph, node: Node) -> Node:
     return _linear(graph, x, A, compute)
 
 
+def _lookup(graph: Graph, node: Node) -> Node:
+    ids, A, padding, compute = node.args
+    h = call(graph, F.embedding, ids, call(graph, "t", A), padding)
+    return _cast(graph, h, compute_dtype(compute, dtype(h)))  # type: ignore[arg-type, return-value]
+
+
 def _expand(graph: Graph, node: Node) -> Node:
-    y, h, B, scalings, branch, compute = node.args
+    y, h, B, scalings, branch, compute, *more = node.args
+    wanted = compute_dtype(compute, dtype(h))  # type: ignore[arg-type]
     scaling = call(graph, operator.getitem, scalings, branch)
     with _arithmetic(graph, h, compute):
+        biases = [_cast(graph, call(graph, torch.mul, bias, scaling), wanted) for bias in more]
         scaled = call(graph, torch.mul, h, scaling)
-    delta = _linear(graph, scaled, B, compute)
+    delta = _linear(graph, scaled, B, compute, *biases)
     return call(graph, torch.add, y, _cast(graph, delta, dtype(y)))
 
 
-def _linear(graph: Graph, x: object, weight: object, compute: object) -> Node:
+def _replace_rows(graph: Graph, node: Node) -> Node:
+    y, ids, tokens, rows = node.args
+    hits = call(graph, torch.eq, call(graph, "unsqueeze", ids, -1), tokens)
+    which = call(graph, "argmax", call(graph, "to", hits, torch.int32), -1)
+    own = _cast(graph, call(graph, F.embedding, which, rows), dtype(y))
+    return call(graph, torch.where, call(graph, torch.any, hits, -1, True), own, y)
+
+
+def _replace_columns(graph: Graph, node: Node) -> Node:
+    y, x, tokens, rows, bias = node.args
+    own = () if bias is None else (call(graph, operator.getitem, bias, tokens),)
+    delta = call(graph, F.linear, _cast(graph, x, dtype(rows)), rows, *own)
+    return call(graph, "index_copy", y, -1, tokens, _cast(graph, delta, dtype(y)))
+
+
+_LOWERED = (
+    (ops.shrink, _shrink),
+    (ops.lookup, _lookup),
+    (ops.expand, _expand),
+    (ops.replace_rows, _replace_rows),
+    (ops.replace_columns, _replace_columns),
+)
+
+
+def _linear(graph: Graph, x: object, weight: object, compute: object, *bias: object) -> Node:
     wanted = compute_dtype(compute, dtype(x))  # type: ignore[arg-type]
     with _arithmetic(graph, x, compute):
-        return call(graph, F.linear, _cast(graph, x, wanted), _cast(graph, weight, wanted))
+        return call(graph, F.linear, _cast(graph, x, wanted), _cast(graph, weight, wanted), *bias)
 
 
 def _cast(graph: Graph, node: object, wanted: torch.dtype) -> object:

@@ -13,7 +13,7 @@ from lora_fx.plan.names import condition
 from lora_fx.plan.selectors import is_inside, match, select
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.evaluate import evaluate, no_environment
-from lora_fx.spec.expressions import Word
+from lora_fx.spec.expressions import Value, Word, references
 from lora_fx.spec.spec import AdapterSpec, Tokens, Train
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, nn.Sequential)
@@ -21,11 +21,16 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict,
 
 @dataclass(frozen=True)
 class TrainedModule:
-    """A module of which an adapter trains a full copy, with the modules inside it."""
+    """A module of which an adapter trains a full copy, with the modules inside it.
+
+    With `tie` modules that share a weight with it share the copy.
+    """
 
     fqn: str
     adapter: str
     parameters: int
+    trainable: bool
+    tie: bool
     rule: Span
 
 
@@ -37,6 +42,7 @@ class TrainedTokens:
     adapter: str
     ids: tuple[int, ...]
     width: int
+    trainable: bool
     rule: Span
 
     @property
@@ -52,6 +58,7 @@ class TrainedBias:
     name: str
     adapter: str
     parameters: int
+    trainable: bool
     rule: Span
 
 
@@ -74,7 +81,8 @@ def trained_modules(
             faults.append(fault)
         elif module is not None and not is_inside(fqn, (outer.fqn for outer in found)):
             size = sum(parameter.numel() for parameter in module.parameters())
-            found.append(TrainedModule(fqn, adapter.name, size, train.span))
+            flags = is_trainable(adapter), _constant(adapter, "tie") is True
+            found.append(TrainedModule(fqn, adapter.name, size, *flags, train.span))
     diagnostics += once_each(faults)
     return found
 
@@ -106,7 +114,7 @@ def trained_tokens(
     for tokens in adapter.tokens:
         try:
             for fqn in _embeddings(tokens, modules):
-                rows = _rows(fqn, tokens, adapter.name, modules, whole)
+                rows = _rows(fqn, tokens, adapter, modules, whole)
                 if fqn in found:
                     first = ((found[fqn].rule, "the first one"),)
                     message = f"the tokens of `{fqn}` are listed twice"
@@ -136,7 +144,7 @@ def _embeddings(tokens: Tokens, modules: Modules) -> list[str]:
 
 
 def _rows(
-    fqn: str, tokens: Tokens, adapter: str, modules: Modules, whole: Iterable[str]
+    fqn: str, tokens: Tokens, adapter: AdapterSpec, modules: Modules, whole: Iterable[str]
 ) -> TrainedTokens:
     module = modules.by_fqn[fqn]
     if not isinstance(module, nn.Embedding):
@@ -151,7 +159,8 @@ def _rows(
         message = f"there is no token {beyond[0]}"
         label = f"`{fqn}` has {module.num_embeddings} rows"
         raise LoraFxError((Diagnostic("token-range", message, tokens.span, label),))
-    return TrainedTokens(fqn, adapter, tokens.ids, module.embedding_dim, tokens.span)
+    width, trainable = module.embedding_dim, is_trainable(adapter)
+    return TrainedTokens(fqn, adapter.name, tokens.ids, width, trainable, tokens.span)
 
 
 def trained_biases(
@@ -168,9 +177,26 @@ def trained_biases(
     adapted = {site.fqn for site in sites}
     whole = [copy.fqn for copy in copies]
     return [
-        TrainedBias(name, adapter.name, parameter.numel(), setting.span)
+        TrainedBias(name, adapter.name, parameter.numel(), is_trainable(adapter), setting.span)
         for name, parameter in modules.parameters.items()
         if name.rpartition(".")[2] == "bias"
         and (which == Word("all") or name.rpartition(".")[0] in adapted)
         and not is_inside(name, whole)
     ]
+
+
+def is_trainable(adapter: AdapterSpec) -> bool:
+    """Whether what an adapter has of the base is trained; with `weights` only if it says so.
+
+    A `trainable` that depends on the module is about its sites.
+    """
+    if "trainable" not in adapter.settings:
+        return "weights" not in adapter.settings
+    return _constant(adapter, "trainable") is not False
+
+
+def _constant(adapter: AdapterSpec, name: str) -> Value | None:
+    setting = adapter.settings.get(name)
+    if setting is None or any(references(setting.value)):
+        return None
+    return evaluate(setting.value, no_environment)

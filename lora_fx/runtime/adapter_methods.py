@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.bind import activate
+from lora_fx.adapters.bind import activate, remove, require_compatible
 from lora_fx.adapters.peft.folders import local
 from lora_fx.adapters.peft.read import LoadedSite, read
 from lora_fx.adapters.peft.write import write
@@ -51,6 +51,7 @@ class AdapterMethods(_Base):
         if len(set(names)) < len(names):
             message = f"an adapter is named twice: {', '.join(f'`{name}`' for name in names)}"
             raise LoraFxError((Diagnostic("adapter-twice", message, None),))
+        require_compatible(self, names)
         self.lora_fx_active = names
         self._activate()
 
@@ -108,9 +109,7 @@ class AdapterMethods(_Base):
         active = tuple(name for name in self.lora_fx_active if name != adapter_name)
         self.lora_fx_active = active or self.lora_fx_adapters[:1]
         self._activate()
-        for _, site in storage.sites(self):
-            if adapter_name in site.lora_arithmetic:
-                storage.remove(site, adapter_name)
+        remove(self, adapter_name)
 
     def print_trainable_parameters(self) -> None:
         """Print trainable and total parameter counts, as PEFT does."""

@@ -6,14 +6,16 @@ import pytest
 import torch
 
 import lora_fx
-from lora_fx.adapters.init import METHODS, initialise
+from lora_fx.adapters.init import generator_of
+from lora_fx.adapters.init import METHODS as ALL
 from tests.tiny import llama
 
+METHODS = ALL["linear"]
 IN, OUT, RANK = 307, 211, 101
 
 
 def draw(method: str, seed: int = 0, adapter: str = "default", fqn: str = "a.b"):
-    return initialise(method, IN, OUT, RANK, seed, adapter, fqn)
+    return METHODS[method](IN, OUT, RANK, generator_of(seed, adapter, fqn))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,21 +12,30 @@ import torch
 from torch import Tensor
 
 from lora_fx.adapters.init.default import default
+from lora_fx.adapters.init.embedding import normal_start, zero_start
 from lora_fx.adapters.init.gaussian import gaussian
 from lora_fx.adapters.init.random import random
+from lora_fx.plan.sites import SitePlan
 
 Method = Callable[[int, int, int, torch.Generator], tuple[Tensor, Tensor]]
 
-METHODS: dict[str, Method] = {"default": default, "gaussian": gaussian, "random": random}
+METHODS: dict[str, dict[str, Method]] = {
+    "linear": {"default": default, "gaussian": gaussian, "random": random},
+    "embedding": {"default": zero_start, "gaussian": zero_start, "random": normal_start},
+}
 
 
-def initialise(
-    method: str, in_features: int, out_features: int, rank: int, seed: int, adapter: str, fqn: str
-) -> tuple[Tensor, Tensor]:
-    """Return A (rank, in) and B (out, rank) in float32 on the CPU."""
-    return METHODS[method](in_features, out_features, rank, _generator(seed, adapter, fqn))
+def initialise(site: SitePlan) -> dict[str, Tensor]:
+    """Return a site's tensors by PEFT's names, in float32 on the CPU; B's bias starts at zero."""
+    kind = "embedding" if site.layer.kind == "embedding" else "linear"
+    method = METHODS[kind][site.init.name]
+    generator = generator_of(site.seed, site.adapter, site.name)
+    A, B = method(site.in_features, site.out_features, site.rank, generator)
+    first, second, *bias = site.tensors
+    return {first: A, second: B} | {name: torch.zeros(site.tensors[name]) for name in bias}
 
 
-def _generator(seed: int, adapter: str, fqn: str) -> torch.Generator:
+def generator_of(seed: int, adapter: str, fqn: str) -> torch.Generator:
+    """Return the source of an adapter's values at a site: no other site's change with it."""
     digest = hashlib.sha256(f"{seed}\0{adapter}\0{fqn}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

@@ -1,0 +1,149 @@
+"""Base parameters of which an adapter has its own: those of `train` and `bias`.
+
+A module keeps every version of such a parameter, the base's and each adapter's, and has in force
+that of the active adapter. Nothing in its forward changes, so that any module can be trained, a
+compiled graph sees one more weight among its inputs, and with adapters off the base's own
+parameter is back, bit for bit.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lora_fx.diagnostics import Diagnostic, LoraFxError
+
+_BASE = "base"
+_NAME = "lora_own"
+
+
+class Versions(nn.Module):
+    """The parameters and buffers of one version of a module, under their own names."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(name, tensor)
+            else:
+                self.register_buffer(name, tensor)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return parameters and buffers by name."""
+        return {**self._parameters, **self._buffers}  # type: ignore[dict-item]
+
+
+def add(module: nn.Module, adapter: str, names: Iterable[str], trainable: bool) -> None:
+    """Give an adapter a version of its own of a module's tensors, with the base's values.
+
+    The tensors are the module's direct ones. Not in force until `activate`.
+    """
+    versions: nn.ModuleDict | None = getattr(module, _NAME, None)
+    if versions is None:
+        versions = nn.ModuleDict({_BASE: Versions({})}).train(module.training)
+        setattr(module, _NAME, versions)
+    base = versions[_BASE]
+    assert isinstance(base, Versions)
+    own: dict[str, Tensor] = {}
+    for name in names:
+        if name not in base.tensors():
+            _put(base, name, _direct(module)[name])
+        tensor = base.tensors()[name]
+        values = tensor.detach().clone()
+        is_parameter = isinstance(tensor, nn.Parameter)
+        own[name] = nn.Parameter(values, requires_grad=trainable) if is_parameter else values
+    versions[adapter] = Versions(own).train(module.training)
+
+
+def share(module: nn.Module, adapter: str, name: str, source: nn.Module) -> None:
+    """Let a tied module use an adapter's version of the tensor that it shares with `source`."""
+    add(module, adapter, [name], trainable=False)
+    versions = _versions(module)
+    versions[adapter] = Versions({name: tensors(source, adapter)[name]}).train(module.training)
+
+
+def own_names(module: nn.Module) -> list[str]:
+    """Return the names of a module's direct parameters, and of its buffers that are saved."""
+    saved = [name for name in module._buffers if name not in module._non_persistent_buffers_set]
+    return [name for name in (*module._parameters, *saved) if name in _direct(module)]
+
+
+def base_tensor(module: nn.Module, name: str) -> Tensor | None:
+    """Return the base's version of a module's tensor, whichever is in force."""
+    if _NAME in module._modules and name in tensors(module, _BASE):
+        return tensors(module, _BASE)[name]
+    return _direct(module).get(name)
+
+
+def holders(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module that has versions, with its fqn."""
+    for fqn, module in model.named_modules():
+        if _NAME in module._modules:
+            yield fqn, module
+
+
+def adapters_of(module: nn.Module) -> list[str]:
+    """Return the adapters that have a version of a module."""
+    return [name for name in _versions(module) if name != _BASE]
+
+
+def tensors(module: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """Return an adapter's version of a module's tensors, by their names in the module."""
+    version = _versions(module)[adapter]
+    assert isinstance(version, Versions)
+    return version.tensors()
+
+
+def remove(module: nn.Module, adapter: str) -> None:
+    """Delete an adapter's version; it must not be in force."""
+    del _versions(module)[adapter]
+
+
+def require_one_each(model: nn.Module, adapters: tuple[str, ...]) -> None:
+    """Raise LoraFxError if two of these adapters have a version of the same tensor."""
+    for fqn, module in holders(model):
+        found: dict[str, str] = {}
+        for adapter in adapters:
+            for name in tensors(module, adapter) if adapter in _versions(module) else ():
+                other = found.setdefault(name, adapter)
+                if other != adapter:
+                    message = f"`{other}` and `{adapter}` both train `{fqn}.{name}`"
+                    help = "activate one of them at a time"
+                    raise LoraFxError((Diagnostic("adapter-conflict", message, help=help),))
+
+
+def activate(model: nn.Module, adapters: tuple[str, ...]) -> None:
+    """Put in force the versions of these adapters, the base's wherever they have none."""
+    for _, module in holders(model):
+        versions = _versions(module)
+        wanted = dict(tensors(module, _BASE))
+        for adapter in adapters:
+            if adapter in versions:
+                wanted |= tensors(module, adapter)
+        for name, tensor in wanted.items():
+            _put(module, name, tensor)
+
+
+def _versions(module: nn.Module) -> nn.ModuleDict:
+    versions = module._modules[_NAME]
+    assert isinstance(versions, nn.ModuleDict)
+    return versions
+
+
+def _direct(module: nn.Module) -> dict[str, Tensor]:
+    found = {**module._parameters, **module._buffers}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    if isinstance(tensor, nn.Parameter):
+        module._parameters[name] = tensor
+    else:
+        module._buffers[name] = tensor
+
+
+@torch.no_grad()
+def overwrite(module: nn.Module, adapter: str, values: Mapping[str, Tensor]) -> None:
+    """Copy values of equal shapes into an adapter's version."""
+    for name, tensor in tensors(module, adapter).items():
+        tensor.copy_(values[name])

@@ -1,0 +1,114 @@
+"""Rows of an embedding that an adapter trains, and the outputs of a head that shares its weight."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_fx.adapters.dynamic_class import specialise
+from lora_fx.adapters.site import output_scale
+from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.graph import ops
+
+if TYPE_CHECKING:
+    _Base = nn.Module
+else:
+    _Base = object
+
+
+class Rows(nn.Module):
+    """One adapter's rows: `weight` (n, width) for the `tokens` (n,), int64."""
+
+    tokens: Tensor
+
+    def __init__(self, tokens: Tensor, weight: Tensor, trainable: bool) -> None:
+        super().__init__()
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.weight = nn.Parameter(weight, requires_grad=trainable)
+
+
+class TokenRows(_Base):
+    """Mixin for an embedding, or a linear head that shares its weight, with rows of its own.
+
+    Active adapters' rows stand in the place of the base weight's: an embedding gives them for
+    their ids, a head computes the logits of their ids from them.
+    """
+
+    lora_tokens: nn.ModuleDict
+    lora_active_tokens: tuple[Rows, ...]
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply the base module and put each active adapter's rows in place."""
+        output = super().forward(input, *args, **kwargs)
+        for rows in self.lora_active_tokens:
+            if isinstance(self, nn.Embedding):
+                own = rows.weight * output_scale(self)
+                output = ops.replace_rows(output, input, rows.tokens, own)
+            else:
+                bias = self.bias
+                output = ops.replace_columns(output, input, rows.tokens, rows.weight, bias)
+        return output
+
+
+def add(module: nn.Embedding, adapter: str, ids: tuple[int, ...], trainable: bool) -> Rows:
+    """Give an adapter rows of its own, with the base's values. Not active until `activate`."""
+    tokens = torch.tensor(ids, dtype=torch.int64, device=module.weight.device)
+    values = module.weight.detach()[tokens].clone()
+    rows = Rows(tokens, values, trainable).train(module.training)
+    share(module, adapter, rows)
+    return rows
+
+
+def share(module: nn.Module, adapter: str, rows: Rows) -> None:
+    """Let a module use an adapter's rows: the embedding, and the head tied to it."""
+    if not isinstance(module, TokenRows):
+        specialise(module, TokenRows)
+        module.lora_tokens = nn.ModuleDict().train(module.training)
+        module.lora_active_tokens = ()  # type: ignore[assignment]
+    module.lora_tokens[adapter] = rows  # type: ignore[index, operator]
+
+
+def holders(model: nn.Module) -> Iterator[tuple[str, TokenRows]]:
+    """Yield every module that has rows, with its fqn."""
+    for fqn, module in model.named_modules():
+        if isinstance(module, TokenRows):
+            yield fqn, module
+
+
+def remove(module: TokenRows, adapter: str) -> None:
+    """Delete an adapter's rows; they must not be active."""
+    del module.lora_tokens[adapter]
+
+
+def require_distinct(model: nn.Module, adapters: tuple[str, ...]) -> None:
+    """Raise LoraFxError if two of these adapters train the same row."""
+    for fqn, module in holders(model):
+        found: dict[int, str] = {}
+        for adapter in adapters:
+            for token in rows_of(module, adapter):
+                other = found.setdefault(token, adapter)
+                if other != adapter:
+                    message = f"`{other}` and `{adapter}` both train row {token} of `{fqn}`"
+                    help = "activate one of them at a time"
+                    raise LoraFxError((Diagnostic("adapter-conflict", message, help=help),))
+
+
+def rows_of(module: TokenRows, adapter: str) -> list[int]:
+    """Return the ids of an adapter's rows at a module; none if it has none there."""
+    if adapter not in module.lora_tokens:
+        return []
+    return module.lora_tokens[adapter].tokens.tolist()  # type: ignore[operator, union-attr]
+
+
+def activate(model: nn.Module, adapters: tuple[str, ...]) -> None:
+    """Let the rows of exactly these adapters stand in for the base's."""
+    for _, module in holders(model):
+        present = (name for name in adapters if name in module.lora_tokens)
+        module.lora_active_tokens = tuple(module.lora_tokens[n] for n in present)  # type: ignore[misc]
+
+
+@torch.no_grad()
+def overwrite(module: TokenRows, adapter: str, values: Mapping[str, Tensor]) -> None:
+    """Copy values of equal shape into an adapter's rows."""
+    module.lora_tokens[adapter].weight.copy_(values["weight"])  # type: ignore[operator, union-attr]
