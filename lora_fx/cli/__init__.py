@@ -13,7 +13,7 @@ import typer
 from lora_fx.cli.report import report
 from lora_fx.diagnostics import LoraFxError
 
-COMMANDS = ("check", "explain", "fmt", "plan", "show", "diff", "import")
+COMMANDS = ("init", "check", "explain", "fmt", "plan", "show", "diff", "import", "schema")
 
 
 def main() -> None:

@@ -180,9 +180,9 @@ def _closest_pattern(atom: Atom, modules: Modules) -> str | None:
         case "class":
             known = {type(module).__name__ for module in modules.by_fqn.values()}
         case "parameter":
-            known = _numberless(modules.parameters)
+            known = {numberless(name) for name in modules.parameters}
         case _:
-            known = _numberless(modules.by_fqn)
+            known = {numberless(fqn) for fqn in modules.by_fqn}
     close = get_close_matches(atom.pattern, sorted(known), n=1, cutoff=0.5)
     if not close:
         return None
@@ -191,8 +191,9 @@ def _closest_pattern(atom: Atom, modules: Modules) -> str | None:
     return f"did you mean `{shown}`?"
 
 
-def _numberless(names: Iterable[str]) -> set[str]:
-    return {re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names}
+def numberless(name: str) -> str:
+    """Return a dotted name with `*` in the place of its numbers."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
 
 
 def is_inside(name: str, fqns: Iterable[str]) -> bool:
