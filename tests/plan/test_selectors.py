@@ -65,7 +65,7 @@ def test_a_name_matches_at_segments_only() -> None:
 def test_every_atom_is_judged_alone() -> None:
     assert codes("target head, nothing, neither", Tower()) == ["unmatched-target"] * 2
     assert codes("target linear except nothing", Tower()) == ["unmatched-target"]
-    assert codes("target? linear except nothing", Tower()) == ["unmatched-target"]
+    assert len(sites("target? linear except nothing", Tower())) == 9
 
 
 def test_several_stacks_must_be_told_apart() -> None:
