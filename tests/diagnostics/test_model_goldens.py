@@ -1,4 +1,4 @@
-"""Diagnostics of compiled models, `model/<code>[-case].expect`."""
+"""Diagnostics that take more than a file to make, `model/<code>.expect`."""
 
 import inspect
 import json
@@ -87,6 +87,13 @@ adapter default {
 route { default -> default }
 """
 
+
+def chain_of_files() -> None:
+    for i in range(20):
+        Path(f"{i}.lora").write_text(f'lora 1 include "{i + 1}.lora"')
+    lora_fx.parse(Path("0.lora"))
+
+
 CASES: dict[str, Callable[[], object]] = {
     "unknown-adapter": lambda: model().set_adapter("defualt"),
     "adapter-twice": lambda: model().set_adapter(["default", "default"]),
@@ -100,6 +107,14 @@ CASES: dict[str, Callable[[], object]] = {
     "too-many-graphs": too_many_graphs,
     "not-supported-yet": lambda: lora_fx.compile(llama(2, attention_bias=True), NOT_YET),
     "peft-cannot-say": lambda: lora_fx.parse(UNSAID).to_peft(),
+    "peft-no-targets": lambda: lora_fx.from_peft({"target_modules": ["nothing"]}, llama(2)),
+    "peft-needs-model": lambda: lora_fx.from_peft({"r": 8}),
+    "file-too-large": lambda: lora_fx.parse("lora 1\n" + "# a long file\n" * 20_000),
+    "include-too-much": chain_of_files,
+    "no-layers": lambda: lora_fx.compile(
+        nn.Sequential(nn.Linear(5, 7)),
+        "lora 1 adapter x { rank = 2 target linear } compile { checkpoint = layers }",
+    ),
     "no-model": lambda: lora_fx.plan("lora 1"),
     "ambiguous-stack": lambda: lora_fx.plan(
         "lora 1 layers { replicate 0..2 }", nn.ModuleDict({"a": Tower(2), "b": Tower(3)})
