@@ -26,7 +26,6 @@ from lora_fx.passes.share_shrinks import share_shrinks
 from lora_fx.plan import plan as plan_of
 from lora_fx.plan.plan import plan_sites
 from lora_fx.plan.replication import replicate_layers
-from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.stacks import find_stacks
 from lora_fx.rewrite.driver import apply
 from lora_fx.rules.expand_sites import ExpandSites
@@ -68,7 +67,8 @@ def compile(
     layer_map = replicate_layers(tree, spec.layers) if spec.layers else None
     plan = plan_sites(spec, tree, layer_map)
     require_supported(plan)
-    bind(tree, AdapterPlan(plan.sites, plan.trained, plan.tokens, plan.biases), initialise)
+    for adapter in plan.adapters:
+        bind(tree, adapter, initialise)
     if backend is not None:
         unit = Unit(Pipeline(tree, backend, spec.compile.mode), spec.compile.dynamic)
         if spec.compile.unit == "model" or not find_stacks(tree):

@@ -13,6 +13,7 @@ from lora_fx.plan.trained import (
     TrainedBias,
     TrainedModule,
     TrainedTokens,
+    bias_of,
     trained_biases,
     trained_modules,
     trained_tokens,
@@ -23,12 +24,22 @@ from lora_fx.spec.spec import AdapterSpec, Setting, Target
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """What one adapter adds to a model and what it trains of it, each in module order."""
+    """What one adapter adds to a model and what it trains of it, each in module order.
 
+    `bias` is the spec's word for which biases of the base it trains.
+    """
+
+    name: str
+    bias: str
     sites: tuple[SitePlan, ...]
     modules: tuple[TrainedModule, ...]
     tokens: tuple[TrainedTokens, ...]
     biases: tuple[TrainedBias, ...]
+
+    @property
+    def everything(self) -> tuple[SitePlan | TrainedModule | TrainedTokens | TrainedBias, ...]:
+        """All parts of the adapter."""
+        return (*self.sites, *self.modules, *self.tokens, *self.biases)
 
 
 def plan_adapter(
@@ -61,7 +72,8 @@ def plan_adapter(
         message = f"adapter `{adapter.name}` adapts no module of this model"
         faults.append(Diagnostic("empty-adapter", message, adapter.span))
     diagnostics += once_each(faults)
-    return AdapterPlan(tuple(sites), tuple(copies), tuple(tokens), tuple(biases))
+    found = (tuple(sites), tuple(copies), tuple(tokens), tuple(biases))
+    return AdapterPlan(adapter.name, bias_of(adapter), *found)
 
 
 def _match(

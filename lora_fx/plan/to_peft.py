@@ -1,18 +1,17 @@
 """A plan as PEFT's configs, and what they cannot say."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
 from lora_fx.plan.plan import Plan
+from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
-from lora_fx.spec.evaluate import evaluate, no_environment
-from lora_fx.spec.expressions import Word, show
+from lora_fx.spec.expressions import show
 from lora_fx.spec.peft import names
 from lora_fx.spec.peft.methods import init_settings, variant_settings
 from lora_fx.spec.peft.unsaid import unsaid
-from lora_fx.spec.spec import AdapterSpec
 
 _ONCE = ("init", "variant", "lora_bias", "dropout", "tie", "trainable")
 _NEVER = {"dtype": "float32", "compute": "activation", "offload": False}
@@ -25,40 +24,41 @@ def to_peft(plan: Plan) -> dict[str, dict[str, Any]]:
     into `alpha_pattern`. Raises LoraFxError with everything that PEFT cannot say.
     """
     faults = unsaid(plan.spec)
-    configs = {}
-    for adapter in plan.spec.adapters:
-        sites = [site for site in plan.sites if site.adapter == adapter.name]
-        faults += [*_differences(sites), *_never(sites)]
-        if not faults:
-            configs[adapter.name] = _config(plan, adapter, sites, faults)
+    for adapter in plan.adapters:
+        faults += [*_differences(adapter.sites), *_never(adapter.sites)]
     if faults:
         raise LoraFxError(faults)
-    return configs
+    layers = plan.layer_map.old if plan.layer_map else None
+    return {a.name: config_of(a, plan.modules, layers) for a in plan.adapters}
 
 
-def _config(
-    plan: Plan, adapter: AdapterSpec, sites: list[SitePlan], faults: list[Diagnostic]
+def config_of(
+    adapter: AdapterPlan, modules: Sequence[str], layers: Sequence[int] | None
 ) -> dict[str, Any]:
-    modules = [site.fqn for site in sites if site.parameter is None]
-    parameters = [site.name for site in sites if site.parameter is not None]
+    """Return the `LoraConfig` settings by which PEFT finds the same modules, ranks and scalings.
+
+    `modules` are the names of all modules of the base model, `layers` the old index of each layer
+    if they were repeated. Of what PEFT has one value for the adapter, it is that of the first site,
+    and the largest dropout. Raises LoraFxError if PEFT has no names for what is trained as a whole.
+    """
+    adapted = [site.fqn for site in adapter.sites if site.parameter is None]
+    parameters = [site.name for site in adapter.sites if site.parameter is not None]
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "target_modules": names.targets(modules, plan.modules) if modules else [],
-        "bias": _bias(adapter),
-        "modules_to_save": _copies(plan, adapter, faults),
-        "trainable_token_indices": {
-            rows.fqn: list(rows.ids) for rows in plan.tokens if rows.adapter == adapter.name
-        }
-        or None,
+        "target_modules": names.targets(adapted, modules) if adapted else [],
+        "bias": adapter.bias,
+        "modules_to_save": _copies(adapter, modules),
+        "trainable_token_indices": {rows.fqn: list(rows.ids) for rows in adapter.tokens} or None,
+        "inference_mode": not any(one.trainable for one in adapter.everything),
     }
     if parameters:
         config["target_parameters"] = sorted(parameters)
-    if plan.layer_map is not None:
-        config["layer_replication"] = _runs(plan.layer_map.old)
-    return config | (_values(sites) if sites else {})
+    if layers is not None:
+        config["layer_replication"] = _runs(layers)
+    return config | (_values(adapter.sites) if adapter.sites else {})
 
 
-def _values(sites: list[SitePlan]) -> dict[str, Any]:
+def _values(sites: Sequence[SitePlan]) -> dict[str, Any]:
     first = sites[0]
     rslora = names.commonest(site.rslora for site in sites)
     ranks = {site.name: site.rank for site in sites}
@@ -70,16 +70,15 @@ def _values(sites: list[SitePlan]) -> dict[str, Any]:
         "lora_alpha": alpha,
         "alpha_pattern": names.pattern_values(alphas, alpha),
         "use_rslora": rslora,
-        "lora_dropout": first.dropout,
+        "lora_dropout": max(site.dropout for site in sites),
         "lora_bias": first.lora_bias,
-        "ensure_weight_tying": first.tie,
-        "inference_mode": not first.trainable,
+        "ensure_weight_tying": any(site.tie for site in sites),
         **init_settings(first.init),
         **variant_settings(first.variant),
     }
 
 
-def _differences(sites: list[SitePlan]) -> Iterator[Diagnostic]:
+def _differences(sites: Sequence[SitePlan]) -> Iterator[Diagnostic]:
     """Yield a fault for each attribute of which PEFT has one for the adapter, and this has more."""
     for name in _ONCE:
         values: dict[Any, SitePlan] = {}
@@ -95,7 +94,7 @@ def _differences(sites: list[SitePlan]) -> Iterator[Diagnostic]:
             yield _fault(message, _span(other if name in other.settings else first, name), label)
 
 
-def _never(sites: list[SitePlan]) -> Iterator[Diagnostic]:
+def _never(sites: Sequence[SitePlan]) -> Iterator[Diagnostic]:
     for name, usual in _NEVER.items():
         site = next((s for s in sites if getattr(s, name) != usual), None)
         if site is not None:
@@ -107,22 +106,14 @@ def _span(site: SitePlan, name: str) -> Span:
     return site.settings[name].span if name in site.settings else site.rule
 
 
-def _bias(adapter: AdapterSpec) -> str:
-    setting = adapter.settings.get("bias")
-    value = evaluate(setting.value, no_environment) if setting else Word("none")
-    assert isinstance(value, Word)
-    return value.name
-
-
-def _copies(plan: Plan, adapter: AdapterSpec, faults: list[Diagnostic]) -> list[str] | None:
-    copies = [module for module in plan.trained if module.adapter == adapter.name]
-    if not copies:
+def _copies(adapter: AdapterPlan, modules: Sequence[str]) -> list[str] | None:
+    if not adapter.modules:
         return None
-    found = names.suffixes([module.fqn for module in copies], plan.modules)
+    found = names.suffixes([module.fqn for module in adapter.modules], modules)
     if found is None:
         message = "PEFT names the modules that it trains by the ends of their names"
         label = "other modules' names end alike"
-        faults.append(_fault(message, copies[0].rule, label))
+        raise LoraFxError((_fault(message, adapter.modules[0].rule, label),))
     return found
 
 

@@ -170,9 +170,8 @@ def trained_biases(
     copies: Iterable[TrainedModule],
 ) -> list[TrainedBias]:
     """Return the biases of `bias = all`, or with `lora_only` those of the adapted modules."""
-    setting = adapter.settings.get("bias")
-    which = evaluate(setting.value, no_environment) if setting else Word("none")
-    if setting is None or which == Word("none"):
+    setting, which = adapter.settings.get("bias"), bias_of(adapter)
+    if setting is None or which == "none":
         return []
     adapted = {site.fqn for site in sites}
     whole = [copy.fqn for copy in copies]
@@ -180,9 +179,15 @@ def trained_biases(
         TrainedBias(name, adapter.name, parameter.numel(), is_trainable(adapter), setting.span)
         for name, parameter in modules.parameters.items()
         if name.rpartition(".")[2] == "bias"
-        and (which == Word("all") or name.rpartition(".")[0] in adapted)
+        and (which == "all" or name.rpartition(".")[0] in adapted)
         and not is_inside(name, whole)
     ]
+
+
+def bias_of(adapter: AdapterSpec) -> str:
+    """Return the spec's word for which biases an adapter trains: `none`, `all`, `lora_only`."""
+    word = _constant(adapter, "bias")
+    return word.name if isinstance(word, Word) else "none"
 
 
 def is_trainable(adapter: AdapterSpec) -> bool:
