@@ -47,8 +47,6 @@ def _print_page(explained: Page) -> None:
     if not console.is_terminal:
         print(explained.text, end="")
         return
-    from rich.markdown import Markdown
+    from lora_fx.cli.page_markdown import PageMarkdown
 
-    heading, _, body = explained.text.partition("\n")
-    console.print(Text(heading.removeprefix("# "), "bold"))
-    console.print(Markdown(body, code_theme="ansi_dark"), width=min(console.width, _WIDTH))
+    console.print(PageMarkdown(explained.text), width=min(console.width, _WIDTH))

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 from lora_fx.diagnostics import Diagnostic
 
-_PIPED_WIDTH = 120
-
 
 def report(diagnostics: Sequence[Diagnostic]) -> None:
     """Print diagnostics, a blank line after each, and where to read more about an error.
@@ -19,7 +17,7 @@ def report(diagnostics: Sequence[Diagnostic]) -> None:
     from lora_fx.diagnostics import to_rich
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    width = console.width if console.is_terminal else _PIPED_WIDTH
+    width = console.width if console.is_terminal else None
     for diagnostic in diagnostics:
         console.print(to_rich(diagnostic, width))
         console.print()

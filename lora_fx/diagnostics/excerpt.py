@@ -22,6 +22,7 @@ from lora_fx.diagnostics.visible import Line, Window
 
 FRAME = "bold blue"
 _SHOWN_WHOLE = 6
+_WIDTH = 120
 _LEAST_ROOM = 40
 
 
@@ -46,15 +47,19 @@ class _Place:
 
 
 class Excerpt:
-    """The rows of one source, as wide as `width` where that is possible."""
+    """The rows of one source, as wide as `width` where that is possible.
 
-    def __init__(self, pointers: Sequence[Pointer], pad: str, width: int) -> None:
+    Without a width lines are cut to a window all the same, and labels are as long as they are.
+    """
+
+    def __init__(self, pointers: Sequence[Pointer], pad: str, width: int | None) -> None:
         self._source = pointers[0].span.source
         self._pointers = pointers
         self._pad = pad
         self._brackets = _brackets(pointers)
         self._gutter = 2 * len(set(self._brackets.values()))
-        self._room = max(width - len(pad) - 3 - self._gutter, _LEAST_ROOM)
+        self._room = max((width or _WIDTH) - len(pad) - 3 - self._gutter, _LEAST_ROOM)
+        self._room_for_labels = self._room if width else None
         self._open: set[Pointer] = set()
 
     def rows(self) -> Iterator[Text]:
@@ -80,7 +85,7 @@ class Excerpt:
 
     def _marks(self, places: Sequence[_Place], window: Window) -> Iterator[Text]:
         if alls := [_mark(place, window) for place in places if place.part == "all"]:
-            for row in underline(alls):
+            for row in underline(alls, self._room_for_labels):
                 yield self._row(f"{self._pad} |", self._bars(), row)
         for place in places:
             if place.part != "all" and (place.part == "end") == (place.pointer in self._open):

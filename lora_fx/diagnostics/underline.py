@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 
+from rich.cells import cell_len
 from rich.text import Text
 
-from lora_fx.diagnostics.visible import visible
+from lora_fx.diagnostics.visible import visible, wrapped
 
 
 @dataclass(frozen=True)
@@ -30,20 +31,23 @@ class Mark:
     style: str
 
 
-def underline(marks: Sequence[Mark]) -> list[Text]:
-    """Return the rows under a line."""
+def underline(marks: Sequence[Mark], room: int | None) -> list[Text]:
+    """Return the rows under a line; a label that has no room beside its mark hangs below it."""
     rows = [_carets(marks)]
     last = max(marks, key=lambda mark: (mark.end, mark.start))
-    if last.label:
+    beside = room is None or last.end + 1 + cell_len(shown(last.label)) <= room
+    if last.label and beside:
         rows[0].append(f" {shown(last.label)}", last.style)
-    hanging = [mark for mark in marks if mark.label and mark is not last]
+    hanging = [mark for mark in marks if mark.label and not (beside and mark is last)]
     hanging.sort(key=lambda mark: mark.start, reverse=True)
     if hanging:
         rows.append(_bars(hanging))
     for i, mark in enumerate(hanging):
-        row = _bars([other for other in hanging[i + 1 :] if other.start < mark.start])
-        row.pad_right(mark.start - len(row))
-        rows.append(row.append(shown(mark.label), mark.style))
+        left = [other for other in hanging[i + 1 :] if other.start < mark.start]
+        for line in wrapped(shown(mark.label), room and room - mark.start):
+            row = _bars(left)
+            row.pad_right(mark.start - len(row))
+            rows.append(row.append(line, mark.style))
     return rows
 
 

@@ -4,15 +4,24 @@ import unicodedata
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
+from textwrap import wrap
 
 from rich.cells import cell_len
 
+_LEAST_ROOM = 24
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def visible(text: str) -> str:
     """Return the text with tabs as four blanks and every control character as a box."""
     return "".join(_shown(character) for character in text)
+
+
+def wrapped(text: str, room: int | None) -> list[str]:
+    """Return a visible text in lines of so many cells, or in one if there is no limit."""
+    if room is None:
+        return [text]
+    return wrap(text, max(room, _LEAST_ROOM), break_long_words=False, break_on_hyphens=False)
 
 
 def _shown(character: str) -> str:
@@ -56,7 +65,7 @@ class Line:
         if total <= room:
             return Window("".join(self._characters), 0, tuple(self._edges))
         room -= 2  # ellipses
-        from_cell = max(0, min(self._edges[min(column, last)] - room // 4, total - room))
+        from_cell = max(0, self._edges[min(column, last)] - room // 4)
         first = bisect_left(self._edges, from_cell)
         end = max(bisect_right(self._edges, self._edges[first] + room) - 1, first + 1)
         before, after = "…" * (first > 0), "…" * (end < last)

@@ -71,6 +71,11 @@ CASES: dict[str, tuple[tuple[Span, str], ...]] = {
     "longer-than-the-screen": ((Span(LONG, 4, len(LONG.text)), "all of it"),),
     "the-end-of-a-long-line": ((Span(LONG, len(LONG.text), len(LONG.text)), "more to come"),),
     "the-end-of-the-file": ((Span(SPEC, len(SPEC.text), len(SPEC.text)), "`}` is missing"),),
+    "long-labels": (
+        (span("k_proj"), "a label that is too long to stand beside what it marks on this terminal"),
+        (span("rank > 3"), "this one is too long for one line even below, since it begins so far"),
+        (span("target"), "short"),
+    ),
     "two-files": ((span("rank"), "here"), (long("let a"), "there"), (span("let b"), "here too")),
 }
 
@@ -82,6 +87,7 @@ def test_layout(name: str) -> None:
     assert_golden(HERE / "layout" / f"{name}.expect", render([diagnostic], width=80))
 
 
+LABELS = st.text(st.sampled_from("ab 模\x1b"), max_size=20)
 TEXTS = st.text(st.sampled_from("ab {}\t模é́\x1b\u202e"), min_size=1, max_size=30)
 
 
@@ -97,7 +103,7 @@ def test_carets_stand_under_what_they_mark(text: str, data: st.DataObject) -> No
 
 @given(
     st.text(st.sampled_from("ab \n\t模\x1b"), max_size=300),
-    st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300), TEXTS), min_size=1, max_size=5),
+    st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300), LABELS), min_size=1, max_size=5),
     st.integers(50, 90),
 )
 def test_any_spans_can_be_shown(text: str, places: list[tuple[int, int, str]], width: int) -> None:

@@ -53,7 +53,7 @@ def test_form(code: str) -> None:
     assert re.match(rf"# {code}: [^\n]{{10,80}}\n\n[A-Z`]", text)
     _, *rest = text.split("\n```")
     assert len(rest) == 4
-    assert text.index("\nWrong:\n\n```") < text.index("\nRight:\n\n```")
+    assert text.index("\n## Wrong\n\n```") < text.index("\n## Right\n\n```")
     assert max(map(len, text.splitlines())) <= 100
 
 

@@ -11,7 +11,7 @@ def span(text: str, source: Source = SOURCE) -> Span:
     return Span(source, start, start + len(text))
 
 
-def shown(diagnostic: Diagnostic, width: int = 120) -> str:
+def shown(diagnostic: Diagnostic, width: int | None = None) -> str:
     return "\n" + render([diagnostic], width) + "\n"
 
 
@@ -118,3 +118,22 @@ def test_the_error_shows_and_keeps_all() -> None:
     assert error.diagnostics == diagnostics
     assert str(error) == "\n" + render(diagnostics)
     assert pickle.loads(pickle.dumps(error)).diagnostics == diagnostics
+
+
+def test_sentences_are_broken_at_the_edge_of_a_terminal() -> None:
+    diagnostic = Diagnostic(
+        "c",
+        "a sentence that has not enough room on one line",
+        notes=("two lines\nof a reason that is not one of ours",),
+    )
+    assert (
+        shown(diagnostic, width=40)
+        == """
+error[c]: a sentence that has not enough
+          room on one line
+  = note: two lines
+          of a reason that is not one of
+          ours
+"""
+    )
+    assert max(map(len, shown(diagnostic).splitlines())) > 40
