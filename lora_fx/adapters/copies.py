@@ -82,6 +82,16 @@ def holders(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield fqn, module
 
 
+def is_of_base(fqn: str) -> bool:
+    """Whether a module holds the base's version of tensors."""
+    return f"{_NAME}.{_BASE}" in fqn
+
+
+def has(module: nn.Module, adapter: str) -> bool:
+    """Whether an adapter has a version of a module."""
+    return _NAME in module._modules and adapter in _versions(module)
+
+
 def adapters_of(module: nn.Module) -> list[str]:
     """Return the adapters that have a version of a module."""
     return [name for name in _versions(module) if name != _BASE]

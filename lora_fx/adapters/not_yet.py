@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
 from lora_fx.plan.alike import once_each
 from lora_fx.plan.plan import Plan
+from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.spec import CompileSpec, LayersSpec, Spec
 
@@ -27,6 +28,14 @@ def require_supported(plan: Plan) -> None:
     )
     if faults:
         raise LoraFxError(sorted(faults, key=lambda d: d.span.start if d.span else 0))
+
+
+def unsupported_parts(adapter: AdapterPlan) -> list[str]:
+    """Name each thing of one adapter that this version cannot do, once."""
+    found = [
+        f"{what} is not supported yet" for site in adapter.sites for what, *_ in _of_site(site)
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:

@@ -45,8 +45,13 @@ def base_modules(model: nn.Module, itself: bool = False) -> dict[str, nn.Module]
     return {
         fqn: module
         for fqn, module in model.named_modules()
-        if (fqn or itself) and not any(part.startswith("lora_") for part in fqn.split("."))
+        if (fqn or itself) and not is_of_adapters(fqn)
     }
+
+
+def is_of_adapters(name: str) -> bool:
+    """Whether a module, or a tensor, is one that adapters keep inside the base's modules."""
+    return any(part.startswith("lora_") for part in name.split("."))
 
 
 def insert(

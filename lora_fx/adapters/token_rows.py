@@ -86,7 +86,8 @@ def require_distinct(model: nn.Module, adapters: tuple[str, ...]) -> None:
     for fqn, module in holders(model):
         found: dict[int, str] = {}
         for adapter in adapters:
-            for token in rows_of(module, adapter):
+            ids = [t for rows in rows_of(module, adapter) for t in rows.tokens.tolist()]
+            for token in ids:
                 other = found.setdefault(token, adapter)
                 if other != adapter:
                     message = f"`{other}` and `{adapter}` both train row {token} of `{fqn}`"
@@ -94,11 +95,11 @@ def require_distinct(model: nn.Module, adapters: tuple[str, ...]) -> None:
                     raise LoraFxError((Diagnostic("adapter-conflict", message, help=help),))
 
 
-def rows_of(module: TokenRows, adapter: str) -> list[int]:
-    """Return the ids of an adapter's rows at a module; none if it has none there."""
-    if adapter not in module.lora_tokens:
+def rows_of(module: nn.Module, adapter: str) -> list[Rows]:
+    """Return an adapter's rows at a module; none if it has none there."""
+    if not isinstance(module, TokenRows) or adapter not in module.lora_tokens:
         return []
-    return module.lora_tokens[adapter].tokens.tolist()  # type: ignore[operator, union-attr]
+    return [module.lora_tokens[adapter]]  # type: ignore[list-item]
 
 
 def activate(model: nn.Module, adapters: tuple[str, ...]) -> None:

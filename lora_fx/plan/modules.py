@@ -43,11 +43,11 @@ class Modules:
 
 
 def modules_of(model: nn.Module) -> Modules:
-    """Return the modules of a model, without what stands inside its linear layers (adapters)."""
+    """Return the modules of a model, without what adapters keep inside them."""
     names: dict[int, list[str]] = {}
     for fqn, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(fqn)
-    by_fqn = _outside_layers(model)
+    by_fqn = _outside_adapters(model)
     return Modules(
         model,
         by_fqn,
@@ -68,19 +68,15 @@ def linear_modules(model: nn.Module) -> frozenset[str]:
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     return frozenset(
         fqn
-        for fqn, module in _outside_layers(model).items()
+        for fqn, module in _outside_adapters(model).items()
         if is_linear(module) and module is not head
     )
 
 
-def _outside_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Leave out what stands inside a linear layer or an embedding: the parts of its adapters."""
-    found: dict[str, nn.Module] = {}
-    inside = ""
-    for fqn, module in model.named_modules():
-        if not fqn or (inside and fqn.startswith(inside)):
-            continue
-        found[fqn] = module
-        if isinstance(module, nn.Linear | nn.Embedding) or is_linear(module):
-            inside = f"{fqn}."
-    return found
+def _outside_adapters(model: nn.Module) -> dict[str, nn.Module]:
+    """Leave out what adapters keep inside the modules of a model that has some."""
+    return {
+        fqn: module
+        for fqn, module in model.named_modules()
+        if fqn and not any(part.startswith("lora_") for part in fqn.split("."))
+    }

@@ -41,6 +41,16 @@ class AdapterPlan:
         """All parts of the adapter."""
         return (*self.sites, *self.modules, *self.tokens, *self.biases)
 
+    def with_trainable(self, trainable: bool) -> "AdapterPlan":
+        """Return the plan with all of it trained, or none of it."""
+        return replace(
+            self,
+            sites=tuple(replace(site, trainable=trainable) for site in self.sites),
+            modules=tuple(replace(module, trainable=trainable) for module in self.modules),
+            tokens=tuple(replace(tokens, trainable=trainable) for tokens in self.tokens),
+            biases=tuple(replace(bias, trainable=trainable) for bias in self.biases),
+        )
+
 
 def plan_adapter(
     adapter: AdapterSpec, modules: Modules, diagnostics: list[Diagnostic]

@@ -16,7 +16,7 @@ from lora_fx.spec.evaluate import evaluate, no_environment
 from lora_fx.spec.expressions import Value, Word, references
 from lora_fx.spec.spec import AdapterSpec, Tokens, Train
 
-_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, nn.Sequential)
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.bind import activate, remove, require_compatible
+from lora_fx.adapters.bind import activate, bind, remove, require_compatible
 from lora_fx.adapters.peft.folders import local
-from lora_fx.adapters.peft.read import LoadedSite, read
-from lora_fx.adapters.peft.write import write
+from lora_fx.adapters.peft.keys import expected_shapes, overwrite, site_tensors
+from lora_fx.adapters.peft.read import Loaded, read
+from lora_fx.adapters.peft.write import folder_config, write
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.memory import count_elements
 from lora_fx.plan.plan import Plan
-from lora_fx.plan.modules import linear_modules
+from lora_fx.plan.rules import AdapterPlan
 from lora_fx.runtime.saved_spec import save_spec
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class AdapterMethods(_Base):
     """
 
     lora_fx_plan: Plan
-    lora_fx_adapters: tuple[str, ...]
+    lora_fx_adapters: dict[str, AdapterPlan]
     lora_fx_active: tuple[str, ...]
     lora_fx_enabled: bool
 
@@ -86,28 +87,24 @@ class AdapterMethods(_Base):
         folder has the same modules and ranks. Raises LoraFxError naming every fault; the model is
         then bit-identical to before.
         """
-        layer_map = self.lora_fx_plan.layer_map
         if adapter_name not in self.lora_fx_adapters:
             _check_name(adapter_name)
-        loaded = read(
-            local(model_id), self, list(layer_map.old) if layer_map else None, linear_modules(self)
-        )
+        loaded = read(local(model_id), adapter_name, self, self._layers())
         if adapter_name in self.lora_fx_adapters:
-            self._overwrite(adapter_name, loaded)
-            return
-        for fqn, part in loaded.items():
-            site = storage.mark(self.get_submodule(fqn))  # type: ignore[arg-type]
-            device = storage.base_device(site)
-            tensors = {name: tensor.to(device) for name, tensor in part.tensors.items()}
-            storage.insert(site, adapter_name, tensors, part.arithmetic, is_trainable)
-        self.lora_fx_adapters += (adapter_name,)
+            self._require_same(adapter_name, loaded.plan)
+        else:
+            plan = loaded.plan.with_trainable(is_trainable)
+            bind(self, plan, lambda site: site_tensors(loaded.tensors, site))
+            self.lora_fx_adapters = {**self.lora_fx_adapters, adapter_name: plan}
+        self._overwrite(adapter_name, loaded)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; if none stays active, the first one left becomes active."""
         self._require_known((adapter_name,))
-        self.lora_fx_adapters = tuple(n for n in self.lora_fx_adapters if n != adapter_name)
+        left = {n: plan for n, plan in self.lora_fx_adapters.items() if n != adapter_name}
+        self.lora_fx_adapters = left
         active = tuple(name for name in self.lora_fx_active if name != adapter_name)
-        self.lora_fx_active = active or self.lora_fx_adapters[:1]
+        self.lora_fx_active = active or tuple(left)[:1]
         self._activate()
         remove(self, adapter_name)
 
@@ -120,20 +117,36 @@ class AdapterMethods(_Base):
             f"|| trainable%: {100 * trainable / total:.4f}"
         )
 
-    def save_adapters(self, folder: str | Path) -> None:
-        """Write each adapter as a PEFT folder: `default` in the folder itself, others below it."""
-        layer_map = self.lora_fx_plan.layer_map
-        config = getattr(self, "config", None)
-        for name in self.lora_fx_adapters:
+    def save_adapters(
+        self, folder: str | Path, save_embedding_layers: bool | Literal["auto"] = "auto"
+    ) -> None:
+        """Write each adapter as a PEFT folder: `default` in the folder itself, others below it.
+
+        With `save_embedding_layers` the weights of input and output embeddings are written too;
+        `auto` does so for an adapter that adapts one of them. Raises LoraFxError, with nothing
+        written, if an adapter trains modules that PEFT has no names for.
+        """
+        configs = [folder_config(self, plan, self._layers()) for plan in self._plans()]
+        for plan, config in zip(self._plans(), configs, strict=True):
             write(
-                Path(folder) if name == "default" else Path(folder) / name,
+                Path(folder) if plan.name == "default" else Path(folder) / plan.name,
                 self,
-                name,
-                base=getattr(config, "_name_or_path", None) or None,
-                task=_task(self),
-                replication=list(layer_map.ranges) if layer_map else None,
+                plan,
+                config
+                | {"base_model_name_or_path": self._name_or_path(), "task_type": _task(self)},
+                save_embedding_layers,
             )
         save_spec(Path(folder), self.lora_fx_plan.spec)
+
+    def _name_or_path(self) -> str | None:
+        return getattr(getattr(self, "config", None), "_name_or_path", None) or None
+
+    def _plans(self) -> list[AdapterPlan]:
+        return list(self.lora_fx_adapters.values())
+
+    def _layers(self) -> list[int] | None:
+        layer_map = self.lora_fx_plan.layer_map
+        return list(layer_map.old) if layer_map else None
 
     def _activate(self) -> None:
         activate(self, self.lora_fx_active if self.lora_fx_enabled else ())
@@ -149,28 +162,21 @@ class AdapterMethods(_Base):
         if unknown:
             raise LoraFxError(unknown)
 
-    def _overwrite(self, adapter: str, loaded: dict[str, LoadedSite]) -> None:
-        present = {
-            fqn: site for fqn, site in storage.sites(self) if adapter in site.lora_arithmetic
-        }
-        same = present.keys() == loaded.keys() and all(
-            storage.tensors(site, adapter)[name].shape == tensor.shape
-            for fqn, site in present.items()
-            for name, tensor in loaded[fqn].tensors.items()
-        )
-        if not same:
+    def _require_same(self, adapter: str, new: AdapterPlan) -> None:
+        present = self.lora_fx_adapters[adapter]
+        if expected_shapes(present, self) != expected_shapes(new, self):
             message = f"adapter `{adapter}` is there with other modules or ranks"
             help = f'call `delete_adapter("{adapter}")` first, or load under another name'
             raise LoraFxError((Diagnostic("adapter-exists", message, None, help=help),))
-        for fqn, site in present.items():
-            new = loaded[fqn].arithmetic
-            kept = replace(
-                site.lora_arithmetic[adapter],
-                alpha=new.alpha,
-                scaling=new.scaling,
-                rslora=new.rslora,
-            )
-            storage.overwrite(site, adapter, loaded[fqn].tensors, kept)
+
+    def _overwrite(self, adapter: str, loaded: Loaded) -> None:
+        """Put a file's values and scalings in the place of an adapter's own; dropout stays."""
+        overwrite(self, adapter, loaded.tensors)
+        placed = dict(storage.sites(self))
+        for site in loaded.plan.sites:
+            known = placed[site.fqn].lora_arithmetic
+            new = {"alpha": site.alpha, "scaling": site.scaling, "rslora": site.rslora}
+            known[adapter] = replace(known[adapter], **new)
         self._activate()
 
 

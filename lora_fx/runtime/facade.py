@@ -10,15 +10,16 @@ import warnings
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from lora_fx.adapters import storage
-from lora_fx.adapters.peft.write import adapter_tensors, describe, replace_file
+from lora_fx.adapters import copies, storage
+from lora_fx.adapters.peft.keys import adapter_tensors
+from lora_fx.adapters.peft.write import folder_config, replace_file
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.adapter_methods import AdapterMethods
 
@@ -42,29 +43,25 @@ class HuggingFace(AdapterMethods, _Base):  # type: ignore[override]
     @property
     def peft_config(self) -> dict[str, dict[str, Any]]:  # type: ignore[override]
         """The adapters as `LoraConfig` fields, for loggers."""
-        modules = list(storage.base_modules(self))
-        return {
-            name: describe(
-                {f: s for f, s in storage.sites(self) if name in s.lora_arithmetic}, name, modules
-            )
-            for name in self.lora_fx_adapters
-        }
+        plans = self.lora_fx_adapters
+        return {name: folder_config(self, plan, self._layers()) for name, plan in plans.items()}
 
     def save_pretrained(  # type: ignore[override]
         self,
         save_directory: str | Path,
         is_main_process: bool = True,
         state_dict: Mapping[str, Tensor] | None = None,
+        save_embedding_layers: bool | Literal["auto"] = "auto",
         **kwargs: Any,
     ) -> None:
-        """Write every adapter as a PEFT folder; the base model is not written.
+        """Write every adapter as a PEFT folder, see `save_adapters`; the base is not written.
 
         In a `Trainer` checkpoint (`checkpoint-N`) also a `model.safetensors` with the adapters'
         parameters under their names in this model, which is what `Trainer` resumes from.
         """
         if not is_main_process:
             return
-        self.save_adapters(save_directory)
+        self.save_adapters(save_directory, save_embedding_layers)
         if re.fullmatch(r"checkpoint-\d+", Path(save_directory).name):
             replace_file(
                 Path(save_directory) / "model.safetensors",
@@ -140,12 +137,14 @@ class HuggingFace(AdapterMethods, _Base):  # type: ignore[override]
         return False
 
     def _adapter_state(self) -> dict[str, Tensor]:
-        return {
-            f"{fqn}.{name.replace('.weight', '')}.{adapter}.weight": parameter.detach()
-            for fqn, site in storage.sites(self)
-            for adapter in site.lora_arithmetic
-            for name, parameter in storage.tensors(site, adapter).items()
-        }
+        """Return everything that adapters own, each tensor once, by its name in this model."""
+        found: dict[int, tuple[str, Tensor]] = {}
+        for fqn, module in self.named_modules():
+            if storage.is_of_adapters(fqn) and not copies.is_of_base(fqn):
+                own = module.state_dict(prefix=f"{fqn}.") if not module._modules else {}
+                for name, tensor in own.items():
+                    found.setdefault(tensor.data_ptr(), (name, tensor))
+        return dict(found.values())
 
 
 @lru_cache

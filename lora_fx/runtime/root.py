@@ -18,9 +18,9 @@ class Plain(AdapterMethods):
 def make_root(tree: nn.Module, plan: Plan) -> None:
     """Give the tree adapter methods and activate the spec's first adapter, in place."""
     specialise(tree, HuggingFace if isinstance(tree, PreTrainedModel) else Plain)
-    names = tuple(adapter.name for adapter in plan.spec.adapters)
+    names = tuple(adapter.name for adapter in plan.adapters)
     tree.lora_fx_plan = plan  # type: ignore[assignment]
-    tree.lora_fx_adapters = names  # type: ignore[assignment]
+    tree.lora_fx_adapters = {adapter.name: adapter for adapter in plan.adapters}  # type: ignore[assignment]
     tree.lora_fx_active = names[:1]  # type: ignore[assignment]
     tree.lora_fx_enabled = True  # type: ignore[assignment]
     tree.lora_fx_checkpoint = "none"  # type: ignore[assignment]

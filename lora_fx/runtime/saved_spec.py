@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lora_fx.adapters.peft.read import read_config
+from lora_fx.adapters.peft.read import layer_ranges
 from lora_fx.adapters.peft.write import CONFIG, replace_file
 from lora_fx.adapters.storage import sites
 from lora_fx.diagnostics import Source
@@ -54,7 +54,7 @@ def restore_arithmetic(model: nn.Module, folder: Path) -> None:
 
 
 def _frame(adapter: Path) -> str:
-    ranges = read_config(adapter).get("layer_replication")
+    ranges = layer_ranges(adapter)
     if not ranges:
         return "lora 1\n"
     return f"lora 1\nlayers {{ replicate {', '.join(f'{a}..{b}' for a, b in ranges)} }}\n"

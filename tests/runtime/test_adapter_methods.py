@@ -202,7 +202,7 @@ def test_compiled_layers_follow(tmp_path: Path) -> None:
     ):
         for each in (model, marked):
             change(each)
-        assert relative(logits(model), logits(marked)) < 1e-6
+        assert relative(logits(model), logits(marked)) < 1e-5
 
 
 def test_loading_follows_each_module_s_own_mode(tmp_path: Path) -> None:

@@ -1,9 +1,8 @@
 """Read one adapter from a PEFT folder, whole or not at all."""
 
-import json
 import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,80 +11,110 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lora_fx.adapters import storage
-from lora_fx.adapters.peft import config as peft_config
-from lora_fx.adapters.peft.write import CONFIG, PREFIX, TENSORS
-from lora_fx.adapters.site import Arithmetic
-from lora_fx.diagnostics import Diagnostic, LoraFxError
-from lora_fx.spec.peft.config_faults import malformed
-from lora_fx.spec.peft.matching import targets
+from lora_fx.adapters.not_yet import unsupported_parts
+from lora_fx.adapters.peft.keys import PREFIX, embedding_weights, expected_tensors
+from lora_fx.adapters.peft.write import CONFIG, TENSORS
+from lora_fx.diagnostics import Diagnostic, LoraFxError, Source, Span
+from lora_fx.plan.modules import modules_of
+from lora_fx.plan.peft import from_peft
+from lora_fx.plan.rules import AdapterPlan, plan_adapter
+from lora_fx.plan.trained import TrainedModule
+from lora_fx.spec.peft.read import read_config
 
-_NAMES = ("lora_A.weight", "lora_B.weight")
+NOWHERE = Span(Source(TENSORS, ""), 0, 0)
 
 
 @dataclass(frozen=True)
-class LoadedSite:
-    """One module's share of an adapter file: float32 A (r, in), B (out, r)."""
+class Loaded:
+    """An adapter folder's plan on a model, and its tensors by their names in the file."""
 
+    plan: AdapterPlan
     tensors: Mapping[str, Tensor]
-    arithmetic: Arithmetic
 
 
-def read(
-    folder: Path, model: nn.Module, layer_map: list[int] | None, linears: frozenset[str]
-) -> dict[str, LoadedSite]:
-    """Return what the folder holds for each module of `model`, checked against it.
+def read(folder: Path, name: str, model: nn.Module, layers: Sequence[int] | None) -> Loaded:
+    """Return what a folder holds as the adapter `name` of a model, checked against it.
 
-    `layer_map` is the old index of each of the model's layers where it was replicated; `linears`
-    are its linear layers but the output head. Raises LoraFxError with every fault at once:
-    unreadable files, settings of other methods, missing, unexpected, misshapen or non-finite
-    tensors. The model is only looked at.
+    `layers` are the old indices of the model's layers where they were repeated. Raises LoraFxError
+    with every fault at once: unreadable files, settings that the language does not know or this
+    version cannot do, missing, unexpected, misshapen or non-finite tensors. The model is only
+    looked at.
     """
-    config = read_config(folder)
+    config = dict(_config(folder))
     state = _read_tensors(folder)
-    faults = [
-        _fault("adapter-unsupported", f"`{setting}` is not supported yet", folder / CONFIG)
-        for setting in peft_config.unsupported(config)
-    ]
-    misplaced = _replication_faults(config, layer_map, folder)
-    if misplaced:
-        raise LoraFxError((*faults, *misplaced))
-    modules = storage.base_modules(model)
-    wanted = _wanted(config, state, modules, linears)
-    for fqn in sorted(wanted):
-        faults += _module_faults(fqn, modules.get(fqn), config, state, folder)
-    known = {f"{PREFIX}{fqn}.{name}" for fqn in wanted for name in _NAMES}
-    for key in sorted(set(state) - known):
-        faults.append(
-            _fault("adapter-unexpected-tensor", f"`{key}` belongs to no target", folder / TENSORS)
-        )
-    if not wanted:
-        faults.append(
-            _fault("adapter-empty", "the adapter targets no module of this model", folder)
-        )
+    faults = replication_faults(config, layers, folder)
     if faults:
-        raise LoraFxError(tuple(faults))
-    return {fqn: _loaded(fqn, config, state) for fqn in modules if fqn in wanted}
+        raise LoraFxError(faults)
+    plan, state = _with_embeddings(_plan(folder, config, name, model), state, model)
+    found = unsupported_parts(plan)
+    if found:
+        raise LoraFxError(_fault("adapter-unsupported", what, folder / CONFIG) for what in found)
+    expected = expected_tensors(plan, model)
+    faults = [f for key, like in expected.items() for f in _tensor_faults(key, like, state, folder)]
+    for key in sorted(state.keys() - expected.keys()):
+        message = f"`{key}` belongs to nothing that the config names"
+        faults.append(_fault("adapter-unexpected-tensor", message, folder / TENSORS))
+    if faults:
+        raise LoraFxError(faults)
+    return Loaded(plan, state)
 
 
-def _loaded(fqn: str, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> LoadedSite:
-    tensors = {name: state[f"{PREFIX}{fqn}.{name}"].float() for name in _NAMES}
-    return LoadedSite(tensors, peft_config.arithmetic(config, fqn))
+def layer_ranges(folder: Path) -> list[list[int]] | None:
+    """Return the folder's `layer_replication`. Raises LoraFxError if there is no usable config."""
+    return _config(folder).get("layer_replication")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the folder's `adapter_config.json`. Raises LoraFxError for values of wrong types."""
-    path = folder / CONFIG
+def _config(folder: Path) -> Mapping[str, Any]:
     try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise LoraFxError((_unreadable(path, error, folder),)) from error
-    if not isinstance(config, dict):
-        raise LoraFxError((_unreadable(path, "not a JSON object", folder),))
-    faults = malformed(config)
-    if faults:
-        raise LoraFxError(tuple(_fault("adapter-config", f.message, path) for f in faults))
-    return config
+        return read_config(folder).values
+    except LoraFxError as error:
+        below = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+        if not below or (folder / CONFIG).exists():
+            raise
+        names = ", ".join(f"`{name}`" for name in below)
+        help = f"the folder has adapters below it: {names}"
+        raise LoraFxError(replace(d, help=help) for d in error.diagnostics) from error
+
+
+def _plan(folder: Path, config: dict[str, Any], name: str, model: nn.Module) -> AdapterPlan:
+    """Plan the config on the model; what is wrong is said of the config, not of its translation."""
+    found: list[Diagnostic] = []
+    try:
+        spec = from_peft(config | {"layer_replication": None}, model)
+        plan = plan_adapter(replace(spec.adapters[0], name=name), modules_of(model), found)
+    except LoraFxError as error:
+        found += error.diagnostics
+        plan = None
+    faults = [
+        _fault(d.code, d.message + f" ({d.label})" * bool(d.label), folder / CONFIG)
+        for d in found
+        if d.severity == "error"
+    ]
+    if faults or plan is None:
+        raise LoraFxError(faults)
+    return plan
+
+
+def _with_embeddings(
+    plan: AdapterPlan, state: Mapping[str, Tensor], model: nn.Module
+) -> tuple[AdapterPlan, Mapping[str, Tensor]]:
+    """Return plan and tensors with the embeddings that a file holds though no setting says so.
+
+    Those that are the base's are left out; others become the adapter's own, not trained.
+    """
+    expected = expected_tensors(plan, model)
+    left, own = dict(state), []
+    for key, weight in embedding_weights(model, {site.fqn for site in plan.sites}).items():
+        if key in expected or key not in state:
+            continue
+        if weight.shape == state[key].shape and torch.equal(
+            weight.cpu(), state[key].to(weight.dtype)
+        ):
+            del left[key]
+        else:
+            fqn = key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".base_layer")
+            own.append(TrainedModule(fqn, plan.name, weight.numel(), False, False, NOWHERE))
+    return replace(plan, modules=(*plan.modules, *own)), left
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -97,96 +126,51 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         path = pickled
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise LoraFxError((_unreadable(path, error, folder),)) from error
+        raise _unreadable(path, error) from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise LoraFxError((_unreadable(path, "not a dictionary of tensors", folder),))
+        raise _unreadable(path, "not a dictionary of tensors")
     return state
 
 
-def _unreadable(path: Path, error: object, folder: Path) -> Diagnostic:
-    below = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG}"))
-    where = f"the folder has adapters below it: {', '.join(f'`{name}`' for name in below)}"
-    return Diagnostic(
-        "adapter-unreadable",
-        f"`{path}` cannot be read: {error}",
-        None,
-        help=where if below else None,
-    )
+def _unreadable(path: Path, error: object) -> LoraFxError:
+    return LoraFxError((Diagnostic("adapter-unreadable", f"`{path}` cannot be read: {error}"),))
 
 
-def _replication_faults(
-    config: Mapping[str, Any], layer_map: list[int] | None, folder: Path
+def replication_faults(
+    config: Mapping[str, Any], layers: Sequence[int] | None, folder: Path
 ) -> list[Diagnostic]:
-    wanted = peft_config.replication(config)
-    if wanted == layer_map:
-        return []
+    """Return what is wrong if an adapter is for other repeated layers than the model has."""
     ranges = config.get("layer_replication")
+    wanted = [i for start, end in ranges for i in range(start, end)] if ranges else None
+    if wanted == (None if layers is None else list(layers)):
+        return []
+    repeat = ", ".join(f"{start}..{end}" for start, end in ranges or ())
     return [
         Diagnostic(
             "adapter-replication",
             f"the adapter is for layers {wanted or 'as they are'}, the model has "
-            f"{layer_map or 'them as they are'}",
-            None,
+            f"{(layers and list(layers)) or 'them as they are'}",
             notes=(f"in `{folder / CONFIG}`",),
-            help="write `layers { replicate "
-            + ", ".join(f"{a}..{b}" for a, b in ranges)
-            + " }` in the spec"
+            help=f"write `layers {{ replicate {repeat} }}` in the spec"
             if ranges
             else "compile a spec without `layers { replicate … }`",
         )
     ]
 
 
-def _wanted(
-    config: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-    modules: Mapping[str, nn.Module],
-    linears: frozenset[str],
-) -> set[str]:
-    """Return the config's targets, or without any the modules that the tensors name."""
-    if config.get("target_modules"):
-        return targets(config, modules, linears)
-    return {
-        key.removeprefix(PREFIX).rsplit(".lora_", 1)[0]
-        for key in state
-        if key.startswith(PREFIX) and ".lora_" in key
-    }
-
-
-def _module_faults(
-    fqn: str,
-    module: nn.Module | None,
-    config: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-    folder: Path,
-) -> list[Diagnostic]:
-    if module is None:
-        return [_fault("adapter-unexpected-tensor", f"the model has no module `{fqn}`", folder)]
-    if not isinstance(module, nn.Linear):
-        kind = type(module).__name__
-        message = f"`{fqn}` is of class `{kind}`; only linear layers can be loaded yet"
-        return [_fault("adapter-unsupported", message, folder / CONFIG)]
-    r = peft_config.rank(config, fqn)
-    shapes = {_NAMES[0]: (r, module.in_features), _NAMES[1]: (module.out_features, r)}
-    return [
-        fault
-        for name, shape in shapes.items()
-        for fault in _tensor_faults(f"{PREFIX}{fqn}.{name}", shape, state, folder)
-    ]
-
-
 def _tensor_faults(
-    key: str, shape: tuple[int, int], state: Mapping[str, Tensor], folder: Path
+    key: str, like: Tensor, state: Mapping[str, Tensor], folder: Path
 ) -> list[Diagnostic]:
     path = folder / TENSORS
     if key not in state:
         return [_fault("adapter-missing-tensor", f"`{key}` is missing", path)]
     tensor = state[key]
-    if tuple(tensor.shape) != shape:
-        message = f"`{key}` has shape {tuple(tensor.shape)}, expected {shape}"
+    if tensor.shape != like.shape:
+        message = f"`{key}` has shape {tuple(tensor.shape)}, expected {tuple(like.shape)}"
         return [_fault("adapter-shape", message, path)]
-    if not tensor.is_floating_point():
-        message = f"`{key}` holds {str(tensor.dtype).removeprefix('torch.')}, expected floats"
+    if tensor.is_floating_point() != like.is_floating_point():
+        wanted = "floats" if like.is_floating_point() else "whole numbers"
+        message = f"`{key}` holds {str(tensor.dtype).removeprefix('torch.')}, expected {wanted}"
         return [_fault("adapter-dtype", message, path)]
     if not torch.isfinite(tensor.float()).all():
         return [_fault("adapter-non-finite", f"`{key}` holds NaN or infinity", path)]
@@ -194,4 +178,4 @@ def _tensor_faults(
 
 
 def _fault(code: str, message: str, path: Path) -> Diagnostic:
-    return Diagnostic(code, message, None, notes=(f"in `{path}`",))
+    return Diagnostic(code, message, notes=(f"in `{path}`",))

@@ -2,89 +2,62 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.site import Site
-from lora_fx.spec.peft import names
+from lora_fx.adapters.peft.keys import adapter_tensors, embedding_weights
+from lora_fx.plan.rules import AdapterPlan
+from lora_fx.plan.to_peft import config_of
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 
 
 def write(
     folder: Path,
     model: nn.Module,
-    adapter: str,
-    *,
-    base: str | None,
-    task: str | None,
-    replication: list[tuple[int, int]] | None,
+    plan: AdapterPlan,
+    config: Mapping[str, Any],
+    embeddings: bool | Literal["auto"],
 ) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json`; each file appears whole.
 
-    PEFT computes the same function from them: ranks and scalings that differ by module go into
-    `rank_pattern` and `alpha_pattern`. Dropout that differs by module cannot be said there; the
-    largest is written.
+    With `embeddings` the weights of the input and output embeddings are written too, with `auto`
+    if the adapter adapts one of them, as PEFT does.
     """
-    placed = {fqn: site for fqn, site in storage.sites(model) if adapter in site.lora_arithmetic}
-    tensors = adapter_tensors(model, adapter)
-    config = describe(placed, adapter, list(storage.base_modules(model)))
-    config |= {
-        "base_model_name_or_path": base,
-        "layer_replication": [list(pair) for pair in replication] if replication else None,
-        "task_type": task,
-    }
+    tensors = adapter_tensors(model, plan.name)
+    whole = embedding_weights(model, {site.fqn for site in plan.sites})
+    if embeddings is True or (embeddings == "auto" and any(".base_layer." in k for k in whole)):
+        tensors = {name: tensor.clone() for name, tensor in whole.items()} | tensors
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / TENSORS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     text = json.dumps(config, indent=2, sort_keys=True)
     replace_file(folder / CONFIG, lambda path: path.write_text(text))
 
 
-def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
-    """Return the adapter's tensors under PEFT's names in a file."""
-    return {
-        f"{PREFIX}{fqn}.{name}": tensor.detach().contiguous()
-        for fqn, site in storage.sites(model)
-        if adapter in site.lora_arithmetic
-        for name, tensor in storage.tensors(site, adapter).items()
-    }
+def folder_config(
+    model: nn.Module, plan: AdapterPlan, layers: Sequence[int] | None
+) -> dict[str, Any]:
+    """Return the `LoraConfig` fields that give each site the rank and scaling it has now.
 
-
-def describe(placed: Mapping[str, Site], adapter: str, modules: list[str]) -> dict[str, Any]:
-    """Return the `LoraConfig` fields that give each of these sites its rank and scaling."""
-    ranks = {
-        fqn: storage.tensors(site, adapter)["lora_A.weight"].shape[0]
-        for fqn, site in placed.items()
-    }
-    settings = {fqn: site.lora_arithmetic[adapter] for fqn, site in placed.items()}
-    rslora = names.commonest(a.rslora for a in settings.values())
-    alphas = {
-        fqn: names.alpha_of(a.alpha, a.scaling, ranks[fqn], rslora) for fqn, a in settings.items()
-    }
-    r, alpha = names.commonest(ranks.values()), names.commonest(alphas.values())
-    return {
-        "peft_type": "LORA",
-        "r": r,
-        "rank_pattern": names.pattern_values(ranks, r),
-        "lora_alpha": alpha,
-        "alpha_pattern": names.pattern_values(alphas, alpha),
-        "use_rslora": rslora,
-        "lora_dropout": max(a.dropout for a in settings.values()),
-        "target_modules": names.targets(list(placed), modules),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "modules_to_save": None,
-        "use_dora": False,
-    }
+    Ranks and scalings that differ by module go into `rank_pattern` and `alpha_pattern`. Dropout
+    that differs by module cannot be said there; the largest is written. Raises LoraFxError for
+    what PEFT has no names for.
+    """
+    placed = dict(storage.sites(model))
+    now = (placed[site.fqn].lora_arithmetic[plan.name] for site in plan.sites)
+    sites = tuple(
+        replace(site, alpha=a.alpha, scaling=a.scaling, rslora=a.rslora, dropout=a.dropout)
+        for site, a in zip(plan.sites, now, strict=True)
+    )
+    config = config_of(replace(plan, sites=sites), list(storage.base_modules(model)), layers)
+    return config | {"fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True}
 
 
 def replace_file(path: Path, write_to: Callable[[Path], Any]) -> None:

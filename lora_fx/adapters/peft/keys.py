@@ -1,0 +1,125 @@
+"""The names of an adapter's tensors in a PEFT folder."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lora_fx.adapters import copies, storage, token_rows
+from lora_fx.adapters.bind import sharing_weight
+from lora_fx.plan.rules import AdapterPlan
+from lora_fx.plan.sites import SitePlan
+
+PREFIX = "base_model.model."
+_ROWS = "token_adapter.trainable_tokens_delta"
+
+
+def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """Return an adapter's live tensors, in module order, by their names in a file.
+
+    What an adapter has of a module of the base that it also adapts lies below `base_layer`. A layer
+    tied to an adapted embedding has tensors of its own in the file, transposed.
+    """
+    live = _live_tensors(model, adapter).items()
+    return {f"{PREFIX}{name}": tensor.detach().contiguous() for name, tensor in live}
+
+
+def _live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
+    adapted = {fqn for fqn, site in storage.sites(model) if adapter in site.lora_arithmetic}
+    found: dict[str, Tensor] = {}
+    for fqn, module in storage.base_modules(model, itself=True).items():
+        inner = _base_layer(fqn, adapted)
+        if fqn in adapted:
+            found |= {f"{fqn}.{name}": t for name, t in _of_site(module, adapter)}
+        if copies.has(module, adapter):
+            own = copies.tensors(module, adapter)
+            found |= {f"{inner}{name}": tensor for name, tensor in own.items()}
+        if isinstance(module, token_rows.TokenRows) and isinstance(module, nn.Embedding):
+            for rows in token_rows.rows_of(module, adapter):
+                found[f"{inner}{_ROWS}"] = rows.weight
+    return found
+
+
+def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
+    """Return every tensor that a file of this adapter holds, empty and on meta, by its name."""
+    adapted = {site.fqn for site in plan.sites}
+    found: dict[str, Tensor] = {}
+    for site in plan.sites:
+        found |= {f"{site.fqn}.{name}": _empty(*shape) for name, shape in site.tensors.items()}
+        if site.tie:
+            for fqn in _tied(model, site.fqn):
+                found[f"{fqn}.lora_A.weight"] = _empty(site.rank, site.out_features)
+                found[f"{fqn}.lora_B.weight"] = _empty(site.in_features, site.rank)
+    for trained in plan.modules:
+        base = storage.base_modules(model.get_submodule(trained.fqn), itself=True)
+        for inside, module in base.items():
+            fqn = f"{trained.fqn}.{inside}".rstrip(".")
+            for name in copies.own_names(module):
+                tensor = copies.base_tensor(module, name)
+                assert tensor is not None
+                found[f"{_base_layer(fqn, adapted)}{name}"] = tensor.detach().to("meta")
+    for bias in plan.biases:
+        fqn, _, name = bias.name.rpartition(".")
+        found[f"{_base_layer(fqn, adapted)}{name}"] = _empty(bias.parameters)
+    for rows in plan.tokens:
+        found[f"{_base_layer(rows.fqn, adapted)}{_ROWS}"] = _empty(len(rows.ids), rows.width)
+    return {f"{PREFIX}{name}": tensor for name, tensor in found.items()}
+
+
+def embedding_weights(model: nn.Module, adapted: set[str]) -> dict[str, Tensor]:
+    """Return the weights of the model's input and output embeddings by their names in a file."""
+    if not isinstance(model, PreTrainedModel):
+        return {}
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return {
+        f"{PREFIX}{_base_layer(fqn, adapted)}weight": module.weight.detach()
+        for fqn, module in storage.base_modules(model).items()
+        if any(module is end for end in ends) and isinstance(module.weight, Tensor)
+    }
+
+
+def expected_shapes(plan: AdapterPlan, model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor that a file of this adapter holds, by its name."""
+    return {name: tuple(like.shape) for name, like in expected_tensors(plan, model).items()}
+
+
+def site_tensors(state: Mapping[str, Tensor], site: SitePlan) -> dict[str, Tensor]:
+    """Return a site's tensors of a file, by PEFT's names for them."""
+    return {name: state[f"{PREFIX}{site.fqn}.{name}"] for name in site.tensors}
+
+
+@torch.no_grad()
+def overwrite(model: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> None:
+    """Copy a file's tensors into an adapter that has the same; its parameters stay the same.
+
+    What a tied layer has in the file is the embedding's, and is passed over.
+    """
+    for name, tensor in _live_tensors(model, adapter).items():
+        if tensor.is_leaf:
+            tensor.copy_(state[f"{PREFIX}{name}"])
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+def _of_site(module: nn.Module, adapter: str) -> Iterator[tuple[str, Tensor]]:
+    assert isinstance(module, storage.Site)
+    if module.lora_branches[adapter].tied:
+        yield from zip(
+            ("lora_A.weight", "lora_B.weight"),
+            module.lora_branches[adapter].tensors(),
+            strict=True,
+        )
+    yield from storage.tensors(module, adapter).items()
+
+
+def _base_layer(fqn: str, adapted: set[str]) -> str:
+    prefix = f"{fqn}." if fqn else ""
+    return f"{prefix}base_layer." if fqn in adapted else prefix
+
+
+def _tied(model: nn.Module, fqn: str) -> list[str]:
+    tied = list(sharing_weight(model, model.get_submodule(fqn)))
+    return [f for f, module in storage.base_modules(model).items() if module in tied]
