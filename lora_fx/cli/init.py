@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from lora_fx.diagnostics import Diagnostic, LoraFxError
+
 
 def init(
     model: Annotated[
@@ -24,9 +26,7 @@ def init(
     """Write a first .lora file, for a model or for any; what else it may say is in comments."""
     if out.exists() and not force:
         raise typer.BadParameter(f"{out} is there already; --force overwrites it")
-    text = _generic() if model is None else _for_model(model, out)
-    with out.open("w" if force else "x", encoding="utf-8") as file:
-        file.write(text)
+    _write(out, _generic() if model is None else _for_model(model, out))
     print(f"wrote {out}")
     with_model = "" if model else " --model PATH"
     print(f"next: lora-fx plan {out}{with_model}   # which module gets what, and what it takes")
@@ -51,6 +51,15 @@ def _for_model(model: str, out: Path) -> str:
         outline, named = outline_of(tree), _from(out.parent, model)
         plan = plan_sites(parse(starter_text(outline, named, share=1.0)), tree)
         return starter_text(outline, named, plan.trainable / plan.all)
+
+
+def _write(out: Path, text: str) -> None:
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        message = f"`{out}` cannot be written"
+        raise LoraFxError([Diagnostic("unwritable-file", message, notes=(reason,))]) from error
 
 
 def _from(folder: Path, model: str) -> str:

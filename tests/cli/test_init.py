@@ -73,3 +73,12 @@ def test_no_file_without_a_model_that_can_be_read(
     assert run(monkeypatch, "init", "--model", str(folder)) == 1
     assert "error[no-model]" in capsys.readouterr().err
     assert not (folder / "spec.lora").exists()
+
+
+def test_a_file_that_cannot_be_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "init", "--out", "nowhere/spec.lora") == 1
+    assert (
+        "error[unwritable-file]: `nowhere/spec.lora` cannot be written" in capsys.readouterr().err
+    )
