@@ -1,5 +1,6 @@
 """`lora-fx explain`."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -45,7 +46,8 @@ def _print_page(explained: Page) -> None:
     """Print Markdown as a terminal shows it; where there is none, as it is."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        print(explained.text, end="")
+        encoding = sys.stdout.encoding or "utf-8"
+        print(explained.text.encode(encoding, "replace").decode(encoding), end="")
         return
     from lora_fx.cli.page_markdown import PageMarkdown
 

@@ -110,8 +110,10 @@ def test_programs_and_commands(
 
 def run(example: str, code: str) -> None:
     write_adapters(example)
-    model = compiled("eager" if code == "too-many-graphs" else None)
-    names: dict[str, Any] = {"model": model, "base": llama(4), "ids": tokens()}
+    backend = None
+    if code == "too-many-graphs":
+        example, backend = example.replace("range(100)", "range(4)"), "eager"
+    names: dict[str, Any] = {"model": compiled(backend), "base": llama(4), "ids": tokens(2, 3)}
     exec(example, names | {"lora_fx": lora_fx, "torch": torch, "peft": peft})
 
 
