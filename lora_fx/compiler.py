@@ -34,7 +34,7 @@ from lora_fx.runtime.root import checkpoint_layers, make_root
 from lora_fx.runtime.saved_spec import frame_of, restore_arithmetic
 from lora_fx.runtime.unit import Compiled, Unit, arguments_of, install_unit
 from lora_fx.spec import parse
-from lora_fx.spec.spec import Spec
+from lora_fx.spec.spec import Spec, SpecLike
 
 Backend = Literal["inductor", "eager"]
 Model = TypeVar("Model", bound=nn.Module)
@@ -45,7 +45,7 @@ FUSE = (share_shrinks,)
 
 def compile(
     model: Model,
-    spec: Spec | str | Path,
+    spec: SpecLike,
     *,
     backend: Backend | None = "inductor",
     inplace: bool = False,

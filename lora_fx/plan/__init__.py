@@ -5,19 +5,18 @@ as anything in it is imported; so the package can be called, and does what its `
 """
 
 import sys
-from pathlib import Path
 from types import ModuleType
 
 from lora_fx.plan.plan import Plan, plan_sites
 from lora_fx.plan.replication import replicate_layers
 from lora_fx.plan.skeleton import ModelLike, structure_of, tree_of
 from lora_fx.spec import parse
-from lora_fx.spec.spec import Spec
+from lora_fx.spec.spec import Spec, SpecLike
 
 __all__ = ["Plan", "plan"]
 
 
-def plan(spec: Spec | str | Path, model: ModelLike | None = None) -> Plan:
+def plan(spec: SpecLike, model: ModelLike | None = None) -> Plan:
     """Say what a spec would do to a model, without weights and without changing it.
 
     `model` is a live model, a config, a folder, a `config.json` or a hub id; None is the model
@@ -32,7 +31,7 @@ def plan(spec: Spec | str | Path, model: ModelLike | None = None) -> Plan:
 
 
 class _Callable(ModuleType):
-    def __call__(self, spec: Spec | str | Path, model: ModelLike | None = None) -> Plan:
+    def __call__(self, spec: SpecLike, model: ModelLike | None = None) -> Plan:
         return plan(spec, model)
 
 

@@ -244,3 +244,7 @@ class Spec:
         from lora_fx.spec.peft.to_config import to_configs
 
         return to_configs(self)
+
+
+SpecLike = Spec | str | Path | Mapping[str, Any]
+"""A spec, its file, the text of one, or its JSON form."""

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
+import lora_fx
 from lora_fx.spec import parse
 from tests.spec.json_form.valid import assert_valid
 from tests.spec.places import meaning
 from tests.spec.programs import programs
+from tests.tiny import llama
 
 FILES = Path(__file__).parent.parent / "files"
 EVERYTHING = r"""lora 1
@@ -153,6 +155,12 @@ def test_short_and_long_forms_are_one() -> None:
         specs = [parse({"lora": 1, **data}) for data in (one, other)]
         assert meaning(specs[0]) == meaning(specs[1])
         assert specs[0].to_json() == specs[1].to_json()
+
+
+def test_data_is_planned_and_compiled_as_a_file_is() -> None:
+    data = {"lora": 1, "adapters": {"a": {"rank": 3, "targets": ["up_proj"]}}}
+    assert len(lora_fx.plan(data, llama(2)).sites) == 2
+    assert len(lora_fx.compile(llama(2), data, backend=None).lora_fx_plan.sites) == 2
 
 
 def test_files_of_json(tmp_path: Path) -> None:
