@@ -24,11 +24,12 @@ from lora_fx.graph.verify import STAGES, Stage, verify
 from lora_fx.passes.lower import lower
 from lora_fx.passes.share_shrinks import share_shrinks
 from lora_fx.plan import plan as plan_of
-from lora_fx.plan.plan import plan_sites
+from lora_fx.plan.plan import Plan, plan_sites
 from lora_fx.plan.replication import replicate_layers
 from lora_fx.plan.stacks import find_stacks
 from lora_fx.rewrite.driver import apply
 from lora_fx.rules.expand_sites import ExpandSites
+from lora_fx.runtime.given_weights import bind_weights, read_weights
 from lora_fx.runtime.provenance import annotate
 from lora_fx.runtime.root import checkpoint_layers, make_root
 from lora_fx.runtime.saved_spec import frame_of, restore_arithmetic
@@ -67,8 +68,7 @@ def compile(
     layer_map = replicate_layers(tree, spec.layers) if spec.layers else None
     plan = plan_sites(spec, tree, layer_map)
     require_supported(plan)
-    for adapter in plan.adapters:
-        bind(tree, adapter, initialise)
+    _bind(tree, plan)
     if backend is not None:
         unit = Unit(Pipeline(tree, backend, spec.compile.mode), spec.compile.dynamic)
         if spec.compile.unit == "model" or not find_stacks(tree):
@@ -81,6 +81,22 @@ def compile(
     if spec.compile.checkpoint == "layers":
         checkpoint_layers(tree, [layer for stack in find_stacks(tree) for layer in stack.layers])
     return tree  # type: ignore[return-value]
+
+
+def _bind(tree: nn.Module, plan: Plan) -> None:
+    """Put every adapter in place; folders with weights are all read before anything is changed."""
+    layers = plan.layer_map.old if plan.layer_map else None
+    given = {a.name: a.settings["weights"] for a in plan.spec.adapters if "weights" in a.settings}
+    loaded = {
+        adapter.name: read_weights(adapter, given[adapter.name], tree, layers)
+        for adapter in plan.adapters
+        if adapter.name in given
+    }
+    for adapter in plan.adapters:
+        if adapter.name in loaded:
+            bind_weights(tree, adapter, loaded[adapter.name])
+        else:
+            bind(tree, adapter, initialise)
 
 
 def _require_layers(spec: Spec, model: nn.Module) -> None:

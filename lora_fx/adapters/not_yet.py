@@ -47,9 +47,6 @@ def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
         yield "`merge`", merge.span, ""
     for quantize in spec.quantize:
         yield "`quantize`", quantize.span, ""
-    for adapter in spec.adapters:
-        if "weights" in adapter.settings:
-            yield "`weights`", adapter.settings["weights"].span, ""
     yield from _of_layers(spec.layers)
     yield from _of_compile(spec.compile)
 

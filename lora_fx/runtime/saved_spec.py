@@ -30,18 +30,22 @@ def frame_of(folder: Path, adapter: Path) -> Spec:
     Without a spec in the folder, layer replication is what the adapter's config says.
     """
     if (folder / NAME).exists():
-        return dataclasses.replace(parse(folder / NAME), adapters=(), checks=())
+        spec = parse(folder / NAME)
+        return dataclasses.replace(spec, adapters=(), checks=(), route=None, merges=())
     return dataclasses.replace(parse(_frame(adapter)), source=Source(str(adapter / CONFIG), ""))
 
 
 def restore_arithmetic(model: nn.Module, folder: Path) -> None:
     """Give loaded adapters the dropout and compute dtype of the saved spec, module by module.
 
-    PEFT's config cannot say them. Adapters and modules that the spec does not name keep theirs.
+    PEFT's config cannot say them. Adapters and modules that the spec does not name keep theirs, and
+    so do adapters that came from a folder of their own.
     """
     if not (folder / NAME).exists():
         return
-    spec = dataclasses.replace(parse(folder / NAME), checks=())
+    spec = parse(folder / NAME)
+    named = tuple(adapter for adapter in spec.adapters if "weights" not in adapter.settings)
+    spec = dataclasses.replace(spec, adapters=named, checks=(), route=None, merges=())
     placed = dict(sites(model))
     for planned in plan_sites(spec, model).sites:
         site = placed.get(planned.fqn)
