@@ -2,11 +2,21 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import islice
+
+_MOST_WORDS = 100
+_MOST_CHARACTERS = 80
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word most like a misspelt one, or None if none is alike."""
-    found = get_close_matches(word, list(dict.fromkeys(known)), n=1, cutoff=0.6)
+    """Return the known word most like a misspelt one, or None if none is alike.
+
+    Time is bounded: words that nobody writes, and more words than a file has, are not looked at.
+    """
+    if len(word) > _MOST_CHARACTERS:
+        return None
+    words = (w for w in dict.fromkeys(known) if len(w) <= _MOST_CHARACTERS)
+    found = get_close_matches(word, list(islice(words, _MOST_WORDS)), n=1, cutoff=0.6)
     return found[0] if found else None
 
 

@@ -7,7 +7,11 @@ from time import perf_counter
 from lora_fx.spec.selectors import Atom
 
 _MOST_WILDCARDS = 12
+_MOST_NESTED = 8
 _MOST_SECONDS = 1.0
+_QUICK = 0.001
+_MOST_REPEATED = 100_000
+_COUNTED = re.compile(r"\{(\d*)(?:,(\d*))?\}")
 
 
 class BadPattern(ValueError):
@@ -50,6 +54,8 @@ def glob_to_regex(pattern: str) -> re.Pattern[str]:
         depth += {"open": 1, "close": -1}.get(kind, 0)
         if depth < 0:
             raise BadPattern("`}` has no `{` before it")
+        if depth > _MOST_NESTED:
+            raise BadPattern(f"braces may stand {_MOST_NESTED} deep inside each other at most")
         if kind == "bad":
             raise BadPattern("`**` stands for whole segments, between dots")
         literal = kind == "text" or (kind == "comma" and not depth)
@@ -62,15 +68,14 @@ def glob_to_regex(pattern: str) -> re.Pattern[str]:
 def matcher(atom: Atom) -> Callable[[str], bool]:
     """Return whether a dotted name (for `class`, a class's name) fits an atom's pattern.
 
-    Raises BadPattern; the returned function does so for a regex that has taken a second in all.
+    Raises BadPattern; the returned function does so for a pattern that has taken a second in all.
     """
     match atom.kind:
         case "name":
             end = f".{atom.pattern}"
             return lambda name: name == atom.pattern or name.endswith(end)
         case "glob" | "parameter":
-            fits = glob_to_regex(atom.pattern)
-            return lambda name: fits.fullmatch(name) is not None
+            return _bounded(glob_to_regex(atom.pattern).pattern)
         case "regex":
             return _bounded(atom.pattern)
         case _:
@@ -92,6 +97,8 @@ def _bounded(pattern: str) -> Callable[[str], bool]:
     """Match a regex in bounded time, which Python's own `re` cannot promise."""
     import regex
 
+    if _repeated(pattern) > _MOST_REPEATED:
+        raise BadPattern("the counts in braces are too large")
     try:
         compiled = regex.compile(pattern)
     except (regex.error, OverflowError, RecursionError) as error:
@@ -103,11 +110,23 @@ def _bounded(pattern: str) -> Callable[[str], bool]:
         nonlocal left
         start = perf_counter()
         try:
-            return compiled.fullmatch(name, timeout=max(left, 0.001)) is not None
+            return compiled.fullmatch(name, timeout=max(left, _QUICK)) is not None
         except TimeoutError as error:
             message = f"takes more than {_MOST_SECONDS:g} s; it did not get past `{name}`"
             raise BadPattern(message) from error
         finally:
-            left -= perf_counter() - start
+            took = perf_counter() - start
+            left -= took if took > _QUICK else 0
 
     return fits
+
+
+def _repeated(pattern: str) -> int:
+    """Return how long a regex is at most with all its `x{3}` written out, as `regex` does."""
+    length = len(pattern)
+    for counts in _COUNTED.findall(pattern):
+        digits = max(counts, key=len)
+        length *= max(int(digits[:9] or "0"), 1)
+        if length > _MOST_REPEATED:
+            return length
+    return 0

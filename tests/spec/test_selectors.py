@@ -1,6 +1,10 @@
+from typing import Literal
+
 import pytest
 
-from lora_fx.spec.patterns import BadPattern, glob_to_regex
+from lora_fx.diagnostics import Source, Span
+from lora_fx.spec.patterns import BadPattern, glob_to_regex, matcher
+from lora_fx.spec.selectors import Atom
 
 NAMES = [
     "lm_head",
@@ -45,8 +49,36 @@ def test_globs(pattern: str, matched: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["", "a**", "**a", "a.**b.c", "***", "{a", "a}", "{a}}", "*" * 13]
+    "pattern", ["", "a**", "**a", "a.**b.c", "***", "{a", "a}", "{a}}", "*" * 13, "{" * 9 + "}" * 9]
 )
 def test_bad_globs(pattern: str) -> None:
     with pytest.raises(BadPattern):
         glob_to_regex(pattern)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [
+        ("regex", "(((a{900}){900}){900})"),
+        ("regex", "a{2,1000000}"),
+        ("regex", "(" * 50_000 + ")" * 50_000),
+        ("glob", "{" * 50_000 + "}" * 50_000),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_what_would_take_all_memory_is_refused(
+    kind: Literal["regex", "glob"], pattern: str
+) -> None:
+    with pytest.raises(BadPattern):
+        matcher(Atom(kind, pattern, Span(Source("x", pattern), 0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [("regex", "(a|aa)*b"), ("glob", "{,a,aa}" * 60 + "b")],
+    ids=["regex", "glob"],
+)
+def test_what_would_take_years_is_refused(kind: Literal["regex", "glob"], pattern: str) -> None:
+    fits = matcher(Atom(kind, pattern, Span(Source("x", pattern), 0, 1)))
+    with pytest.raises(BadPattern, match="takes more than 1 s"):
+        fits("a" * 60 + "bc")
