@@ -8,31 +8,62 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_fx.plan.gradients import tensors_with_gradients
+from lora_fx.plan.optimizer_state import state_bytes
 from lora_fx.plan.quantization import QuantizedModule
 from lora_fx.plan.rules import AdapterPlan
-
-_ADAMW_STATE = 2
+from lora_fx.spec.spec import OptimizerSpec
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: AdamW keeps two moments of each trainable parameter in the parameter's dtype."""
+    """Bytes of the base, of what adapters add to it, of gradients and of the optimizer's state."""
 
     base: int
     adapters: int
     gradients: int
     optimizer: int
 
-    @property
-    def total(self) -> int:
-        """The sum; activations come on top."""
-        return self.base + self.adapters + self.gradients + self.optimizer
+
+@dataclass(frozen=True)
+class _Size:
+    """A tensor's elements, and the bytes of each."""
+
+    elements: int
+    width: int
 
 
 def count_elements(parameter: nn.Parameter) -> int:
     """Elements of a parameter; packed 4-bit weights count what they stand for."""
     state: Any = getattr(parameter, "quant_state", None)
     return math.prod(state.shape) if state is not None else parameter.numel()
+
+
+def estimate(
+    tree: nn.Module,
+    adapters: Iterable[AdapterPlan],
+    quantized: Mapping[str, QuantizedModule],
+    optimizer: OptimizerSpec | None,
+) -> Memory:
+    """Return the bytes that training needs beside its activations."""
+    sizes = {id(tensor): tensor.nbytes for tensor in _tensors(tree)}
+    for fqn, module in quantized.items():
+        weight = tree.get_submodule(fqn).weight
+        if getattr(weight, "quant_state", None) is None:
+            sizes[id(weight)] = module.bytes
+    added, trained = 0, []
+    for adapter in adapters:
+        of_base = [*_copies(tree, adapter), *_rows(tree, adapter), *_biases(tree, adapter)]
+        added += sum(size.elements * size.width for _, size in of_base)
+        added += sum(site.parameters * _width(site.dtype) for site in adapter.sites)
+        trained += [size for is_trained, size in of_base if is_trained]
+        trained += _of_sites(adapter, optimizer)
+    return Memory(
+        sum(sizes.values()),
+        added,
+        sum(size.elements * size.width for size in trained),
+        sum(state_bytes(size.elements, size.width, optimizer) for size in trained),
+    )
 
 
 def _tensors(tree: nn.Module) -> Iterator[Tensor]:
@@ -46,36 +77,31 @@ def _tensors(tree: nn.Module) -> Iterator[Tensor]:
             state = getattr(state, "state2", None)
 
 
-def estimate(
-    tree: nn.Module,
-    adapters: Iterable[AdapterPlan],
-    quantized: Mapping[str, QuantizedModule],
-) -> Memory:
-    """Return the bytes that training needs beside its activations."""
-    sizes = {id(tensor): tensor.nbytes for tensor in _tensors(tree)}
-    for fqn, module in quantized.items():
-        weight = tree.get_submodule(fqn).weight
-        if getattr(weight, "quant_state", None) is None:
-            sizes[id(weight)] = module.bytes
-    added = trained = 0
-    for adapter in adapters:
-        for site in adapter.sites:
-            width = getattr(torch, site.dtype).itemsize
-            added += site.parameters * width
-            trained += site.trained * width
-        copies = _copied(tree, adapter)
-        added += copies
-        trained += copies
-    return Memory(sum(sizes.values()), added, trained, _ADAMW_STATE * trained)
+def _of_sites(adapter: AdapterPlan, optimizer: OptimizerSpec | None) -> Iterator[_Size]:
+    """Yield the tensors of sites that get gradients."""
+    for site in adapter.sites:
+        for name in tensors_with_gradients(site, optimizer):
+            yield _Size(math.prod(site.tensors[name]), _width(site.dtype))
 
 
-def _copied(tree: nn.Module, adapter: AdapterPlan) -> int:
-    """Bytes of what is trained of the base itself, in the base's dtypes."""
-    modules = (tree.get_submodule(copy.fqn) for copy in adapter.modules)
-    copies = sum(p.nbytes for module in modules for p in module.parameters())
-    rows = sum(
-        rows.parameters * tree.get_submodule(rows.fqn).weight.element_size()  # type: ignore[operator]
-        for rows in adapter.tokens
-    )
-    biases = sum(tree.get_parameter(bias.name).nbytes for bias in adapter.biases)
-    return copies + rows + biases
+def _copies(tree: nn.Module, adapter: AdapterPlan) -> Iterator[tuple[bool, _Size]]:
+    """Yield whether a copy is trained, and its parameters, in the base's dtypes."""
+    for copy in adapter.modules:
+        for parameter in tree.get_submodule(copy.fqn).parameters():
+            yield copy.trainable, _Size(parameter.numel(), parameter.element_size())
+
+
+def _rows(tree: nn.Module, adapter: AdapterPlan) -> Iterator[tuple[bool, _Size]]:
+    for rows in adapter.tokens:
+        weight: Any = tree.get_submodule(rows.fqn).weight
+        yield rows.trainable, _Size(rows.parameters, weight.element_size())
+
+
+def _biases(tree: nn.Module, adapter: AdapterPlan) -> Iterator[tuple[bool, _Size]]:
+    for bias in adapter.biases:
+        width = tree.get_parameter(bias.name).element_size()
+        yield bias.trainable, _Size(bias.parameters, width)
+
+
+def _width(dtype: str) -> int:
+    return getattr(torch, dtype).itemsize

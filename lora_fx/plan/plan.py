@@ -2,37 +2,43 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
 from lora_fx.plan.alike import once_each
+from lora_fx.plan.blueprint import Blueprint, blueprint_of
 from lora_fx.plan.checks import failed_checks
 from lora_fx.plan.memory import Memory, count_elements, estimate
 from lora_fx.plan.modules import modules_of
 from lora_fx.plan.quantization import QuantizedModule, quantized_modules
 from lora_fx.plan.replication import LayerMap
-from lora_fx.plan.rules import plan_adapter
+from lora_fx.plan.rules import AdapterPlan, plan_adapter
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
 from lora_fx.plan.weights import with_own_targets
 from lora_fx.spec.expressions import Value, show
 from lora_fx.spec.spec import AdapterSpec, Spec
 
+if TYPE_CHECKING:
+    from lora_fx.plan.activations import Activations
+
 
 @dataclass(frozen=True)
 class Plan:
     """What a spec does to a model; made from shapes alone.
 
-    `sites` in module order, a module's adapters in file order. `trained` are modules of which a
-    copy is trained, `tokens` rows of embeddings, `biases` the base's own, `quantized` modules
-    whose weights are packed. `modules` are the names of all modules, `stacks` the numbers of layers
-    in each stack. `notes` are warnings and notes. `base` counts the base model's
-    parameters, packed weights as what they stand for.
+    `adapters` one by one, and of all of them together: `sites` in module order, a module's adapters
+    in file order; `trained`, modules of which a copy is trained; `tokens`, rows of embeddings;
+    `biases`, the base's own. `quantized` are modules whose weights are packed, `modules` the names
+    of all modules, `stacks` the numbers of layers in each stack. `base` counts the base model's
+    parameters, packed weights as what they stand for. `notes` are warnings and notes, `blueprint`
+    is what the model can be built from again.
     """
 
     spec: Spec
+    adapters: tuple[AdapterPlan, ...]
     sites: tuple[SitePlan, ...]
     trained: tuple[TrainedModule, ...]
     tokens: tuple[TrainedTokens, ...]
@@ -43,12 +49,13 @@ class Plan:
     modules: tuple[str, ...]
     base: int
     notes: tuple[Diagnostic, ...]
+    blueprint: Blueprint | None
     _memory: Memory
 
     @property
     def trainable(self) -> int:
         """Parameters that training changes."""
-        of_base = (*self.trained, *self.tokens, *self.biases)
+        of_base = (one for one in (*self.trained, *self.tokens, *self.biases) if one.trainable)
         return sum(site.trained for site in self.sites) + sum(one.parameters for one in of_base)
 
     @property
@@ -58,9 +65,25 @@ class Plan:
         added = sum(site.parameters for site in self.sites) + sum(one.parameters for one in copies)
         return self.base + added
 
-    def memory(self) -> dict[str, int]:
-        """Bytes of base, adapters, gradients, AdamW's state, and their total."""
-        return asdict(self._memory) | {"total": self._memory.total}
+    def activations(self, batch: int, sequence: int | None = None) -> "Activations":
+        """Estimate the bytes that a training step keeps for its backward pass.
+
+        Of `batch` samples of `sequence` tokens, or of images or sounds of the model's own size.
+        Raises LoraFxError if the model's forward cannot be run without weights.
+        """
+        from lora_fx.plan.activations import estimate_activations
+
+        return estimate_activations(self, batch, sequence)
+
+    def memory(self, batch: int | None = None, sequence: int | None = None) -> dict[str, int]:
+        """Bytes of base, adapters, gradients, the optimizer's state, and their total.
+
+        With a batch, of the activations too, see `activations`.
+        """
+        parts = asdict(self._memory)
+        if batch is not None:
+            parts["activations"] = self.activations(batch, sequence).bytes
+        return parts | {"total": sum(parts.values())}
 
     def to_peft(self) -> dict[str, dict[str, Any]]:
         """Return the `LoraConfig` settings by which PEFT makes the same sites, for each adapter.
@@ -106,6 +129,7 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
     order = {name: i for i, name in enumerate((*modules.by_fqn, *modules.parameters))}
     plan = Plan(
         spec,
+        tuple(adapters),
         tuple(sorted((s for a in adapters for s in a.sites), key=lambda site: order[site.name])),
         tuple(module for adapter in adapters for module in adapter.modules),
         tuple(tokens for adapter in adapters for tokens in adapter.tokens),
@@ -116,7 +140,8 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         tuple(modules.by_fqn),
         sum(count_elements(parameter) for parameter in tree.parameters()),
         tuple(d for d in diagnostics if d.severity != "error"),
-        estimate(tree, adapters, quantized),
+        blueprint_of(tree),
+        estimate(tree, adapters, quantized, spec.optimizer),
     )
     diagnostics += _slot_faults(plan)
     if not any(d.severity == "error" for d in diagnostics):

@@ -1,14 +1,12 @@
 """Diagnostics that take more than a file to make, `model/<code>.expect`."""
 
 import inspect
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig
-from safetensors.torch import save_file
 from torch import nn
 
 import lora_fx
@@ -35,15 +33,6 @@ def empty_folder() -> None:
     lora_fx.load("empty", llama(2))
 
 
-def adapter_of_nothing() -> None:
-    folder = Path(saved())
-    config = json.loads((folder / "adapter_config.json").read_text())
-    config["target_modules"] = ["nothing"]
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    save_file({}, folder / "adapter_model.safetensors")
-    model().load_adapter(folder, "other")
-
-
 def too_many_graphs() -> None:
     compiled = lora_fx.compile(llama(1), spec(), backend="eager")
     compiled(tokens())
@@ -56,6 +45,11 @@ def vision_model() -> None:
     Path("config.json").write_text('{"model_type": "vit", "num_hidden_layers": 1}')
     program(Path("a.lora"), "config.json", 0, True)
 
+
+CONFLICT = """lora 1
+adapter one { target q_proj train "model.norm" }
+adapter two { target v_proj train "model.norm" }
+"""
 
 NOT_YET = """lora 1
 layers { drop 1 }
@@ -99,7 +93,9 @@ CASES: dict[str, Callable[[], object]] = {
     "adapter-twice": lambda: model().set_adapter(["default", "default"]),
     "adapter-exists": lambda: model().load_adapter(saved(), "default"),
     "adapter-name": lambda: model().load_adapter(saved(), "keys"),
-    "adapter-empty": adapter_of_nothing,
+    "adapter-conflict": lambda: lora_fx.compile(llama(2), CONFLICT, backend=None).set_adapter(
+        ["one", "two"]
+    ),
     "add-adapter": lambda: model().add_adapter(LoraConfig()),
     "no-adapter": empty_folder,
     "no-such-layer": lambda: lora_fx.capture(model(), layer=1, input_ids=tokens()),
@@ -115,6 +111,9 @@ CASES: dict[str, Callable[[], object]] = {
         nn.Sequential(nn.Linear(5, 7)),
         "lora 1 adapter x { rank = 2 target linear } compile { checkpoint = layers }",
     ),
+    "no-estimate": lambda: lora_fx.plan(
+        "lora 1 adapter x { rank = 1 target linear }", Tower()
+    ).memory(8),
     "no-model": lambda: lora_fx.plan("lora 1"),
     "ambiguous-stack": lambda: lora_fx.plan(
         "lora 1 layers { replicate 0..2 }", nn.ModuleDict({"a": Tower(2), "b": Tower(3)})
