@@ -89,11 +89,6 @@ def _retargeted(name: str) -> None:
     _set(name, target_modules=["q_proj"])
 
 
-def _for_another_model(name: str) -> None:
-    _configured(target_modules=["c_attn"])(name)
-    save_file({}, Path(name, TENSORS))
-
-
 _ADAPTERS: dict[str, Callable[[str], None]] = {
     "trained": _save,
     "checkpoint-200": _save,
@@ -102,7 +97,6 @@ _ADAPTERS: dict[str, Callable[[str], None]] = {
     "incomplete": _changed(lambda state: state.popitem()),
     "larger-rank": _saved("lora 1 adapter default { rank = 12 target q_proj }"),
     "for-a-larger-model": _saved(SPEC, hidden_size=64),
-    "for-another-model": _for_another_model,
     "replicated": _saved(f"{SPEC} layers {{ replicate 0..3, 1..4 }}"),
     "changed-config": _retargeted,
     "cut-off": _cut_off,
