@@ -30,6 +30,8 @@ class Diagnostic:
 class LoraFxError(Exception):
     """Everything that is wrong, at once; `str()` shows it as rustc would."""
 
+    __module__ = "lora_fx"  # the name that tracebacks show is the public one
+
     def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
         self.diagnostics = tuple(diagnostics)
         super().__init__(self.diagnostics)

@@ -35,9 +35,12 @@ def to_rich(diagnostic: Diagnostic, width: int | None = None) -> Text:
     text.append(_lines(diagnostic.message, len(title) + 2, width), "bold")
     pointers = _pointers(diagnostic)
     pad = " " * max((len(str(p.span.last_line)) for p in pointers), default=1)
+    arrow = f"\n{pad}--> "
     for source in dict.fromkeys(pointer.span.source for pointer in pointers):
         here = [pointer for pointer in pointers if pointer.span.source == source]
+        text.append(arrow, FRAME)
         _append_source(text, here, pad, width)
+        arrow = f"\n{pad} |\n{pad}::: "
     for note in diagnostic.notes:
         _append_footer(text, pad, "note", note, width)
     if diagnostic.help:
@@ -56,10 +59,6 @@ def _pointers(diagnostic: Diagnostic) -> list[Pointer]:
 
 def _append_source(text: Text, pointers: list[Pointer], pad: str, width: int | None) -> None:
     span = pointers[0].span
-    if pointers[0].primary:
-        text.append(f"\n{pad}--> ", FRAME)
-    else:
-        text.append(f"\n{pad} |\n{pad}::: ", FRAME)
     text.append(f"{visible(span.source.name)}:{span.line}:{span.column}")
     text.append(f"\n{pad} |", FRAME)
     for row in Excerpt(pointers, pad, width).rows():

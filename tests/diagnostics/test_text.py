@@ -1,4 +1,5 @@
 import pickle
+import traceback
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Source, Span, render
 
@@ -104,6 +105,20 @@ def test_without_a_place() -> None:
     )
 
 
+def test_only_other_places() -> None:
+    diagnostic = Diagnostic("c", "m", secondary=((span("default"), "named here"),))
+    assert (
+        shown(diagnostic)
+        == """
+error[c]: m
+ --> spec.lora:2:9
+  |
+2 | adapter default {
+  |         ------- named here
+"""
+    )
+
+
 def test_colour_only_when_asked() -> None:
     diagnostics = [Diagnostic("c", "m", span("q_prj")), Diagnostic("d", "n")]
     plain, coloured = render(diagnostics), render(diagnostics, color=True)
@@ -118,6 +133,8 @@ def test_the_error_shows_and_keeps_all() -> None:
     assert error.diagnostics == diagnostics
     assert str(error) == "\n" + render(diagnostics)
     assert pickle.loads(pickle.dumps(error)).diagnostics == diagnostics
+    shown_last = traceback.format_exception_only(error)[-1]
+    assert shown_last.startswith("lora_fx.LoraFxError: \nerror[c]: m\n")
 
 
 def test_sentences_are_broken_at_the_edge_of_a_terminal() -> None:
