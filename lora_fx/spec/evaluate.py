@@ -33,6 +33,7 @@ FUNCTIONS: Mapping[str, tuple[int, int | None]] = {
     "sqrt": (1, 1),
 }
 _LARGEST = 2**63
+_MOST_PARTS = 2000
 _ORDER: Mapping[str, Callable[[Number, Number], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -65,9 +66,11 @@ def evaluate(expr: Expr, environment: Environment) -> Value:
         case Comparison():
             return _compare(expr, environment)
         case Array():
-            return tuple(evaluate(item, environment) for item in expr.items)
+            items = tuple(evaluate(item, environment) for item in expr.items)
+            return _bounded(items, expr.span)
         case Call() if expr.function not in FUNCTIONS:
-            return Word(expr.function, tuple(_argument(a, environment) for a in expr.arguments))
+            arguments = tuple(_argument(a, environment) for a in expr.arguments)
+            return _bounded(Word(expr.function, arguments), expr.span)
         case _:
             return _finite(_number(expr, environment), expr.span)
 
@@ -160,6 +163,22 @@ def _finite(value: Number, span: Span) -> Number:
     if math.isfinite(value) and abs(value) < _LARGEST:
         return value
     raise _fault("not-finite", "the number is too large", span)
+
+
+def _bounded(value: Value, span: Span) -> Value:
+    """Refuse what constants inside constants have blown up, before something walks through it."""
+    waiting, parts = [value], 0
+    while waiting:
+        part = waiting.pop()
+        parts += 1
+        if parts > _MOST_PARTS:
+            message = f"the value has more than {_MOST_PARTS} parts"
+            raise _fault("expression-too-large", message, span)
+        if isinstance(part, tuple):
+            waiting += part
+        elif isinstance(part, Word):
+            waiting += [argument for _, argument in part.arguments]
+    return value
 
 
 def kind(value: Value) -> str:

@@ -53,7 +53,11 @@ class _Reader:
             yield statement
             return
         named = statement.path
-        there = (path.parent / named.text).resolve()
+        try:
+            there = (path.parent / named.text).resolve()
+        except (OSError, RuntimeError, ValueError) as error:
+            self._unreadable(named, str(error))
+            return
         fault = self._fault(named, there, chain)
         if fault is not None:
             self.diagnostics.append(fault)
@@ -82,12 +86,14 @@ class _Reader:
         try:
             source, _ = load(there)
         except LoraFxError as error:
-            reason = error.diagnostics[0].notes[0]
-            message = f'"{named.text}" cannot be read'
-            self.diagnostics.append(_refused("unreadable-file", message, named.span, reason))
+            self._unreadable(named, error.diagnostics[0].notes[0])
             return None
         beside = Path(named.span.source.name).parent / named.text
         return Source(str(beside), source.text)
+
+    def _unreadable(self, named: Name, reason: str) -> None:
+        message = f'"{named.text}" cannot be read'
+        self.diagnostics.append(_refused("unreadable-file", message, named.span, reason))
 
 
 def _refused(code: str, message: str, span: Span, label: str = "") -> Diagnostic:

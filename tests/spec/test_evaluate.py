@@ -114,3 +114,17 @@ def test_names_are_looked_up_once_per_use() -> None:
 
     evaluate(expression("a + b.c * a"), environment)
     assert asked == ["a", "b.c", "a"]
+
+
+def test_values_inside_values_are_bounded() -> None:
+    def grow(times: int) -> Value:
+        inner: Value = 1
+        for part in ["[a, a]", "word(a, [a])"] * times:
+            inner = evaluate(expression(part), lambda _, known=inner: known)
+        return inner
+
+    assert grow(2)
+    with pytest.raises(LoraFxError) as raised:
+        grow(10)
+    assert [d.code for d in raised.value.diagnostics] == ["expression-too-large"]
+    assert value(f"[{', '.join(['1'] * 400)}]") == (1,) * 400

@@ -78,6 +78,13 @@ def test_cycles_end(tmp_path: Path) -> None:
     assert codes(path) == ["include-cycle", "include-cycle"]
 
 
+def test_what_is_no_path_is_refused(tmp_path: Path) -> None:
+    os.symlink(tmp_path / "loop.lora", tmp_path / "loop.lora")
+    names = ["\0", "loop.lora", "x" * 5000, ".", "none.lora"]
+    includes = "".join(f'include "{name}"\n' for name in names)
+    assert codes(write(tmp_path, main=f"lora 1\n{includes}")) == ["unreadable-file"] * 5
+
+
 def test_depth_is_bounded(tmp_path: Path) -> None:
     texts = {f"f{i}": f'lora 1\ninclude "f{i + 1}.lora"\n' for i in range(20)}
     path = write(tmp_path, main='lora 1\ninclude "f0.lora"\n', f20="lora 1", **texts)
