@@ -88,7 +88,8 @@ class Excerpt:
             for row in underline(alls, self._room_for_labels):
                 yield self._row(f"{self._pad} |", self._bars(), row)
         for place in places:
-            if place.part != "all" and (place.part == "end") == (place.pointer in self._open):
+            opens = place.part == "begin" and place.pointer not in self._open
+            if opens or place.part == "end":
                 yield self._corner(place, window)
 
     def _corner(self, place: _Place, window: Window) -> Text:
