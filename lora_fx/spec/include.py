@@ -24,7 +24,7 @@ def read_whole(source: Source, path: Path | None) -> tuple[File | None, list[Dia
     """
     reader = _Reader((path.parent if path else Path()).resolve())
     file = reader.read(source, (path or Path("<text>")).resolve(), ())
-    return file, reader.diagnostics
+    return file and replace(file, whole=reader.whole), reader.diagnostics
 
 
 @dataclass
@@ -33,6 +33,7 @@ class _Reader:
     diagnostics: list[Diagnostic] = field(default_factory=list)
     seen: set[Path] = field(default_factory=set)
     characters: int = 0
+    whole: bool = True
 
     def read(self, source: Source, path: Path, chain: tuple[Path, ...]) -> File | None:
         self.seen.add(path)
@@ -41,6 +42,7 @@ class _Reader:
         self.diagnostics += faults
         if file is None:
             return None
+        self.whole = self.whole and file.whole
         self.diagnostics += _version_faults(file.header)
         chain = (*chain, path)
         parts = [part for one in file.statements for part in self._expanded(one, path, chain)]
@@ -52,19 +54,27 @@ class _Reader:
         if not isinstance(statement, Include):
             yield statement
             return
-        named = statement.path
+        included = self._included(statement.path, path, chain)
+        if included is None:
+            self.whole = False
+        else:
+            yield from included.statements
+
+    def _included(self, named: Name, path: Path, chain: tuple[Path, ...]) -> File | None:
+        """Read an included file; one that was read already says nothing more."""
         try:
             there = (path.parent / named.text).resolve()
         except (OSError, RuntimeError, ValueError) as error:
             self._unreadable(named, str(error))
-            return
+            return None
         fault = self._fault(named, there, chain)
         if fault is not None:
             self.diagnostics.append(fault)
-        elif there not in self.seen:
-            source = self._source(named, there)
-            included = source and self.read(source, there, chain)
-            yield from included.statements if included else ()
+            return None
+        if there in self.seen:
+            return File(Header(_VERSION, named.span), ())
+        source = self._source(named, there)
+        return source and self.read(source, there, chain)
 
     def _fault(self, named: Name, there: Path, chain: tuple[Path, ...]) -> Diagnostic | None:
         if there in chain:

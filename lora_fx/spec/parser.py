@@ -4,6 +4,7 @@ An error does not end the reading: the text is patched where a patch makes sense
 statement is blanked out, and it is read again, so that every mistake of a file is reported.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from lark import Tree, UnexpectedInput
@@ -27,7 +28,7 @@ def parse_source(source: Source) -> tuple[File | None, list[Diagnostic]]:
     """
     if diagnostic := too_large(source):
         return None, [diagnostic]
-    tree, patched, diagnostics = _read(source)
+    tree, patched, diagnostics, whole = _read(source)
     if tree is None:
         return None, diagnostics
     part = oversized(tree)
@@ -36,7 +37,7 @@ def parse_source(source: Source) -> tuple[File | None, list[Diagnostic]]:
         message = "the expression is nested too deeply or too long"
         return None, [*diagnostics, Diagnostic("expression-too-large", message, span)]
     file, more = build(tree, patched.span)
-    return file, diagnostics + more
+    return replace(file, whole=whole), diagnostics + more
 
 
 def too_large(source: Source) -> Diagnostic | None:
@@ -47,15 +48,17 @@ def too_large(source: Source) -> Diagnostic | None:
     return Diagnostic("file-too-large", message, Span(source, 0, 0))
 
 
-def _read(source: Source) -> tuple[Tree[Any] | None, Patched, list[Diagnostic]]:
+def _read(source: Source) -> tuple[Tree[Any] | None, Patched, list[Diagnostic], bool]:
     patched = Patched(source, source.text, tuple(range(len(source.text) + 1)))
     diagnostics: list[Diagnostic] = []
+    whole = True
     while True:
         try:
-            return grammar().parse(patched.text), patched, diagnostics
+            return grammar().parse(patched.text), patched, diagnostics, whole
         except UnexpectedInput as error:
             correction = explain(error, patched, grammar())
             diagnostics.append(correction.diagnostic)
             if len(diagnostics) == _MOST_ERRORS or len(source.text) > _MOST_CHARACTERS_TO_RECOVER:
-                return None, patched, diagnostics
+                return None, patched, diagnostics, False
+            whole = whole and bool(correction.text.strip())
             patched = patched.replace(correction.start, correction.end, correction.text)

@@ -34,7 +34,7 @@ def parse(spec: str | Path | Mapping[str, Any]) -> Spec:
         more: list[Diagnostic] = []
         found = _resolve(file, source, path, more)
         # After a statement that could not be read, what refers to it is not to blame.
-        faults += [d for d in more if not faults or d.code not in _MAY_FOLLOW]
+        faults += [d for d in more if file.whole or d.code not in _MAY_FOLLOW]
     if found is None or faults:
         raise LoraFxError(_in_order(faults, source))
     return found

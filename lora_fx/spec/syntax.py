@@ -259,7 +259,8 @@ Statement = (
 
 @dataclass(frozen=True)
 class File:
-    """A whole file."""
+    """A file; not `whole` if a part of it could not be read and is left out."""
 
     header: Header
     statements: tuple[Statement, ...]
+    whole: bool = True

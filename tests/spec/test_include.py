@@ -114,3 +114,8 @@ def test_faults_of_all_files_come_in_the_order_of_reading(tmp_path: Path) -> Non
         ("one.lora", "unsupported-version"),
         ("one.lora", "syntax-error"),
     ]
+
+
+def test_what_refers_to_a_file_that_could_not_be_read_is_not_to_blame(tmp_path: Path) -> None:
+    path = write(tmp_path, main='lora 1\ninclude "none.lora"\nadapter x { use p  target linear }')
+    assert codes(path) == ["unreadable-file"]

@@ -125,6 +125,7 @@ def test_all_mistakes_are_told_in_the_order_of_the_file() -> None:
     assert faults(
         "let a = b\nadapter x { rnk = 1 target q }\nadapter x { use p target q }\nlet c 1"
     ) == [
+        ("unknown-name", 2),
         ("unknown-attribute", 3),
         ("duplicate-name", 4),
         ("syntax-error", 5),
@@ -160,3 +161,16 @@ def test_no_torch_is_loaded() -> None:
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=FILES.parent.parent.parent)
+
+
+def test_a_mistake_that_is_understood_hides_no_other() -> None:
+    assert faults("adapter x {\nrank 3\nalpha = 2 * rnak\nuse missing\ntarget linear }") == [
+        ("syntax-error", 3),
+        ("unknown-name", 4),
+        ("unknown-preset", 5),
+    ]
+
+
+def test_what_refers_to_a_part_that_could_not_be_read_is_not_to_blame() -> None:
+    text = "preset p { rank = = 3 }\nlet a = = 3\nadapter x { use p  rank = a  target linear }"
+    assert faults(text) == [("syntax-error", 2), ("syntax-error", 3)]
