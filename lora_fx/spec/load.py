@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Source
-from lora_fx.spec.json_form.file import read_json
-from lora_fx.spec.json_form.read import json_to_text
 
 _TEXT = "<text>"
 _DATA = "<data>"
@@ -20,12 +18,17 @@ def load(spec: str | Path | Mapping[str, Any]) -> tuple[Source, Path | None]:
     read, or what it holds is not of that form.
     """
     if isinstance(spec, Mapping):
+        from lora_fx.spec.json_form.read import json_to_text
+
         return Source(_DATA, json_to_text(spec)), None
     if isinstance(spec, str) and ("\n" in spec or spec[:5] == "lora "):
         return Source(_TEXT, spec), None
     path = Path(spec)
     source = decode(read(path), str(path))
     if path.suffix == ".json":
+        from lora_fx.spec.json_form.file import read_json
+        from lora_fx.spec.json_form.read import json_to_text
+
         source = Source(f"{path} as .lora", json_to_text(read_json(source)))
     return source, path
 
