@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
 from lora_fx.plan.config_values import config_value
 from lora_fx.plan.modules import Modules
 from lora_fx.spec.attributes import ADAPTER
@@ -99,14 +99,14 @@ class Names:
         return layer.in_features if which == "in_features" else layer.out_features
 
 
-def condition(conditions: Sequence[Expr], modules: Modules) -> Callable[[str], bool]:
-    """Return whether all conditions of a selector hold of a module or parameter, by its name."""
+def first_failing(conditions: Sequence[Expr], modules: Modules) -> Callable[[str], Span | None]:
+    """Return what finds the first condition that does not hold of a module or parameter."""
 
-    def holds(name: str) -> bool:
+    def failing(name: str) -> Span | None:
         value = Names(name, modules, {}).value
-        return all(evaluate_condition(one, value) for one in conditions)
+        return next((one.span for one in conditions if not evaluate_condition(one, value)), None)
 
-    return holds
+    return failing
 
 
 def _fault(code: str, message: str, reference: Reference, label: str) -> LoraFxError:

@@ -80,7 +80,7 @@ class _NamedModel:
         """Return what a selector selects; None if the language refuses it on this model."""
         (target,) = parse(f"lora 1\nadapter x {{ target? {selector} }}").adapters[0].targets
         found: list[Diagnostic] = []
-        names = select(target.selector, True, self._modules, lambda _: True, found)
+        names = select(target, self._modules, found).names
         if any(diagnostic.severity == "error" for diagnostic in found):
             return None
         unmatched = any(diagnostic.code == "unmatched-target" for diagnostic in found)

@@ -15,6 +15,7 @@ from lora_fx.plan.modules import modules_of
 from lora_fx.plan.quantization import QuantizedModule, quantized_modules
 from lora_fx.plan.replication import LayerMap
 from lora_fx.plan.rules import AdapterPlan, plan_adapter
+from lora_fx.plan.selectors import Selection, select
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
 from lora_fx.plan.weights import with_own_targets
@@ -31,10 +32,11 @@ class Plan:
 
     `adapters` one by one, and of all of them together: `sites` in module order, a module's adapters
     in file order; `trained`, modules of which a copy is trained; `tokens`, rows of embeddings;
-    `biases`, the base's own. `quantized` are modules whose weights are packed, `modules` the names
-    of all modules, `stacks` the numbers of layers in each stack. `base` counts the base model's
-    parameters, packed weights as what they stand for. `notes` are warnings and notes, `blueprint`
-    is what the model can be built from again.
+    `biases`, the base's own. `quantized` are modules whose weights are packed, `selections` what
+    each `quantize` statement selects. `stacks` are the numbers of layers in each stack, `modules`
+    the classes of all modules by name, `parameters` the shapes of the base's. `base` counts their
+    elements, packed weights as what they stand for. `notes` are warnings and notes, `blueprint` is
+    what the model can be built from again.
     """
 
     spec: Spec
@@ -46,7 +48,9 @@ class Plan:
     quantized: Mapping[str, QuantizedModule]
     layer_map: LayerMap | None
     stacks: Mapping[str, int]
-    modules: tuple[str, ...]
+    modules: Mapping[str, str]
+    parameters: Mapping[str, tuple[int, ...]]
+    selections: tuple[Selection, ...]
     base: int
     notes: tuple[Diagnostic, ...]
     blueprint: Blueprint | None
@@ -119,7 +123,8 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
     """
     modules = modules_of(tree)
     diagnostics = [fault for adapter in spec.adapters for fault in _name_faults(adapter)]
-    quantized = quantized_modules(spec.quantize, modules, diagnostics)
+    quantize = [select(statement, modules, diagnostics) for statement in spec.quantize]
+    quantized = quantized_modules(quantize, modules, diagnostics)
     adapters = []
     for adapter in spec.adapters:
         try:
@@ -137,7 +142,9 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         quantized,
         layer_map,
         {stack.fqn: len(stack.layers) for stack in modules.stacks},
-        tuple(modules.by_fqn),
+        {fqn: type(module).__name__ for fqn, module in modules.by_fqn.items()},
+        {name: tuple(parameter.shape) for name, parameter in modules.parameters.items()},
+        tuple(quantize),
         sum(count_elements(parameter) for parameter in tree.parameters()),
         tuple(d for d in diagnostics if d.severity != "error"),
         blueprint_of(tree),

@@ -4,7 +4,7 @@ Dettmers et al. 2023 (QLoRA), arXiv 2305.14314, §3: blocks of 64 weights with a
 double quantisation stores these in 8 bits, in blocks of 256 with a float32 scale each.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,8 +12,7 @@ from torch import nn
 from lora_fx.diagnostics import Diagnostic, Span
 from lora_fx.plan.alike import once_each
 from lora_fx.plan.modules import Modules
-from lora_fx.plan.names import condition
-from lora_fx.plan.selectors import select
+from lora_fx.plan.selectors import Selection
 from lora_fx.spec.expressions import Word
 from lora_fx.spec.spec import QuantizeSpec
 
@@ -32,14 +31,15 @@ class QuantizedModule:
 
 
 def quantized_modules(
-    statements: tuple[QuantizeSpec, ...], modules: Modules, diagnostics: list[Diagnostic]
+    selections: Sequence[Selection], modules: Modules, diagnostics: list[Diagnostic]
 ) -> Mapping[str, QuantizedModule]:
     """Return the modules that are quantised, by fqn; the last statement that matches one counts."""
     found: dict[str, QuantizedModule] = {}
     faults = []
-    for statement in statements:
-        holds = condition(statement.selector.conditions, modules)
-        for fqn in select(statement.selector, False, modules, holds, diagnostics):
+    for selection in selections:
+        statement = selection.statement
+        assert isinstance(statement, QuantizeSpec)
+        for fqn in selection.names:
             module = modules.by_fqn.get(fqn)
             if isinstance(module, nn.Linear):
                 size = _bytes(module, statement.method)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
-from lora_fx.plan.selectors import layer_range
+from lora_fx.plan.selector_faults import layer_range
 from lora_fx.plan.stacks import Stack, find_stacks
 from lora_fx.spec.expressions import quote
 from lora_fx.spec.selectors import Range

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.alike import once_each
 from lora_fx.plan.modules import Modules
-from lora_fx.plan.names import Names, condition
-from lora_fx.plan.selectors import select
+from lora_fx.plan.names import Names
+from lora_fx.plan.selectors import Selection, select
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import (
     TrainedBias,
@@ -26,7 +26,8 @@ from lora_fx.spec.spec import AdapterSpec, Setting, Target
 class AdapterPlan:
     """What one adapter adds to a model and what it trains of it, each in module order.
 
-    `bias` is the spec's word for which biases of the base it trains.
+    `bias` is the spec's word for which biases of the base it trains, `selections` what each of its
+    `target` and `train` statements selects.
     """
 
     name: str
@@ -35,6 +36,7 @@ class AdapterPlan:
     modules: tuple[TrainedModule, ...]
     tokens: tuple[TrainedTokens, ...]
     biases: tuple[TrainedBias, ...]
+    selections: tuple[Selection, ...]
 
     @property
     def everything(self) -> tuple[SitePlan | TrainedModule | TrainedTokens | TrainedBias, ...]:
@@ -60,8 +62,11 @@ def plan_adapter(
     Per attribute the later matching rule wins; the adapter's own attributes are the defaults. What
     is trained as a whole is not adapted, nor is what stands inside it.
     """
-    copies = trained_modules(adapter, modules, diagnostics)
-    matched = _match(adapter, modules, [copy.fqn for copy in copies], diagnostics)
+    trains = [select(train, modules, diagnostics) for train in adapter.trains]
+    copies = trained_modules(adapter, trains, modules, diagnostics)
+    taken = {copy.fqn: copy.rule for copy in copies}
+    targets = [select(target, modules, diagnostics, taken) for target in adapter.targets]
+    matched = _matched(targets, modules)
     winners = {
         name: _winners(adapter, [adapter.targets[i] for i in rules])
         for name, rules in matched.items()
@@ -83,17 +88,14 @@ def plan_adapter(
         faults.append(Diagnostic("empty-adapter", message, adapter.span))
     diagnostics += once_each(faults)
     found = (tuple(sites), tuple(copies), tuple(tokens), tuple(biases))
-    return AdapterPlan(adapter.name, bias_of(adapter), *found)
+    return AdapterPlan(adapter.name, bias_of(adapter), *found, (*targets, *trains))
 
 
-def _match(
-    adapter: AdapterSpec, modules: Modules, copies: Sequence[str], diagnostics: list[Diagnostic]
-) -> dict[str, list[int]]:
+def _matched(targets: Sequence[Selection], modules: Modules) -> dict[str, list[int]]:
     """Return the numbers of the rules that match each name, in file order; names in their order."""
     matched: dict[str, list[int]] = {}
-    for number, target in enumerate(adapter.targets):
-        holds = condition(target.selector.conditions, modules)
-        for name in select(target.selector, target.optional, modules, holds, diagnostics, copies):
+    for number, target in enumerate(targets):
+        for name in target.names:
             matched.setdefault(name, []).append(number)
     order = (*modules.by_fqn, *modules.parameters)
     return {name: matched[name] for name in order if name in matched}

@@ -1,75 +1,101 @@
 """Match a rule's selector against a model's modules and parameters."""
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
 
-from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
 from lora_fx.plan.modules import Modules
+from lora_fx.plan.names import first_failing
+from lora_fx.plan.selector_faults import (
+    emptied,
+    layer_range,
+    no_stack,
+    selects_nothing,
+    unmatched,
+)
 from lora_fx.plan.stacks import Stack
-from lora_fx.spec.expressions import quote
 from lora_fx.spec.patterns import BadPattern, matcher
 from lora_fx.spec.selectors import Atom, Range, Selector
+from lora_fx.spec.spec import QuantizeSpec, Target, Train
 
-Condition = Callable[[str], bool]
+_WORDS = {Target: "target", Train: "train", QuantizeSpec: "quantize"}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The dotted names that a statement selects, in module order.
+
+    `left_out` is what its patterns match and something takes away: a clause, or a `train`
+    statement, which stands there.
+    """
+
+    statement: Target | Train | QuantizeSpec
+    names: tuple[str, ...] = ()
+    left_out: Mapping[str, Span] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The statement as written, on one line, without its block."""
+        mark = "?" if _is_optional(self.statement) else ""
+        return f"{_WORDS[type(self.statement)]}{mark} {self.statement.selector.text}"
 
 
 def select(
-    selector: Selector,
-    optional: bool,
+    statement: Target | Train | QuantizeSpec,
     modules: Modules,
-    holds: Condition,
     diagnostics: list[Diagnostic],
-    taken: Sequence[str] = (),
-) -> list[str]:
-    """Return the dotted names that a selector selects, in module order, and note what is wrong.
+    taken: Mapping[str, Span] | None = None,
+) -> Selection:
+    """Return what a statement selects, and note what is wrong.
 
     Names of modules, and with `parameter "…"` of parameters. Each atom is judged alone first: one
-    that matches nothing is an error at the atom (a note if the rule is `optional`). One that the
+    that matches nothing is an error at the atom (a note if the rule is optional). One that the
     clauses empty is a note; a rule that selects nothing, an error. Modules that are `taken`, and
     what is inside them, are left out.
     """
     try:
-        return _select(selector, optional, modules, holds, diagnostics, taken)
+        return _select(statement, modules, diagnostics, taken or {})
     except LoraFxError as error:
         diagnostics += error.diagnostics
-        return []
+        return Selection(statement)
 
 
 def _select(
-    selector: Selector,
-    optional: bool,
+    statement: Target | Train | QuantizeSpec,
     modules: Modules,
-    holds: Condition,
     diagnostics: list[Diagnostic],
-    taken: Sequence[str],
-) -> list[str]:
-    excluded = _excluded(selector, optional, modules, diagnostics)
-    stack = None
-    if selector.layers is not None:
-        stack = _stack(selector, modules, diagnostics)
-        beyond = _beyond(selector.layers, stack) if stack else []
-        diagnostics += beyond
-        if stack is None or beyond:
-            return []
+    taken: Mapping[str, Span],
+) -> Selection:
+    selector, optional = statement.selector, _is_optional(statement)
+    clause = _clause_against(selector, optional, modules, diagnostics)
+    if clause is None:
+        return Selection(statement)
     chosen: set[str] = set()
-    emptied = []
+    left_out: dict[str, Span] = {}
+    emptied_atoms = []
     for atom in selector.atoms:
         matched = match(atom, modules)
         if not matched:
-            diagnostics.append(_unmatched(atom, modules, optional))
+            diagnostics.append(unmatched(atom, modules, optional))
             continue
-        inside = [f for f in matched if _in_layers(selector, f, stack)]
-        kept = [name for name in inside if name not in excluded and holds(name)]
-        free = [name for name in kept if not is_inside(name, taken)]
-        if not free:
-            emptied.append(_emptied(atom, len(matched), bool(kept)))
-        chosen.update(free)
-    if emptied and not chosen:
-        diagnostics.append(_selects_nothing(selector, optional, emptied))
+        against = {name: clause(name) for name in matched}
+        kept = [name for name, span in against.items() if span is None]
+        inside = {name: taken[fqn] for name in kept if (fqn := outermost(name, taken)) is not None}
+        left_out |= {name: span for name, span in against.items() if span is not None} | inside
+        if len(inside) == len(kept):
+            emptied_atoms.append(emptied(atom, len(matched), bool(kept)))
+        chosen.update(kept)
+    chosen -= left_out.keys()
+    if emptied_atoms and not chosen:
+        diagnostics.append(selects_nothing(selector, optional, emptied_atoms))
     else:
-        diagnostics += emptied
-    return [name for name in (*modules.by_fqn, *modules.parameters) if name in chosen]
+        diagnostics += emptied_atoms
+    names = (name for name in (*modules.by_fqn, *modules.parameters) if name in chosen)
+    return Selection(statement, tuple(names), left_out)
+
+
+def _is_optional(statement: Target | Train | QuantizeSpec) -> bool:
+    return not isinstance(statement, QuantizeSpec) and statement.optional
 
 
 def match(atom: Atom, modules: Modules) -> list[str]:
@@ -97,128 +123,71 @@ def _match(atom: Atom, modules: Modules) -> list[str]:
     return [fqn for fqn, aliases in names if any(map(fits, aliases))]
 
 
+def _clause_against(
+    selector: Selector, optional: bool, modules: Modules, diagnostics: list[Diagnostic]
+) -> Callable[[str], Span | None] | None:
+    """Return what finds the first clause against a name; None if `in layers` is at fault."""
+    excluded = _excluded(selector, optional, modules, diagnostics)
+    failing = first_failing(selector.conditions, modules)
+    if selector.layers is None:
+        return lambda name: excluded.get(name) or failing(name)
+    ranges, stack = selector.layers, _stack(selector, modules)
+    if stack is None:
+        diagnostics.append(no_stack(selector, modules))
+        return None
+    beyond = [layer_range(r, len(stack.layers)) for r in ranges if r.last >= len(stack.layers)]
+    diagnostics += beyond
+    clause = Span(ranges[0].span.source, ranges[0].span.start, ranges[-1].span.end)
+
+    def against(name: str) -> Span | None:
+        if not _in_layers(name, stack, ranges):
+            return clause
+        return excluded.get(name) or failing(name)
+
+    return None if beyond else against
+
+
 def _excluded(
     selector: Selector, optional: bool, modules: Modules, diagnostics: list[Diagnostic]
-) -> set[str]:
+) -> dict[str, Span]:
     """Return what the `except` atoms take away: a module's parameters go with it."""
-    excluded: set[str] = set()
+    excluded: dict[str, Span] = {}
     for atom in selector.excludes:
-        matched = match(atom, modules)
+        matched = set(match(atom, modules))
         owned = [f for f in modules.parameters if f.rpartition(".")[0] in matched]
         if atom.kind in ("name", "glob", "regex"):
             owned += filter(matcher(atom), modules.parameters)
         if not matched and not owned:
-            diagnostics.append(_unmatched(atom, modules, optional))
-        excluded.update(matched, owned)
+            diagnostics.append(unmatched(atom, modules, optional))
+        excluded |= dict.fromkeys((*matched, *owned), atom.span)
     return excluded
 
 
-def _in_layers(selector: Selector, fqn: str, stack: Stack | None) -> bool:
-    if stack is None or selector.layers is None:
-        return True
-    if not fqn.startswith(f"{stack.fqn}."):
+def _stack(selector: Selector, modules: Modules) -> Stack | None:
+    """Return the stack that `in layers` is about: the one it names, or the only one."""
+    if selector.stack is None:
+        return modules.stacks[0] if len(modules.stacks) == 1 else None
+    return next((stack for stack in modules.stacks if stack.fqn == selector.stack), None)
+
+
+def _in_layers(name: str, stack: Stack, ranges: tuple[Range, ...]) -> bool:
+    if not name.startswith(f"{stack.fqn}."):
         return False
-    index = int(fqn[len(stack.fqn) + 1 :].partition(".")[0])
+    index = int(name[len(stack.fqn) + 1 :].partition(".")[0])
     return any(
-        (part.start or 0) <= index and (part.end is None or index < part.end)
-        for part in selector.layers
+        (part.start or 0) <= index and (part.end is None or index < part.end) for part in ranges
     )
 
 
-def _stack(selector: Selector, modules: Modules, diagnostics: list[Diagnostic]) -> Stack | None:
-    """Return the stack that `in layers` is about; without one, note why."""
-    stacks = {stack.fqn: stack for stack in modules.stacks}
-    if selector.stack is None and len(stacks) == 1:
-        return modules.stacks[0]
-    if selector.stack in stacks:
-        return stacks[selector.stack]
-    if not stacks:
-        message, help = "the model has no stack of layers", None
-    elif selector.stack is None:
-        message = "the model has several stacks of layers"
-        help = f'name one: `in layers of "{modules.stacks[0].fqn}"`'
-    else:
-        message = f"`{selector.stack}` is no stack of layers"
-        help = "name one of the stacks"
-    notes = ("the stacks are " + ", ".join(f"`{fqn}`" for fqn in stacks),) if stacks else ()
-    diagnostics.append(
-        Diagnostic("ambiguous-stack", message, selector.span, notes=notes, help=help)
-    )
-    return None
+def outermost(name: str, fqns: Container[str]) -> str | None:
+    """Return which of these modules a module or parameter is or stands inside, or None."""
+    found = None
+    while name:
+        found = name if name in fqns else found
+        name = name.rpartition(".")[0]
+    return found
 
 
-def _beyond(ranges: tuple[Range, ...], stack: Stack) -> list[Diagnostic]:
-    count = len(stack.layers)
-    return [layer_range(part, count) for part in ranges if part.last >= count]
-
-
-def layer_range(part: Range, count: int) -> Diagnostic:
-    """Return the fault of a range that reaches beyond the last layer."""
-    message = f"`{part.span.text}` reaches beyond the last layer"
-    return Diagnostic("layer-range", message, part.span, f"the layers are 0..{count}")
-
-
-def _unmatched(atom: Atom, modules: Modules, optional: bool) -> Diagnostic:
-    parameters = atom.kind == "parameter"
-    count = len(modules.parameters if parameters else modules.by_fqn)
-    what = "parameter" if parameters else "module"
-    return Diagnostic(
-        "unmatched-target",
-        f"`{atom}` matches no {what} of the model",
-        atom.span,
-        f"matched 0 of {count} {what}s",
-        help=_closest_pattern(atom, modules),
-        severity="note" if optional else "error",
-    )
-
-
-def _closest_pattern(atom: Atom, modules: Modules) -> str | None:
-    """Suggest what is of the atom's own kind: a name, a class, a pattern of the whole name."""
-    match atom.kind:
-        case "name":
-            known = {fqn.rpartition(".")[2] for fqn in modules.by_fqn}
-        case "class":
-            known = {type(module).__name__ for module in modules.by_fqn.values()}
-        case "parameter":
-            known = {numberless(name) for name in modules.parameters}
-        case _:
-            known = {numberless(fqn) for fqn in modules.by_fqn}
-    close = get_close_matches(atom.pattern, sorted(known), n=1, cutoff=0.5)
-    if not close:
-        return None
-    word = atom.kind if atom.kind in ("class", "parameter") else ""
-    shown = close[0] if atom.kind == "name" else f"{word} {quote(close[0])}".strip()
-    return f"did you mean `{shown}`?"
-
-
-def numberless(name: str) -> str:
-    """Return a dotted name with `*` in the place of its numbers."""
-    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
-
-
-def is_inside(name: str, fqns: Iterable[str]) -> bool:
+def is_inside(name: str, fqns: Container[str]) -> bool:
     """Whether a module or parameter is one of these modules, or stands inside one."""
-    return any(name == fqn or name.startswith(f"{fqn}.") for fqn in fqns)
-
-
-def _emptied(atom: Atom, count: int, trained: bool) -> Diagnostic:
-    why = "`train` takes what is left of them" if trained else "the rule's clauses leave none"
-    return Diagnostic(
-        "emptied-target",
-        f"`{atom}` selects nothing here",
-        atom.span,
-        f"matched {count} module{'s' * (count != 1)}, and {why}",
-        severity="note",
-    )
-
-
-def _selects_nothing(
-    selector: Selector, optional: bool, emptied: Sequence[Diagnostic]
-) -> Diagnostic:
-    return Diagnostic(
-        "empty-target",
-        f"`{selector.text}` selects no module",
-        selector.span,
-        emptied[0].label if len(emptied) == 1 else "the patterns match, and the clauses leave none",
-        severity="note" if optional else "error",
-    )
+    return outermost(name, fqns) is not None

@@ -29,7 +29,7 @@ def to_peft(plan: Plan) -> dict[str, dict[str, Any]]:
     if faults:
         raise LoraFxError(faults)
     layers = plan.layer_map.old if plan.layer_map else None
-    return {a.name: config_of(a, plan.modules, layers) for a in plan.adapters}
+    return {a.name: config_of(a, tuple(plan.modules), layers) for a in plan.adapters}
 
 
 def config_of(

@@ -1,6 +1,6 @@
 """What an adapter trains of the base model itself: whole modules, rows of embeddings, biases."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,7 @@ from torch import nn
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
 from lora_fx.plan.alike import once_each
 from lora_fx.plan.modules import Modules
-from lora_fx.plan.names import condition
-from lora_fx.plan.selectors import is_inside, match, select
+from lora_fx.plan.selectors import Selection, is_inside, match
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.evaluate import evaluate, no_environment
 from lora_fx.spec.expressions import Value, Word, references
@@ -63,15 +62,15 @@ class TrainedBias:
 
 
 def trained_modules(
-    adapter: AdapterSpec, modules: Modules, diagnostics: list[Diagnostic]
+    adapter: AdapterSpec,
+    selections: Sequence[Selection],
+    modules: Modules,
+    diagnostics: list[Diagnostic],
 ) -> list[TrainedModule]:
     """Return the modules of the `train` statements; of one inside another only the outer one."""
-    rules: dict[str, Train] = {}
-    for train in adapter.trains:
-        holds = condition(train.selector.conditions, modules)
-        for fqn in select(train.selector, train.optional, modules, holds, diagnostics):
-            rules[fqn] = train
-    found: list[TrainedModule] = []
+    pairs = zip(adapter.trains, selections, strict=True)
+    rules = {fqn: train for train, selection in pairs for fqn in selection.names}
+    found: dict[str, TrainedModule] = {}
     faults = []
     for fqn in (f for f in (*modules.by_fqn, *modules.parameters) if f in rules):
         train = rules[fqn]
@@ -79,12 +78,12 @@ def trained_modules(
         fault = _untrainable(fqn, module, train)
         if fault is not None:
             faults.append(fault)
-        elif module is not None and not is_inside(fqn, (outer.fqn for outer in found)):
+        elif module is not None and not is_inside(fqn, found):
             size = sum(parameter.numel() for parameter in module.parameters())
             flags = is_trainable(adapter), _constant(adapter, "tie") is True
-            found.append(TrainedModule(fqn, adapter.name, size, *flags, train.span))
+            found[fqn] = TrainedModule(fqn, adapter.name, size, *flags, train.span)
     diagnostics += once_each(faults)
-    return found
+    return list(found.values())
 
 
 def _untrainable(fqn: str, module: nn.Module | None, train: Train) -> Diagnostic | None:
@@ -110,7 +109,7 @@ def trained_tokens(
 ) -> list[TrainedTokens]:
     """Return the rows of the `tokens` statements, one entry for each embedding."""
     found: dict[str, TrainedTokens] = {}
-    whole = [copy.fqn for copy in copies]
+    whole = {copy.fqn for copy in copies}
     for tokens in adapter.tokens:
         try:
             for fqn in _embeddings(tokens, modules):
@@ -144,7 +143,7 @@ def _embeddings(tokens: Tokens, modules: Modules) -> list[str]:
 
 
 def _rows(
-    fqn: str, tokens: Tokens, adapter: AdapterSpec, modules: Modules, whole: Iterable[str]
+    fqn: str, tokens: Tokens, adapter: AdapterSpec, modules: Modules, whole: Container[str]
 ) -> TrainedTokens:
     module = modules.by_fqn[fqn]
     if not isinstance(module, nn.Embedding):
@@ -174,7 +173,7 @@ def trained_biases(
     if setting is None or which == "none":
         return []
     adapted = {site.fqn for site in sites}
-    whole = [copy.fqn for copy in copies]
+    whole = {copy.fqn for copy in copies}
     return [
         TrainedBias(name, adapter.name, parameter.numel(), is_trainable(adapter), setting.span)
         for name, parameter in modules.parameters.items()

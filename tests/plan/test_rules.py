@@ -4,8 +4,10 @@ import pytest
 
 import lora_fx
 from lora_fx.diagnostics import LoraFxError
+from lora_fx.plan.kinds import Layer
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.sites import SitePlan
+from lora_fx.spec.expressions import Word
 from tests.plan.models import Tower
 from tests.tiny import llama
 
@@ -20,24 +22,28 @@ def site(body: str, fqn: str = "head") -> SitePlan:
 
 def test_where_nothing_is_set() -> None:
     found = site("rank = 1 target head")
-    values = vars(found) | {"rule": None, "provenance": None}
+    values = {k: v for k, v in vars(found).items() if k not in ("rule", "settings")}
     assert values == {
         "fqn": "head",
+        "parameter": None,
+        "layer": Layer("linear", 5, 11),
         "adapter": "x",
-        "in_features": 5,
-        "out_features": 11,
         "rank": 1,
         "alpha": 8.0,
         "scaling": 8.0,
         "rslora": False,
         "dropout": 0.0,
-        "init": "default",
+        "init": Word("default"),
+        "variant": Word("lora"),
+        "lora_bias": False,
+        "tie": False,
+        "offload": False,
         "seed": 0,
         "dtype": "float32",
         "compute": "activation",
         "trainable": True,
-        "rule": None,
-        "provenance": None,
+        "tensors": {"lora_A.weight": (1, 5), "lora_B.weight": (11, 1)},
+        "frozen": frozenset(),
     }
 
 
@@ -47,7 +53,7 @@ def test_everything_set() -> None:
         "dtype = bfloat16 compute = float32 trainable = false target head"
     )
     assert found.scaling == pytest.approx(5 / math.sqrt(3))
-    assert (found.rslora, found.dropout, found.init, found.seed) == (True, 0.1, "gaussian", 9)
+    assert (found.rslora, found.dropout, found.init, found.seed) == (True, 0.1, Word("gaussian"), 9)
     assert (found.dtype, found.compute, found.trainable) == ("bfloat16", "float32", False)
     assert found.parameters == 3 * (5 + 11)
 
