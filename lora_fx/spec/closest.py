@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from itertools import islice
 
-_MOST_WORDS = 100
+_MOST_WORDS = 200
 _MOST_CHARACTERS = 80
 
 
@@ -15,17 +15,21 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     """
     if len(word) > _MOST_CHARACTERS:
         return None
-    words = (w for w in dict.fromkeys(known) if len(w) <= _MOST_CHARACTERS)
-    found = get_close_matches(word, list(islice(words, _MOST_WORDS)), n=1, cutoff=0.6)
+    words = [w for w in _some(known) if len(w) <= _MOST_CHARACTERS]
+    found = get_close_matches(word, words, n=1, cutoff=0.6)
     return found[0] if found else None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """Return the help for an unknown word: the closest one, or the list if it is short."""
-    words = list(dict.fromkeys(known))
+    words = _some(known)
     found = closest(word, words)
     if found is not None:
         return f"did you mean `{found}`?"
     if 0 < len(words) <= 16:
         return "known are " + ", ".join(f"`{w}`" for w in words)
     return None
+
+
+def _some(words: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(islice(words, _MOST_WORDS)))
