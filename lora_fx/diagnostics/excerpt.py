@@ -18,7 +18,7 @@ from rich.text import Text
 
 from lora_fx.diagnostics.source import Span
 from lora_fx.diagnostics.underline import Mark, shown, underline
-from lora_fx.diagnostics.visible import Line, Window
+from lora_fx.diagnostics.visible import Line, Window, measured
 
 FRAME = "bold blue"
 _SHOWN_WHOLE = 6
@@ -71,7 +71,7 @@ class Excerpt:
             yield from self._line(number)
 
     def _line(self, number: int) -> Iterator[Text]:
-        line = Line(self._source.line(number))
+        line = measured(self._source.line(number))
         groups = _groups(line, _places(self._pointers, number), self._room)
         for places in groups or [[]]:
             window = line.window(places[0].start if places else 0, self._room)

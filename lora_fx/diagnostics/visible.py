@@ -3,6 +3,7 @@
 import unicodedata
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from textwrap import wrap
 
@@ -72,3 +73,9 @@ class Line:
         text = f"{before}{''.join(self._characters[first:end])}{after}"
         shift = len(before) - self._edges[first]
         return Window(text, first, tuple(edge + shift for edge in self._edges[first : end + 1]))
+
+
+@lru_cache(maxsize=16)
+def measured(text: str) -> Line:
+    """Return a line, measured once for all the mistakes in it."""
+    return Line(text)
