@@ -48,8 +48,8 @@ def _split(pieces: Sequence[Piece], inside_brackets: bool) -> list[list[Piece]]:
     depth = 0
     for piece in pieces:
         depth -= piece.kind in ("RPAR", "RSQB")
-        outside = inside_brackets or depth <= 0
-        if not parts or piece.comments or (outside and _may_break(parts[-1][-1], piece)):
+        breakable = inside_brackets or depth <= 0
+        if not parts or piece.comments or (breakable and _may_break(parts[-1][-1], piece)):
             parts.append([piece])
         else:
             parts[-1].append(piece)
