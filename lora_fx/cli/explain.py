@@ -1,27 +1,46 @@
 """`lora-fx explain`."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from lora_fx.cli.show import ModelOption
 from lora_fx.diagnostics.pages import Page, codes, page
 
 _WIDTH = 100
 
 
 def explain(
-    code: Annotated[
-        str | None, typer.Argument(metavar="CODE", help="What stands in the brackets of an error.")
+    subject: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="CODE|SPEC", help="What stands in the brackets of an error; or a .lora file."
+        ),
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="MODULE", help="With a spec: a module of the model, by its name."),
+    ] = None,
+    model: ModelOption = None,
 ) -> None:
-    """Explain a diagnostic code, with a wrong and a right example; without one, list them all."""
-    if code is None:
+    """Explain a diagnostic code, or what a spec does to one module and which line says so.
+
+    Without an argument, list all codes.
+    """
+    if subject is None:
         _print_codes()
+    elif name is not None:
+        from lora_fx.cli.explain_module import explain_module
+
+        explain_module(Path(subject), name, model)
+    elif subject.endswith((".lora", ".json")):
+        raise typer.BadParameter("name a module of the model too: `lora-fx explain SPEC MODULE`")
     else:
-        _print_page(_page(code))
+        _print_page(_page(subject))
 
 
 def _page(code: str) -> Page:

@@ -1,7 +1,11 @@
+from pathlib import Path
+
 import pytest
 
 from lora_fx.diagnostics.pages import codes, page
 from tests.cli.test_check import process, run
+from tests.golden import assert_golden
+from tests.tiny import llama
 
 
 def test_a_page_as_plain_text(
@@ -42,3 +46,21 @@ def test_the_brackets_may_be_copied_too(
 ) -> None:
     assert run(monkeypatch, "explain", "error[unmatched-target]") == 0
     assert capfd.readouterr().out == page("unmatched-target").text
+
+
+def test_a_module_of_a_spec(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    llama(3).config.save_pretrained("model")
+    Path("a.lora").write_text(
+        "lora 1\nadapter a {\n  rank = 2\n  target q_proj { rank = 3 }\n"
+        "  target linear in layers[1..]\n}\n"
+    )
+    arguments = ("--model", "model")
+    for name in ("self_attn.q_proj", "mlp.up_proj"):
+        fqn = f"model.layers.0.{name}"
+        assert run(monkeypatch, "explain", "a.lora", fqn, *arguments) == 0
+    assert_golden(Path(__file__).with_name("explain.expect"), capfd.readouterr().out)
+    assert run(monkeypatch, "explain", "a.lora") == 2
+    assert "`lora-fx explain SPEC MODULE`" in capfd.readouterr().err

@@ -101,6 +101,7 @@ CASES: dict[str, Callable[[], object]] = {
     "no-such-layer": lambda: lora_fx.capture(model(), layer=1, input_ids=tokens()),
     "no-example-input": vision_model,
     "too-many-graphs": too_many_graphs,
+    "no-such-module": lambda: lora_fx.plan(spec(), llama(2)).explain("model.layers.0.mlp.up_prj"),
     "not-supported-yet": lambda: lora_fx.compile(llama(2, attention_bias=True), NOT_YET),
     "peft-cannot-say": lambda: lora_fx.parse(UNSAID).to_peft(),
     "peft-no-targets": lambda: lora_fx.from_peft({"target_modules": ["nothing"]}, llama(2)),
