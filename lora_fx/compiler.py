@@ -16,6 +16,7 @@ from lora_fx.adapters.clone import clone
 from lora_fx.adapters.init import initialise
 from lora_fx.adapters.not_yet import require_supported
 from lora_fx.adapters.peft.folders import adapter_folders, local
+from lora_fx.adapters.reachable import require_compilable, require_reachable
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import backends
 from lora_fx.graph.inputs import mark_sizes, name_inputs, tensor_names
@@ -23,12 +24,13 @@ from lora_fx.graph.program import Program
 from lora_fx.graph.verify import STAGES, Stage, verify
 from lora_fx.passes.lower import lower
 from lora_fx.passes.share_shrinks import share_shrinks
-from lora_fx.plan import plan as plan_of
 from lora_fx.plan.plan import Plan, plan_sites
 from lora_fx.plan.replication import replicate_layers
+from lora_fx.plan.skeleton import structure_of
 from lora_fx.plan.stacks import find_stacks
 from lora_fx.rewrite.driver import apply
 from lora_fx.rules.expand_sites import ExpandSites
+from lora_fx.runtime.brought_in import bring_in, brought_in
 from lora_fx.runtime.given_weights import bind_weights, read_weights
 from lora_fx.runtime.provenance import annotate
 from lora_fx.runtime.root import checkpoint_layers, make_root
@@ -63,24 +65,36 @@ def compile(
     spec = spec if isinstance(spec, Spec) else parse(spec)
     _require_layers(spec, model)
     if inplace:
-        require_supported(plan_of(spec, model))
-    tree = model.requires_grad_(False) if inplace else clone(model)
-    layer_map = replicate_layers(tree, spec.layers) if spec.layers else None
-    plan = plan_sites(spec, tree, layer_map)
-    require_supported(plan)
-    _bind(tree, plan)
+        _prepare(structure_of(model), spec, backend)  # nothing is changed yet if this fails
+    tree = model if inplace else clone(model)
+    plan, units = _prepare(tree, spec, backend)
+    _bind(tree.requires_grad_(False), plan)
     if backend is not None:
         unit = Unit(Pipeline(tree, backend, spec.compile.mode), spec.compile.dynamic)
-        if spec.compile.unit == "model" or not find_stacks(tree):
-            install_unit(tree, unit, None)
-        else:
-            for stack in find_stacks(tree):
-                for index, layer in enumerate(stack.layers):
-                    install_unit(layer, unit, index)
+        for fqn, index in units.items():
+            install_unit(tree.get_submodule(fqn), unit, index)
+        bring_in(tree)
     make_root(tree, plan)
     if spec.compile.checkpoint == "layers":
         checkpoint_layers(tree, [layer for stack in find_stacks(tree) for layer in stack.layers])
     return tree  # type: ignore[return-value]
+
+
+def _prepare(
+    tree: nn.Module, spec: Spec, backend: Backend | None
+) -> tuple[Plan, dict[str, int | None]]:
+    """Replicate layers, plan, and return the plan and the units to compile, with their indices."""
+    layer_map = replicate_layers(tree, spec.layers) if spec.layers else None
+    plan = plan_sites(spec, tree, layer_map)
+    require_supported(plan)
+    require_reachable(tree, plan.adapters)
+    units: dict[str, int | None] = {}
+    if backend is not None and spec.compile.unit == "layers":
+        units = {f"{s.fqn}.{i}": i for s in find_stacks(tree) for i in range(len(s.layers))}
+    if backend is not None and not units:
+        units = {"": None}
+    require_compilable(tree, units)
+    return plan, units
 
 
 def _bind(tree: nn.Module, plan: Plan) -> None:
@@ -167,7 +181,8 @@ def capture(model: nn.Module, *, layer: int = 0, dynamic: bool = False, **inputs
     args, kwargs = arguments_of(units[fqn], list(units.values()), lambda: model(**inputs))
     if dynamic:
         mark_sizes((args, kwargs), inputs)
-    Unit(record, None)(model.get_submodule(fqn), args, kwargs)
+    with brought_in(model.get_submodule(fqn), args, kwargs) as (args, kwargs):
+        Unit(record, None)(model.get_submodule(fqn), args, kwargs)
     return Program(graphs[0], fqn, rewrite)
 
 

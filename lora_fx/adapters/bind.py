@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters import copies, storage, token_rows
+from lora_fx.adapters.offloaded_copies import keep_in_force
+from lora_fx.adapters.reachable import require_reachable
 from lora_fx.adapters.site import Arithmetic
+from lora_fx.plan.offloaded import tied_names
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
@@ -18,8 +21,9 @@ def bind(model: nn.Module, plan: AdapterPlan, start: Start) -> None:
     """Put everything planned in place; nothing of it is active.
 
     `start` gives the tensors of a site by PEFT's names. What is trained of the base starts with the
-    base's values.
+    base's values. Raises LoraFxError, with nothing done, where a module would run without it.
     """
+    require_reachable(model, (plan,))
     for tokens in plan.tokens:
         _bind_tokens(model, tokens)
     for site_plan in plan.sites:
@@ -48,10 +52,15 @@ def _tie_site(model: nn.Module, planned: SitePlan) -> None:
 
 def sharing_weight(model: nn.Module, module: nn.Module) -> Iterator[nn.Module]:
     """Yield the other modules whose base weight is this module's: tied ones."""
-    weight = copies.base_tensor(module, "weight")
-    for other in storage.base_modules(model).values():
-        if other is not module and copies.base_tensor(other, "weight") is weight:
-            yield other
+    ties = tied_names(model)
+    shared: dict[int | str, list[nn.Module]] = {}
+    for fqn, other in storage.base_modules(model).items():
+        weight = copies.base_tensor(other, "weight")
+        if weight is not None:
+            shared.setdefault(ties.get(f"{fqn}.weight", id(weight)), []).append(other)
+    for group in shared.values():
+        if any(other is module for other in group):
+            yield from (other for other in group if other is not module)
 
 
 def _bind_tokens(model: nn.Module, planned: TrainedTokens) -> None:
@@ -67,14 +76,18 @@ def _bind_copy(model: nn.Module, planned: TrainedModule) -> None:
         names = copies.own_names(module)
         if names:
             copies.add(module, planned.adapter, names, planned.trainable)
+            keep_in_force(module)
             if planned.tie and "weight" in names:
                 for other in sharing_weight(model, module):
                     copies.share(other, planned.adapter, "weight", module)
+                    keep_in_force(other)
 
 
 def _bind_bias(model: nn.Module, planned: TrainedBias) -> None:
     fqn, _, name = planned.name.rpartition(".")
-    copies.add(model.get_submodule(fqn), planned.adapter, [name], planned.trainable)
+    module = model.get_submodule(fqn)
+    copies.add(module, planned.adapter, [name], planned.trainable)
+    keep_in_force(module)
 
 
 def arithmetic(planned: SitePlan) -> Arithmetic:

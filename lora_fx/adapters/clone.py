@@ -1,8 +1,9 @@
 """A second module tree over the same base weights.
 
 Per original Parameter one new `Parameter(p.detach(), requires_grad=False)` on the same storage;
-ties stay ties. Buffers and everything else are copied. The given model is not changed, and
-nothing done to the clone's flags, modes, device or dtype reaches it.
+ties stay ties. Offloaded weights stay in the store that they are in. Buffers and everything else
+are copied. The given model is not changed, and nothing done to the clone's flags, modes, device or
+dtype reaches it.
 """
 
 import copy
@@ -11,13 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from lora_fx.plan.offloaded import weight_stores
+
+# what it keeps in a dispatched model: these would move the given one
+_METHODS_OF_ACCELERATE = {"to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa", "neuron"}
+
 
 def clone(model: nn.Module) -> nn.Module:
     """Return the clone. Frozen throughout; training mode as given."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = _alias(parameter)
+    for store in weight_stores(model):
+        memo[id(store)] = store
     twin = copy.deepcopy(model, memo)
+    for name in _METHODS_OF_ACCELERATE & vars(twin).keys():
+        del vars(twin)[name]
     for module in twin.modules():
         _own_quantised_weight(module)
     return twin

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.offloaded import device_of, values_of
 
 _BASE = "base"
 _NAME = "lora_own"
@@ -49,7 +50,7 @@ def add(module: nn.Module, adapter: str, names: Iterable[str], trainable: bool) 
         if name not in base.tensors():
             _put(base, name, _direct(module)[name])
         tensor = base.tensors()[name]
-        values = tensor.detach().clone()
+        values = values_of(module, name, tensor).to(device_of(module, tensor), copy=True)
         is_parameter = isinstance(tensor, nn.Parameter)
         own[name] = nn.Parameter(values, requires_grad=trainable) if is_parameter else values
     versions[adapter] = Versions(own).train(module.training)
@@ -130,8 +131,28 @@ def activate(model: nn.Module, adapters: tuple[str, ...]) -> None:
         for adapter in adapters:
             if adapter in versions:
                 wanted |= tensors(module, adapter)
-        for name, tensor in wanted.items():
-            _put(module, name, tensor)
+        put(module, wanted)
+
+
+def in_force(module: nn.Module) -> dict[str, Tensor]:
+    """Return those tensors of adapters that are in the place of the base's, by name."""
+    versions = [tensors(module, adapter) for adapter in adapters_of(module)]
+    own = {id(tensor) for version in versions for tensor in version.values()}
+    return {name: tensor for name, tensor in _direct(module).items() if id(tensor) in own}
+
+
+def put(module: nn.Module, wanted: Mapping[str, Tensor]) -> None:
+    """Put these tensors in force."""
+    for name, tensor in wanted.items():
+        _put(module, name, tensor)
+
+
+def replace_base(module: nn.Module) -> None:
+    """Make the tensors in force the base's."""
+    base = _versions(module)[_BASE]
+    assert isinstance(base, Versions)
+    for name in base.tensors():
+        _put(base, name, _direct(module)[name])
 
 
 def _versions(module: nn.Module) -> nn.ModuleDict:

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+_KEPT = ("forward", "_old_forward")  # the second is what accelerate's wrapper around it calls
+
 
 class _Made(type):
     """Marks classes made here, so that pickle can be told how to make them again."""
@@ -47,8 +49,26 @@ def base_of(cls: type) -> type:
 
 
 def specialise(module: nn.Module, mixin: type) -> None:
-    """Make `module` an instance of `mixin` too, in place."""
+    """Make `module` an instance of `mixin` too, in place.
+
+    A `forward` of the class that is kept in the instance, as accelerate's hooks do, follows.
+    """
     module.__class__ = subclass(type(module), mixin)
+    for name in _KEPT:
+        if _is_of_class(vars(module).get(name), module):
+            vars(module)[name] = types.MethodType(type(module).forward, module)
+
+
+def has_forward_of_its_own(module: nn.Module) -> bool:
+    """Whether something replaced the `forward` of a module, so that its class's is not called."""
+    kept = [vars(module)[name] for name in _KEPT if name in vars(module)]
+    return bool(kept) and not _is_of_class(kept[-1], module)
+
+
+def _is_of_class(function: Any, module: nn.Module) -> bool:
+    if getattr(function, "__self__", None) is not module:
+        return False
+    return any(vars(c).get("forward") is function.__func__ for c in type(module).__mro__)
 
 
 def _with_signature_of(shown: Any, function: types.FunctionType) -> types.FunctionType:

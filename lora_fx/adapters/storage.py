@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.adapters.site import Arithmetic, Factors, Site
+from lora_fx.plan.offloaded import device_of
 
 _NAMES = {"linear": ("lora_A", "lora_B"), "embedding": ("lora_embedding_A", "lora_embedding_B")}
 
@@ -117,8 +118,8 @@ def _factor(weight: Tensor, bias: Tensor | None, trainable: bool) -> nn.Linear:
 
 
 def base_device(module: nn.Module) -> torch.device:
-    """Return the device of the base weight."""
-    return module.weight.device  # type: ignore[return-value]
+    """Return the device of the base weight, where the module runs."""
+    return device_of(module, module.weight)  # type: ignore[arg-type]
 
 
 @torch.no_grad()

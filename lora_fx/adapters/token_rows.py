@@ -10,6 +10,7 @@ from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.adapters.site import output_scale
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import ops
+from lora_fx.plan.offloaded import device_of, values_of
 
 if TYPE_CHECKING:
     _Base = nn.Module
@@ -53,8 +54,10 @@ class TokenRows(_Base):
 
 def add(module: nn.Embedding, adapter: str, ids: tuple[int, ...], trainable: bool) -> Rows:
     """Give an adapter rows of its own, with the base's values. Not active until `activate`."""
-    tokens = torch.tensor(ids, dtype=torch.int64, device=module.weight.device)
-    values = module.weight.detach()[tokens].clone()
+    device = device_of(module, module.weight)
+    tokens = torch.tensor(ids, dtype=torch.int64, device=device)
+    whole = values_of(module, "weight", module.weight)
+    values = whole[tokens.to(whole.device)].to(device)
     rows = Rows(tokens, values, trainable).train(module.training)
     share(module, adapter, rows)
     return rows

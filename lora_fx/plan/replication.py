@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.offloaded import weight_stores
 from lora_fx.plan.selector_faults import layer_range
 from lora_fx.plan.stacks import Stack, find_stacks
 from lora_fx.spec.expressions import quote
@@ -82,7 +83,8 @@ def _bounds(ranges: tuple[Range, ...], count: int) -> tuple[tuple[int, int], ...
 
 def _copy(layer: nn.Module, share: bool) -> nn.Module:
     kept = (*layer.parameters(), *_quantisation(layer)) if share else ()
-    memo: dict[int, Any] = {id(shared): shared for shared in (*kept, *_configs(layer))}
+    shared = (*kept, *_configs(layer), *weight_stores(layer))
+    memo: dict[int, Any] = {id(one): one for one in shared}
     return copy.deepcopy(layer, memo)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.offloaded import weight_stores
 from lora_fx.spec.spec import ModelRef, Spec
 
 ModelLike = nn.Module | PretrainedConfig | str | Path
@@ -38,10 +39,11 @@ def tree_of(model: ModelLike | None, spec: Spec) -> nn.Module:
 
 
 def structure_of(tree: nn.Module) -> nn.Module:
-    """Return a copy of the modules on the same tensors, free to be restructured."""
+    """Return a copy of the modules on the same weights, free to be restructured."""
     tensors = (*tree.parameters(), *tree.buffers())
     states = (getattr(tensor, "quant_state", None) for tensor in tensors)
-    return copy.deepcopy(tree, {id(shared): shared for shared in (*tensors, *states)})
+    kept = (*tensors, *states, *weight_stores(tree))
+    return copy.deepcopy(tree, {id(shared): shared for shared in kept})
 
 
 def build_on_meta(config: PretrainedConfig, ref: ModelRef | None = None) -> nn.Module:

@@ -67,13 +67,13 @@ def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
     return {f"{PREFIX}{name}": tensor for name, tensor in found.items()}
 
 
-def embedding_weights(model: nn.Module, adapted: set[str]) -> dict[str, Tensor]:
-    """Return the weights of the model's input and output embeddings by their names in a file."""
+def embeddings(model: nn.Module, adapted: set[str]) -> dict[str, nn.Module]:
+    """Return the model's input and output embeddings by the names of their weights in a file."""
     if not isinstance(model, PreTrainedModel):
         return {}
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     return {
-        f"{PREFIX}{_base_layer(fqn, adapted)}weight": module.weight.detach()
+        f"{PREFIX}{_base_layer(fqn, adapted)}weight": module
         for fqn, module in storage.base_modules(model).items()
         if any(module is end for end in ends) and isinstance(module.weight, Tensor)
     }

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lora_fx.adapters.not_yet import unsupported_parts
-from lora_fx.adapters.peft.keys import PREFIX, embedding_weights, expected_tensors
+from lora_fx.adapters.peft.keys import PREFIX, embeddings, expected_tensors
 from lora_fx.adapters.peft.write import CONFIG, TENSORS
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Source, Span
 from lora_fx.plan.modules import modules_of
+from lora_fx.plan.offloaded import values_of
 from lora_fx.plan.peft import from_peft
 from lora_fx.plan.rules import AdapterPlan, plan_adapter
 from lora_fx.plan.trained import TrainedModule
@@ -104,9 +105,10 @@ def _with_embeddings(
     """
     expected = expected_tensors(plan, model)
     left, own = dict(state), []
-    for key, weight in embedding_weights(model, {site.fqn for site in plan.sites}).items():
+    for key, module in embeddings(model, {site.fqn for site in plan.sites}).items():
         if key in expected or key not in state:
             continue
+        weight = values_of(module, "weight", module.weight)  # type: ignore[arg-type]
         if weight.shape == state[key].shape and torch.equal(
             weight.cpu(), state[key].to(weight.dtype)
         ):

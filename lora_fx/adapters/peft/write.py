@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.peft.keys import adapter_tensors, embedding_weights
+from lora_fx.adapters.peft.keys import adapter_tensors, embeddings
+from lora_fx.plan.offloaded import values_of
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.to_peft import config_of
 
@@ -24,17 +25,19 @@ def write(
     model: nn.Module,
     plan: AdapterPlan,
     config: Mapping[str, Any],
-    embeddings: bool | Literal["auto"],
+    save_embedding_layers: bool | Literal["auto"],
 ) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json`; each file appears whole.
 
-    With `embeddings` the weights of the input and output embeddings are written too, with `auto`
-    if the adapter adapts one of them, as PEFT does.
+    With `save_embedding_layers` the weights of the input and output embeddings are written too,
+    with `auto` if the adapter adapts one of them, as PEFT does.
     """
     tensors = adapter_tensors(model, plan.name)
-    whole = embedding_weights(model, {site.fqn for site in plan.sites})
-    if embeddings is True or (embeddings == "auto" and any(".base_layer." in k for k in whole)):
-        tensors = {name: tensor.clone() for name, tensor in whole.items()} | tensors
+    ends = embeddings(model, {site.fqn for site in plan.sites})
+    adapted = any(".base_layer." in name for name in ends)
+    if save_embedding_layers is True or (save_embedding_layers == "auto" and adapted):
+        weights = {n: values_of(m, "weight", m.weight).clone() for n, m in ends.items()}  # type: ignore[arg-type]
+        tensors = weights | tensors
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / TENSORS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     text = json.dumps(config, indent=2, sort_keys=True)
