@@ -1,111 +1,108 @@
-"""A plan as a table in which equal layers are one row."""
+"""A plan as tables that align, for people."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from lora_fx.cli.plan_rows import (
+    USUAL,
+    fold,
+    merge_rows,
+    quantized_rows,
+    route_rows,
+    shown,
+    trained_rows,
+)
+from lora_fx.plan.folding import ranges
 from lora_fx.plan.plan import Plan
-from lora_fx.plan.sites import SitePlan
 
 _PIPED_WIDTH = 1000
-_USUAL = {"dtype": "float32", "compute": "activation", "trainable": True}
+_NUMBERS = ("in", "out", "rank", "alpha", "scaling", "dropout", "parameters", "bytes")
 
 
-def print_plan(plan: Plan) -> None:
-    """Print the table, the totals, the memory, and which layer is which after replication."""
+def print_plan(plan: Plan, memory: Mapping[str, int], of: str | None) -> None:
+    """Print all that a plan holds: what is adapted and trained, the totals, memory, layers.
+
+    `memory` is `Plan.memory`'s; `of` says for which batch it holds, if activations are in it.
+    """
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_PIPED_WIDTH)
-    console.print(_table(plan))
+    for title, table in _tables(plan):
+        console.print(f"\n{title}" if title else "", end="\n" if title else "")
+        console.print(table)
     share = 100 * plan.trainable / plan.all if plan.all else 0.0
     print()
     print(
         f"trainable params: {plan.trainable:,d} || all params: {plan.all:,d} "
         f"|| trainable%: {share:.4f}"
     )
-    print("memory:", ", ".join(f"{name} {_bytes(size)}" for name, size in plan.memory().items()))
-    if plan.layer_map is not None:
-        ranges = ", ".join(f"{start}..{end}" for start, end in plan.layer_map.ranges)
-        print(f"layers: {len(plan.layer_map.old)} in {plan.layer_map.stack}, from {ranges}")
+    print("memory:", ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items()))
+    print("        " + (f"of {of}" if of else "activations come on top: --batch N --sequence N"))
+    for line in _layers(plan):
+        print(line)
 
 
-def fold(plan: Plan) -> list[tuple[str, list[SitePlan]]]:
-    """Return rows of sites that differ in nothing but their layer, and a name for all of them.
-
-    `model.layers.{0..7,12}.q_proj` are layers 0 to 7, both included, and 12.
-    """
-    rows: dict[tuple, list[tuple[int | None, SitePlan]]] = {}
-    for site in plan.sites:
-        before, index, after = _split(site.fqn, plan.stacks)
-        rows.setdefault((before, after, *_shown(site).values()), []).append((index, site))
-    folded = []
-    for (before, after, *_), members in rows.items():
-        layers = [index for index, _ in members if index is not None]
-        folded.append((f"{before}{_ranges(layers)}{after}", [site for _, site in members]))
-    return folded
+def _tables(plan: Plan) -> list[tuple[str, Table]]:
+    """Return each part of the plan that there is, with its title."""
+    found = [("", _sites(plan))] if plan.sites else []
+    parts: list[tuple[str, Sequence[str], Sequence[Sequence[object]]]] = [
+        ("trained of the base", ("by", "name", "adapter", "parameters"), trained_rows(plan)),
+        ("quantised", ("module", "method", "bytes"), quantized_rows(plan)),
+        ("route", ("", ""), route_rows(plan)),
+        ("merges", ("", ""), merge_rows(plan)),
+    ]
+    return found + [(title, _table(columns, rows)) for title, columns, rows in parts if rows]
 
 
-def _split(fqn: str, stacks: Iterable[str]) -> tuple[str, int | None, str]:
-    inside = [f"{stack}." for stack in stacks if fqn.startswith(f"{stack}.")]
-    if not inside:
-        return fqn, None, ""
-    before = max(inside, key=len)
-    index, dot, after = fqn[len(before) :].partition(".")
-    return before, int(index), dot + after
+def _sites(plan: Plan) -> Table:
+    """Columns that say the same as usual at every site are left out."""
+    rows = [(name, shown(sites[0]), sites) for name, sites in fold(plan)]
+    columns = [
+        name
+        for name in rows[0][1]
+        if name not in USUAL or any(values[name] != USUAL[name] for _, values, _ in rows)
+    ]
+    return _table(
+        ("module", *columns, "parameters"),
+        [
+            (name, *(values[c] for c in columns), sum(site.parameters for site in sites))
+            for name, values, sites in rows
+        ],
+    )
 
 
-def _ranges(layers: Sequence[int]) -> str:
-    if len(layers) < 2:
-        return "".join(map(str, layers))
-    runs = []
-    for _, run in groupby(enumerate(layers), key=lambda pair: pair[1] - pair[0]):
-        numbers = [layer for _, layer in run]
-        runs.append(f"{numbers[0]}..{numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}")
-    return "{" + ",".join(runs) + "}"
-
-
-def _shown(site: SitePlan) -> Mapping[str, object]:
-    return {
-        "adapter": site.adapter,
-        "in": site.in_features,
-        "out": site.out_features,
-        "rank": site.rank,
-        "alpha": f"{site.alpha:g}",
-        "scaling": f"{site.scaling:g}",
-        "dropout": f"{site.dropout:g}",
-        "init": site.init,
-        "dtype": site.dtype,
-        "compute": site.compute,
-        "trainable": site.trainable,
-    }
-
-
-def _table(plan: Plan) -> Table:
-    """Columns that say the same as always at every site are left out."""
-    hidden = {
-        name for name, usual in _USUAL.items() if all(getattr(s, name) == usual for s in plan.sites)
-    }
-    rows = fold(plan)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = [name for name in (_shown(rows[0][1][0]) if rows else {}) if name not in hidden]
-    table.add_column("module", overflow="fold")
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for name in columns:
-        numeric = name in ("in", "out", "rank", "alpha", "scaling", "dropout")
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
-    table.add_column("parameters", justify="right", no_wrap=True)
-    for name, sites in rows:
-        shown = _shown(sites[0])
-        total = sum(site.parameters for site in sites)
-        table.add_row(name, *(_text(shown[column]) for column in columns), f"{total:,d}")
+        numeric = name in _NUMBERS
+        wraps = name in ("module", "name")
+        table.add_column(
+            name,
+            justify="right" if numeric else "left",
+            no_wrap=not wraps,
+            overflow="fold" if wraps else "ellipsis",
+        )
+    for row in rows:
+        texts = (f"{cell:,d}" if isinstance(cell, int) else str(cell) for cell in row)
+        table.add_row(*texts)
     return table
 
 
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
+def _layers(plan: Plan) -> list[str]:
+    """Say which old layer each new one is: runs of new numbers, and of old ones."""
+    if plan.layer_map is None:
+        return []
+    old = plan.layer_map.old
+    runs: list[list[int]] = []
+    for new, was in enumerate(old):
+        if runs and was == old[new - 1] + 1:
+            runs[-1].append(new)
+        else:
+            runs.append([new])
+    mapped = (f"{ranges(run)} ← {ranges(old[i] for i in run)}" for run in runs)
+    return [f"layers: {len(old)} in {plan.layer_map.stack}: {', '.join(mapped)}"]
 
 
 def _bytes(size: float) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lora_fx import cli
-from lora_fx.cli.plan_table import fold
+from lora_fx.cli.plan_rows import fold
 from lora_fx.plan import plan
 from tests.cli.test_check import run
 from tests.golden import assert_golden
@@ -108,6 +108,80 @@ def test_what_differs_is_not_folded() -> None:
     assert len(fold(plan(spec, llama(4)))) == 4
     hidden = "seed = layer.index compute = if layer.index < 2 then float32 else activation"
     assert len(fold(plan(f"lora 1 adapter x {{ {hidden} target q_proj }}", llama(4)))) == 2
+
+
+EVERYTHING = """lora 1
+quantize mlp.up_proj { method = nf4 }
+adapter default {
+  rank = 4
+  bias = lora_only
+  target q_proj { variant = dora }
+  target embed_tokens { lora_bias = false }
+  target k_proj in layers[1..] { dropout = 0.5  dtype = bfloat16 }
+  train "model.layers.*.input_layernorm"
+  tokens [3, 4]
+}
+adapter style { rank = 2  target v_proj }
+route {
+  slots = 4  max_rank = 8  train = true
+  when "both" -> default - 0.5 * style
+  default -> base
+}
+merge one { from default + 0.25 * style  method = ties(density = 0.5)  rank = svd(8)  save = "x" }
+"""
+
+
+def test_everything_is_shown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("b.lora").write_text(EVERYTHING.replace("mlp.up_proj", '"**.mlp.up_proj"'))
+    assert run(monkeypatch, "plan", "b.lora", "--model", "model") == 0
+    assert_golden(Path(__file__).parent / "plan-everything.expect", capfd.readouterr().out)
+
+
+def test_activations_for_the_sizes_asked_for_or_of_the_entry(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def memory(*arguments: str) -> dict[str, int]:
+        assert run(monkeypatch, "plan", "b.lora", "--model", "model", "--json", *arguments) == 0
+        return json.loads(capfd.readouterr().out)["memory"]
+
+    Path("b.lora").write_text("lora 1\nadapter x { target linear }")
+    assert "activations" not in memory()
+    small, large = (
+        memory("--batch", "2", "--sequence", "16"),
+        memory("--batch", "6", "--sequence", "16"),
+    )
+    assert small["total"] == sum(size for name, size in small.items() if name != "total")
+    assert 2 * small["activations"] < large["activations"] < 4 * small["activations"]
+    entry = "compile { entry train { batch = 6  sequence = 16 } }"
+    Path("b.lora").write_text(f"lora 1\nadapter x {{ target linear }}\n{entry}")
+    assert memory() == large
+    assert run(monkeypatch, "plan", "b.lora", "--model", "model") == 0
+    assert "of 6 × 16 tokens" in capfd.readouterr().out
+
+
+def test_the_lock(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("plan", "b.lora", "--model", "model")
+    Path("b.lora").write_text("lora 1\nadapter x { rank = 2  target q_proj, v_proj }")
+    assert run(monkeypatch, *arguments, "--detailed-exitcode") == 2  # there is none
+    assert run(monkeypatch, *arguments, "--lock") == 0
+    assert "wrote b.lora.lock" in capfd.readouterr().err
+    assert run(monkeypatch, *arguments, "--detailed-exitcode", "--locked") == 0
+    assert capfd.readouterr().err == ""
+    llama(5).config.save_pretrained("model")
+    assert run(monkeypatch, *arguments) == 0
+    err = capfd.readouterr().err
+    assert err.startswith("warning[lock-differs]")
+    assert "model.layers.4.self_attn.q_proj" in err
+    assert run(monkeypatch, *arguments, "--detailed-exitcode") == 2
+    assert run(monkeypatch, *arguments, "--locked") == 1
+    assert "error[lock-differs]" in capfd.readouterr().err
+    assert run(monkeypatch, *arguments, "--lock") == 0
+    assert "lock-differs" not in capfd.readouterr().err
+    assert run(monkeypatch, *arguments, "--locked", "--detailed-exitcode") == 0
 
 
 def test_a_help_for_each_command(
