@@ -35,6 +35,7 @@ from lora_fx.runtime.given_weights import bind_weights, read_weights
 from lora_fx.runtime.provenance import annotate
 from lora_fx.runtime.root import checkpoint_layers, make_root
 from lora_fx.runtime.saved_spec import frame_of, restore_arithmetic
+from lora_fx.runtime.uncalled import require_called
 from lora_fx.runtime.unit import Compiled, Unit, arguments_of, install_unit
 from lora_fx.spec import parse
 from lora_fx.spec.spec import Spec, SpecLike
@@ -200,6 +201,7 @@ def prepare(module: GraphModule, inputs: list[Any], model: nn.Module) -> None:
     plan = model.lora_fx_plan
     annotate(module, {(site.fqn, site.adapter): site for site in plan.sites})  # type: ignore[union-attr]
     verify(module, "captured", "capture")
+    require_called(module, inputs, model)
 
 
 def rewrite(module: GraphModule, stage: Stage) -> GraphModule:

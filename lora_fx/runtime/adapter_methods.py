@@ -37,6 +37,7 @@ class AdapterMethods(_Base):
     lora_fx_adapters: dict[str, AdapterPlan]
     lora_fx_active: tuple[str, ...]
     lora_fx_enabled: bool
+    lora_fx_watched: set[tuple[str, ...]]
 
     def active_adapters(self) -> list[str]:
         """Return the adapters that take part in the forward, in the order they are added up."""
@@ -107,6 +108,7 @@ class AdapterMethods(_Base):
         self.lora_fx_active = active or tuple(left)[:1]
         self._activate()
         remove(self, adapter_name)
+        self.lora_fx_watched = {()}
 
     def print_trainable_parameters(self) -> None:
         """Print trainable and total parameter counts, as PEFT does."""

@@ -5,32 +5,98 @@ Dynamo must guard on the index: every layer becomes a graph of its own. A view o
 outside the compiled call, leaves nothing to tell layers apart.
 """
 
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, EncoderDecoderCache
+
+_INDEX = "layer_idx"
+
+
+class _Only:
+    """One layer under every index."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.layer,))
+
+    def __getitem__(self, index: int) -> Any:
+        return self.layer
+
+
+class _Flag:
+    """One value under every key."""
+
+    def __init__(self, value: bool) -> None:
+        self.value = value
+
+    def get(self, key: int) -> bool:
+        return self.value
+
+    def __getitem__(self, key: int) -> bool:
+        return self.value
+
+    def __setitem__(self, key: int, value: bool) -> None:
+        self.value = value
 
 
 class LayerCache(Cache):
     """One layer of a cache under the whole cache's interface; indices are ignored."""
 
     def __init__(self, layer: Any) -> None:
-        super().__init__(layers=[layer])
-        self._layer = layer
+        super().__init__(layers=_Only(layer))  # type: ignore[arg-type]
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Extend this layer's keys and values and return them whole."""
-        return self._layer.update(key_states, value_states, *args, **kwargs)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of cached positions of this layer."""
-        return self._layer.get_seq_length()
+    def write_back(self) -> None:
+        """Do nothing: the layer is the whole cache's own."""
 
 
-def view(cache: Cache, index: int) -> Cache:
-    """Return layer `index` of `cache` as a cache of its own; shares the layer's tensors."""
+def _at_zero(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the method for the layer at 0, whichever index it is called with."""
+    place = list(inspect.signature(method).parameters).index(_INDEX) - 1
+
+    def at_zero(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(args) > place:
+            args = (*args[:place], 0, *args[place + 1 :])
+        else:
+            kwargs[_INDEX] = 0
+        return method(self, *args, **kwargs)
+
+    return at_zero
+
+
+for _name, _method in inspect.getmembers(Cache, inspect.isfunction):
+    if _INDEX in inspect.signature(_method).parameters:
+        setattr(LayerCache, _name, _at_zero(_method))
+
+
+class LayerCaches(EncoderDecoderCache):
+    """One layer of a decoder's own cache and of its cache of what the encoder said."""
+
+    def __init__(self, cache: EncoderDecoderCache, index: int) -> None:
+        self.self_attention_cache = view(cache.self_attention_cache, index)
+        self.cross_attention_cache = view(cache.cross_attention_cache, index)
+        self.is_updated = _Flag(cache.is_updated.get(index, False))  # type: ignore[assignment]
+        self._written = cache.is_updated, index
+
+    def write_back(self) -> None:
+        """Tell the whole cache whether the layer has read the encoder's output."""
+        flags, index = self._written
+        flags[index] = self.is_updated.get(index)  # type: ignore[assignment]
+
+
+def view(cache: Cache, index: int) -> LayerCache | LayerCaches:
+    """Return layer `index` of `cache` as a cache of its own; shares the layer's tensors.
+
+    Call `write_back` when the layer has run.
+    """
+    if isinstance(cache, EncoderDecoderCache):
+        return LayerCaches(cache, index)
     if cache.layer_class_to_replicate is not None:
         while len(cache.layers) <= index:
             cache.layers.append(cache.layer_class_to_replicate())

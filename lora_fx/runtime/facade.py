@@ -22,6 +22,7 @@ from lora_fx.adapters.peft.keys import adapter_tensors
 from lora_fx.adapters.peft.write import folder_config, replace_file
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.adapter_methods import AdapterMethods
+from lora_fx.runtime.uncalled import run_watched
 
 if TYPE_CHECKING:
     _Base = PreTrainedModel
@@ -110,7 +111,7 @@ class HuggingFace(AdapterMethods, _Base):  # type: ignore[override]
         """Run the model; while its layers are recomputed in backward there is no cache to fill."""
         if self.training and self.lora_fx_recomputes and _takes_use_cache(type(self)):
             kwargs["use_cache"] = False
-        return super().forward(*args, **kwargs)
+        return run_watched(self, super().forward, args, kwargs)
 
     def _set_gradient_checkpointing(  # type: ignore[override]
         self,

@@ -1,13 +1,17 @@
 """Tell each site in a graph which adapters and which lines of the spec put it there."""
 
+import re
 from collections.abc import Mapping
 
 from torch.fx import GraphModule, Node
 
 from lora_fx.graph import ops
+from lora_fx.graph.structure import Structure
 from lora_fx.graph.text import FQN
 from lora_fx.plan.sites import SitePlan
 from lora_fx.rewrite.driver import graph_modules
+
+_FACTOR = re.compile(r"(.+)\.lora_(?:embedding_)?A\.([^.]+)\.weight")
 
 
 def annotate(module: GraphModule, planned: Mapping[tuple[str, str], SitePlan]) -> None:
@@ -23,11 +27,12 @@ def annotate(module: GraphModule, planned: Mapping[tuple[str, str], SitePlan]) -
 
 def _describe(node: Node, planned: Mapping[tuple[str, str], SitePlan]) -> dict[str, str]:
     adapters, lines = [], []
-    for A in node.args[2][::2]:  # type: ignore[index]
-        fqn, found, rest = A.meta.get(FQN, "").rpartition(".lora_A.")  # type: ignore[union-attr]
-        if not found:
+    structure = Structure.parse(node.args[4])  # type: ignore[arg-type]
+    for A, *_ in structure.params(node.args[2]):  # type: ignore[arg-type]
+        found = _FACTOR.fullmatch(A.meta.get(FQN, ""))
+        if found is None:
             continue
-        adapter = rest.removesuffix(".weight")
+        fqn, adapter = found.groups()
         adapters.append(adapter)
         if (fqn, adapter) in planned:
             rule = planned[fqn, adapter].rule

@@ -2,22 +2,39 @@
 
 Once asked for, the hooks stay. The one on a layer runs outside the layer's graph. Those inside
 read a `ContextVar`, which Dynamo cannot trace: they are put to rest while a unit runs, unless
-what they record is wanted, for which the unit runs uncompiled.
+what they record is wanted, for which the unit runs uncompiled. A model that is composed of others
+may ask them for hidden states itself. In a graph of the whole the hooks record as they should, but
+it cannot put them in place.
 
-Relies on one private name of transformers, the variable those hooks read, where it has it;
-`test_recorded_outputs` holds it.
+Relies on two private names of transformers, the variable those hooks read and the function that
+puts them in place, where it has them; `test_recorded_outputs` holds them.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
+from transformers import PreTrainedModel
+
 try:
-    from transformers.utils.output_capturing import _active_collector
+    from transformers.utils import output_capturing
+
+    _active_collector = output_capturing._active_collector
 except ImportError:
-    _active_collector = None
+    output_capturing = _active_collector = None
 
 _SWITCHES = ("output_hidden_states", "output_attentions", "output_router_logits")
+
+
+def place_hooks(model: nn.Module) -> None:
+    """Put the hooks in place of models that a composed one may ask for hidden states."""
+    composed = getattr(getattr(model, "config", None), "sub_configs", None)
+    if not composed or output_capturing is None:
+        return
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and module is not model:
+            output_capturing.maybe_install_capturing_hooks(module)
 
 
 def inner_outputs_wanted(whole_model: bool, kwargs: Mapping[str, Any]) -> bool:

@@ -1,5 +1,7 @@
 """Turn an adapted module tree into the compiled model that users hold."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -9,10 +11,15 @@ from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.plan.plan import Plan
 from lora_fx.runtime.adapter_methods import AdapterMethods
 from lora_fx.runtime.facade import HuggingFace
+from lora_fx.runtime.uncalled import run_watched
 
 
 class Plain(AdapterMethods):
     """Mixin for a compiled model that is not a `PreTrainedModel`."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model."""
+        return run_watched(self, super().forward, args, kwargs)
 
 
 def make_root(tree: nn.Module, plan: Plan) -> None:
@@ -23,6 +30,7 @@ def make_root(tree: nn.Module, plan: Plan) -> None:
     tree.lora_fx_adapters = {adapter.name: adapter for adapter in plan.adapters}  # type: ignore[assignment]
     tree.lora_fx_active = names[:1]  # type: ignore[assignment]
     tree.lora_fx_enabled = True  # type: ignore[assignment]
+    tree.lora_fx_watched = {()}  # type: ignore[assignment]
     tree.lora_fx_checkpoint = "none"  # type: ignore[assignment]
     tree.enable_adapters()  # type: ignore[operator]
 

@@ -1,25 +1,34 @@
 """A unit of compilation: one `torch.compile` entry that serves every layer alike.
 
-Relies on one private name of torch, the error by which `fullgraph=True` reports that the recompile
-limit was hit; `test_beyond_the_limit_it_fails_aloud` holds it.
+Relies on private names of torch: the errors by which `fullgraph=True` reports that something cannot
+be captured, that a backend failed, and that the recompile limit was hit; `test_not_capturable` and
+`test_beyond_the_limit_it_fails_aloud` hold them.
 """
 
 import inspect
 import itertools
+import logging
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch._dynamo.exc import (
+    BackendCompilerFailed,
+    FailOnRecompileLimitHit,
+    TorchDynamoException,
+)
+from transformers.cache_utils import Cache
 
 from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.meta import PlainText
-from lora_fx.runtime.cache_view import view
-from lora_fx.runtime.recorded_outputs import inner_outputs_wanted, unrecorded
+from lora_fx.runtime.cache_view import LayerCache, LayerCaches, view
+from lora_fx.runtime.not_capturable import not_capturable
+from lora_fx.runtime.recorded_outputs import inner_outputs_wanted, place_hooks, unrecorded
+from lora_fx.runtime.uncalled import unwatched
 
 Backend = Callable[[torch.fx.GraphModule, list[Any]], Callable[..., Any]]
 GRAPHS_PER_UNIT = 64
@@ -50,6 +59,12 @@ class Unit:
             message = f"`{type(module).__name__}` needs more than {GRAPHS_PER_UNIT} graphs"
             help = "find what differs between calls with TORCH_LOGS=recompiles"
             raise LoraFxError((Diagnostic("too-many-graphs", message, help=help),)) from error
+        except BackendCompilerFailed as error:
+            if isinstance(error.inner_exception, LoraFxError):
+                raise error.inner_exception from None
+            raise
+        except TorchDynamoException as error:
+            raise not_capturable(module, error) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}
@@ -61,11 +76,19 @@ class Unit:
         else:  # torch 2.11 has only the limit of the process
             config = torch.compiler.config
             config.recompile_limit = max(config.recompile_limit, GRAPHS_PER_UNIT)
+        _let_models_warn()
         code = _forward.__code__.replace(co_name=f"forward_{next(_numbers)}")
         entry = types.FunctionType(code, _forward.__globals__)
         return torch.compile(
             entry, backend=self.backend, fullgraph=True, dynamic=self.dynamic, **limits
         )
+
+
+def _let_models_warn() -> None:
+    """Leave out of graphs what transformers logs once, instead of refusing models that do."""
+    once = (getattr(logging.Logger, name, None) for name in ("warning_once", "info_once"))
+    ignored = torch._dynamo.config.ignore_logger_methods
+    torch._dynamo.config.ignore_logger_methods = {*ignored, *filter(None, once)}
 
 
 def _forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -96,13 +119,20 @@ class Compiled:
 
 @torch.compiler.disable(reason=_OUTER)
 def _enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    cache = kwargs.get("past_key_values")
-    if cache is not None and module.lora_fx_index is not None:
-        kwargs["past_key_values"] = view(cache, module.lora_fx_index)
+    views = {} if module.lora_fx_index is None else _views(kwargs, module.lora_fx_index)
+    kwargs |= views
     if inner_outputs_wanted(module.lora_fx_index is None, kwargs):
-        return _forward(module, args, kwargs)
-    with unrecorded():
-        return module.lora_fx_unit(module, args, kwargs)
+        result = _forward(module, args, kwargs)
+    else:
+        with unrecorded(), unwatched():
+            result = module.lora_fx_unit(module, args, kwargs)
+    for one in views.values():
+        one.write_back()
+    return result
+
+
+def _views(kwargs: Mapping[str, Any], index: int) -> dict[str, LayerCache | LayerCaches]:
+    return {name: view(v, index) for name, v in kwargs.items() if isinstance(v, Cache)}
 
 
 @torch.compiler.disable(reason=_OUTER)
@@ -144,5 +174,7 @@ def arguments_of(
 def install_unit(module: nn.Module, unit: Unit, index: int | None) -> None:
     """Make `module` run in `unit`, in place."""
     specialise(module, Compiled)
+    if index is None:
+        place_hooks(module)
     module.lora_fx_unit = unit  # type: ignore[assignment]
     module.lora_fx_index = index  # type: ignore[assignment]

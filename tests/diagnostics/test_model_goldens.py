@@ -13,6 +13,7 @@ import lora_fx
 from lora_fx.cli.graphs import program
 from lora_fx.diagnostics import LoraFxError, render
 from tests.golden import assert_golden
+from tests.odd_models import Branching, Reading
 from tests.plan.models import Tower
 from tests.tiny import llama, spec, tokens
 
@@ -38,6 +39,11 @@ def too_many_graphs() -> None:
     compiled(tokens())
     with torch.no_grad():
         compiled(tokens())
+
+
+def run_odd(base: nn.Module, targets: str) -> None:
+    text = f"lora 1 adapter default {{ rank = 2 target {targets} }}"
+    lora_fx.compile(base, text, backend="eager")(torch.ones(3, 5))
 
 
 def vision_model() -> None:
@@ -102,6 +108,8 @@ CASES: dict[str, Callable[[], object]] = {
     "no-example-input": vision_model,
     "too-many-graphs": too_many_graphs,
     "no-such-module": lambda: lora_fx.plan(spec(), llama(2)).explain("model.layers.0.mlp.up_prj"),
+    "not-capturable": lambda: run_odd(Branching(), "up"),
+    "site-never-called": lambda: run_odd(Reading(), "up, proj"),
     "not-supported-yet": lambda: lora_fx.compile(llama(2, attention_bias=True), NOT_YET),
     "peft-cannot-say": lambda: lora_fx.parse(UNSAID).to_peft(),
     "peft-no-targets": lambda: lora_fx.from_peft({"target_modules": ["nothing"]}, llama(2)),
