@@ -63,14 +63,17 @@ def _hooks_inside(unit: nn.Module, fqn: str) -> Iterator[Diagnostic]:
     from accelerate.hooks import AlignDevicesHook
 
     help = "compile with `backend=None`"
-    for other in {type(h).__name__: h for h in hooks if not isinstance(h, AlignDevicesHook)}:
+    aligning = [hook for hook in hooks if isinstance(hook, AlignDevicesHook)]
+    others = (type(hook).__name__ for hook in hooks if hook not in aligning)
+    for other in dict.fromkeys(others):
         message = f"{_name(fqn)} cannot be compiled with a `{other}` inside"
         yield Diagnostic("hook-in-the-way", message, help=help)
-    devices = dict.fromkeys(str(getattr(hook, "execution_device", None)) for hook in hooks)
+    placed = (hook.execution_device for hook in aligning)
+    devices = dict.fromkeys(str(device) for device in placed if device is not None)
     if len(devices) > 1:
         message = f"{_name(fqn)} cannot be compiled: it runs on the devices {', '.join(devices)}"
         yield Diagnostic("hook-in-the-way", message, help=f"place it on one device, or {help}")
-    if not fqn and any(getattr(hook, "offload", False) for hook in hooks):
+    if not fqn and any(hook.offload for hook in aligning):
         message = "all offloaded weights would come in at once to run the model as one graph"
         yield Diagnostic("hook-in-the-way", message, help=f"write `unit = layers`, or {help}")
 

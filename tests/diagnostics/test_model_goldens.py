@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
+from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module
 from peft import LoraConfig
 from torch import nn
 
@@ -94,6 +96,22 @@ def chain_of_files() -> None:
     lora_fx.parse(Path("0.lora"))
 
 
+def replaced_forward() -> None:
+    base = llama(2)
+    base.model.layers[1].self_attn.q_proj.forward = lambda x: x
+    lora_fx.compile(base, "lora 1 adapter x { target q_proj }", backend=None)
+
+
+ONE_GRAPH = "lora 1 adapter x { target q_proj } compile { unit = model }"
+
+
+def hooks_in_the_way() -> None:
+    base = cpu_offload(llama(2))
+    add_hook_to_module(base.model.layers[0].mlp, AlignDevicesHook("meta"))
+    add_hook_to_module(base.model.layers[1].mlp, ModelHook())
+    lora_fx.compile(base, ONE_GRAPH)
+
+
 CASES: dict[str, Callable[[], object]] = {
     "unknown-adapter": lambda: model().set_adapter("defualt"),
     "adapter-twice": lambda: model().set_adapter(["default", "default"]),
@@ -123,6 +141,8 @@ CASES: dict[str, Callable[[], object]] = {
     "no-estimate": lambda: lora_fx.plan(
         "lora 1 adapter x { rank = 1 target linear }", Tower()
     ).memory(8),
+    "replaced-forward": replaced_forward,
+    "hook-in-the-way": hooks_in_the_way,
     "no-model": lambda: lora_fx.plan("lora 1"),
     "ambiguous-stack": lambda: lora_fx.plan(
         "lora 1 layers { replicate 0..2 }", nn.ModuleDict({"a": Tower(2), "b": Tower(3)})

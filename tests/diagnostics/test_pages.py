@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import peft
 import pytest
 import torch
@@ -95,7 +96,8 @@ def test_programs_and_commands(
 ) -> None:
     (language, wrong), (_, right) = examples(code)
     if language == "sh":
-        monkeypatch.setattr(os, "replace", refuse)
+        if code == "unwritable-file":
+            monkeypatch.setattr(os, "replace", refuse)
         assert command(wrong, monkeypatch) == 1
         assert f"error[{code}]" in capfd.readouterr().err
         assert command(right, monkeypatch) == 0
@@ -114,7 +116,10 @@ def run(example: str, code: str) -> None:
     if code == "too-many-graphs":
         example, backend = example.replace("range(100)", "range(4)"), "eager"
     names: dict[str, Any] = {"model": compiled(backend), "base": llama(4), "ids": tokens(2, 3)}
-    exec(example, names | {"lora_fx": lora_fx, "torch": torch, "peft": peft})
+    exec(
+        example,
+        names | {"accelerate": accelerate, "lora_fx": lora_fx, "torch": torch, "peft": peft},
+    )
 
 
 def command(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
