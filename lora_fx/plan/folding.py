@@ -4,9 +4,12 @@ Both ends of a range are included. Where there are several numbers, as in layers
 folded name stands for all combinations.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+
+_MOST_NUMBERS = 10_000
 
 Segment = str | tuple[int, ...]
 
@@ -54,6 +57,24 @@ def fold(names: Iterable[str]) -> list[Fold]:
             alike.setdefault(_others(one, position), []).append(one)
         folds = [_joined(group, position) for group in alike.values()]
     return folds
+
+
+def unfold(text: str) -> list[str]:
+    """Return the names that a folded name stands for. Raises ValueError for what is none."""
+    names = [""]
+    for part in re.split(r"(\{[^{}]*\})", text):
+        choices = [str(n) for n in _numbers(part[1:-1])] if part[:1] == "{" else [part]
+        names = [name + choice for name in names for choice in choices]
+    return names
+
+
+def _numbers(text: str) -> Iterator[int]:
+    for run in text.split(","):
+        start, dots, end = run.partition("..")
+        numbers = range(int(start), int(end if dots else start) + 1)
+        if len(numbers) > _MOST_NUMBERS:
+            raise ValueError(f"`{run}` is a longer range than any model has layers")
+        yield from numbers
 
 
 def _segment(text: str) -> Segment:

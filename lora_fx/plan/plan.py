@@ -1,7 +1,7 @@
 """A spec against a module tree: which module gets what, and what it costs."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -10,6 +10,8 @@ from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
 from lora_fx.plan.alike import once_each
 from lora_fx.plan.blueprint import Blueprint, blueprint_of
 from lora_fx.plan.checks import failed_checks
+from lora_fx.plan.explain import Part, explain
+from lora_fx.plan.lock_differences import lock_differences
 from lora_fx.plan.memory import Memory, count_elements, estimate
 from lora_fx.plan.modules import modules_of
 from lora_fx.plan.quantization import QuantizedModule, quantized_modules
@@ -89,6 +91,13 @@ class Plan:
             parts["activations"] = self.activations(batch, sequence).bytes
         return parts | {"total": sum(parts.values())}
 
+    def explain(self, name: str) -> tuple[Part, ...]:
+        """Say what each adapter does to a module, or a parameter, by its dotted name, and why.
+
+        Raises LoraFxError, with the closest name, if the model has no such module.
+        """
+        return explain(self, name)
+
     def to_peft(self) -> dict[str, dict[str, Any]]:
         """Return the `LoraConfig` settings by which PEFT makes the same sites, for each adapter.
 
@@ -155,7 +164,7 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         diagnostics += failed_checks(spec.checks, _totals(plan), modules)
     if any(d.severity == "error" for d in diagnostics):
         raise LoraFxError(diagnostics)
-    return plan
+    return replace(plan, notes=(*plan.notes, *lock_differences(plan)))
 
 
 def _totals(plan: Plan) -> dict[str, Value]:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lora_fx
+from lora_fx.plan.lock_file import write_lock
 from tests.tiny import llama
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -38,7 +39,16 @@ def write_files() -> None:
     for path in (chain / "16.lora", Path("presets/attention.lora")):
         path.write_text("lora 1\npreset attention { rank = 4 }\n")
     Path("presets/back.lora").write_text('lora 1\ninclude "../spec.lora"\n')
+    _write_locks()
     _save("adapters/sql")
+
+
+def _write_locks() -> None:
+    Path("language/deeper.json").write_text(json.dumps(llama(5).config.to_dict()))
+    for name in ("locked", "damaged"):
+        Path(f"{name}.lora").write_text(SPEC)
+    write_lock(lora_fx.plan("locked.lora", "language"))
+    Path("damaged.lora.lock").write_text('{"lock": 1, "adap')
 
 
 def write_adapters(example: str) -> None:

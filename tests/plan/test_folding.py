@@ -1,9 +1,10 @@
 from itertools import product
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_fx.plan.folding import fold, ranges
+from lora_fx.plan.folding import fold, ranges, unfold
 
 
 def folded(*names: str) -> list[str]:
@@ -58,5 +59,10 @@ def test_every_name_is_in_one_fold_once(names: list[str]) -> None:
     folds = fold(names)
     assert sorted(name for one in folds for name in one.names) == sorted(names)
     for one in folds:
-        choices = [[s] if isinstance(s, str) else map(str, s) for s in one.segments]
-        assert {".".join(choice) for choice in product(*choices)} == set(one.names)
+        assert sorted(unfold(str(one))) == sorted(one.names)
+
+
+@pytest.mark.parametrize("text", ["a.{x}", "a.{0..1000000000}", "a.{0..b}", "a.{}"])
+def test_what_is_no_folded_name(text: str) -> None:
+    with pytest.raises(ValueError, match=r"invalid literal|range"):
+        unfold(text)
