@@ -52,7 +52,7 @@ class Unit:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run `module`'s original forward, compiled."""
         if self._compiled is None:
-            self._compiled = self._compile()
+            self._compiled = self.entry()
         try:
             return self._compiled(module, args, kwargs)
         except FailOnRecompileLimitHit as error:
@@ -69,7 +69,8 @@ class Unit:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}
 
-    def _compile(self) -> Callable[..., Any]:
+    def entry(self) -> Any:
+        """Return a `torch.compile` entry of (module, args, kwargs) with a code object of its own."""
         limits: dict[str, Any] = {}
         if "recompile_limit" in inspect.signature(torch.compile).parameters:
             limits = {"recompile_limit": GRAPHS_PER_UNIT, "isolate_recompiles": True}

@@ -1,12 +1,11 @@
 """A grammar's tables in the user's cache folder, so that they are not built at every start.
 
-The folder is `LORA_FX_CACHE`, else `lora_fx` in `XDG_CACHE_HOME` or `~/.cache`. A file there holds
-plain JSON after the checksum of it: one that is damaged reads as none, and nothing in it is ever
-run. Where the folder cannot be read or written there is no cache, and nothing else changes.
+A file there holds plain JSON after the checksum of it: one that is damaged reads as none, and
+nothing in it is ever run. Where the folder cannot be read or written there is no cache, and nothing
+else changes.
 """
 
 import json
-import os
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from lark import Lark
 from lark.grammar import Rule
 from lark.lexer import TerminalDef
 
+from lora_fx.spec.user_cache import user_cache
 from lora_fx.spec.whole_file import write_whole
 
 
@@ -48,10 +48,7 @@ def write(key: str, parser: Lark) -> None:
 
 
 def _path(key: str) -> Path:
-    own = os.environ.get("LORA_FX_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(own) if own else Path(shared) / "lora_fx"
-    return folder.expanduser() / f"tables-{key[:16]}.json"
+    return user_cache() / f"tables-{key[:16]}.json"
 
 
 def _with_whole_numbers(tables: dict[str, Any]) -> dict[str, Any]:
