@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from lora_fx.cli.columns import aligned
 from lora_fx.cli.report import report
 from lora_fx.diagnostics import Span
 from lora_fx.plan import plan as plan_model
@@ -37,14 +38,7 @@ def _print_part(console: Console, part: Part) -> None:
 
 
 def _print_table(console: Console, rows: Iterable[Sequence[Text]]) -> None:
-    """Print rows indented, in columns; nothing stands behind the last word of a line."""
-    rows = list(rows)
-    widths = [max(text.cell_len for text in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        line = Text("    ")
-        for text, width in zip(row, widths, strict=True):
-            line.append_text(text).append(" " * (width - text.cell_len + 2))
-        line.rstrip()
+    for line in aligned(list(rows), indent=4):
         console.print(line)
 
 

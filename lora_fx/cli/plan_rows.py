@@ -1,41 +1,113 @@
 """What a plan holds, as rows in which equal layers are one."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from lora_fx.plan.folding import fold as fold_names
+from lora_fx.plan.folding import Fold, fold
+from lora_fx.plan.kinds import Layer
 from lora_fx.plan.plan import Plan
+from lora_fx.plan.quantization import QuantizedModule
+from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.expressions import Word, show
-from lora_fx.spec.spec import Mix
+from lora_fx.spec.spec import MergeSpec, Mix, RouteSpec
 
-_One = TypeVar("_One")
-
-# Columns that are left out where they say this at every site.
-USUAL: Mapping[str, object] = {
+# Columns that are left out where they say this in every row; so is a scaling of alpha/rank.
+_USUAL: Mapping[str, str] = {
     "kind": "linear",
-    "dropout": "0",
     "variant": "lora",
-    "bias": "no",
+    "dropout": "0",
+    "init": "default",
+    "lora_bias": "no",
+    "tie": "no",
+    "offload": "no",
+    "seed": "0",
     "dtype": "float32",
     "compute": "activation",
     "trainable": "yes",
 }
 
 
-def fold(plan: Plan) -> list[tuple[str, list[SitePlan]]]:
-    """Return rows of sites that differ in nothing but their layer, and a name for all of them.
+@dataclass(frozen=True)
+class Row:
+    """Parts of a plan that differ in nothing but the numbers in their names.
 
-    `model.layers.{0..7,12}.q_proj` are layers 0 to 7, both included, and 12.
+    `amount` are their parameters, of quantised modules their bytes.
     """
-    return _folded(plan.sites, lambda site: site.name, lambda site: tuple(shown(site).values()))
+
+    name: Fold
+    cells: Mapping[str, str]
+    parts: tuple[Any, ...]
+
+    @property
+    def amount(self) -> int:
+        """Of all parts together."""
+        return sum(
+            part.bytes if isinstance(part, QuantizedModule) else part.parameters
+            for part in self.parts
+        )
 
 
-def shown(site: SitePlan) -> dict[str, str]:
-    """Return a site's columns, as text."""
+def adapter_rows(adapter: AdapterPlan) -> list[Row]:
+    """Return the sites of an adapter and what it trains of the base, in that order."""
+    return [
+        *_rows(adapter.sites, lambda site: site.name, _site),
+        *_rows(adapter.modules, lambda copy: copy.fqn, lambda copy: _of_base("train", copy)),
+        *_rows(adapter.tokens, lambda rows: rows.fqn, lambda rows: _of_base(_ids(rows.ids), rows)),
+        *_rows(adapter.biases, lambda bias: bias.name, lambda bias: _of_base("bias", bias)),
+    ]
+
+
+def columns(rows: Sequence[Row]) -> list[str]:
+    """Return the columns that say something, of all rows together."""
+    names = dict.fromkeys(name for row in rows for name in row.cells)
+    return [name for name in names if any(_says_something(name, row) for row in rows)]
+
+
+def _says_something(name: str, row: Row) -> bool:
+    if name not in row.cells:
+        return False
+    if name == "scaling":
+        return any(site.scaling != site.alpha / site.rank for site in row.parts)
+    return row.cells[name] != _USUAL.get(name)
+
+
+def quantized_rows(plan: Plan) -> list[Row]:
+    """Return the modules that are quantised."""
+    modules = plan.quantized.values()
+    return _rows(modules, lambda one: one.fqn, lambda one: {"method": _word(one.method)})
+
+
+def _rows(
+    parts: Iterable[Any],
+    name_of: Callable[[Any], str],
+    cells_of: Callable[[Any], Mapping[str, str]],
+) -> list[Row]:
+    """Fold parts whose cells are equal; what differs in its layers only stands together."""
+    alike: dict[tuple[str, ...], dict[str, Any]] = {}
+    cells: dict[tuple[str, ...], Mapping[str, str]] = {}
+    for part in parts:
+        shown = cells_of(part)
+        key = tuple(shown.values())
+        cells[key] = shown
+        alike.setdefault(key, {})[name_of(part)] = part
+    rows = [
+        Row(name, cells[key], tuple(named[one] for one in name.names))
+        for key, named in alike.items()
+        for name in fold(named)
+    ]
+    order: dict[tuple[str, str], int] = {}
+    place = {id(part): i for i, part in enumerate(parts)}
+    for row in sorted(rows, key=lambda row: place[id(row.parts[0])]):
+        order.setdefault((row.name.stack, row.name.rest), len(order))
+    return sorted(rows, key=lambda row: (order[row.name.stack, row.name.rest], row.name.layers))
+
+
+def _site(site: SitePlan) -> dict[str, str]:
     return {
-        "adapter": site.adapter,
-        "kind": site.layer.kind,
+        "kind": _kind(site.layer),
+        "variant": _word(site.variant),
         "in": str(site.in_features),
         "out": str(site.out_features),
         "rank": str(site.rank),
@@ -43,87 +115,62 @@ def shown(site: SitePlan) -> dict[str, str]:
         "scaling": f"{site.scaling:g}",
         "dropout": f"{site.dropout:g}",
         "init": _word(site.init),
-        "variant": _word(site.variant),
-        "bias": _yes(site.lora_bias),
+        "lora_bias": _yes(site.lora_bias),
+        "tie": _yes(site.tie),
+        "offload": _yes(site.offload),
+        "seed": str(site.seed),
         "dtype": site.dtype,
         "compute": site.compute,
         "trainable": _yes(site.trainable),
     }
 
 
-def trained_rows(plan: Plan) -> list[tuple[str, str, str, int]]:
-    """Return rows of what is trained of the base: what, name, adapter, parameters."""
-    parts: list[tuple[str, Iterable[Any], Callable[[Any], str]]] = [
-        ("train", plan.trained, lambda one: one.fqn),
-        ("bias", plan.biases, lambda one: one.name),
-    ]
-    rows = [
-        (what, name, items[0].adapter, sum(item.parameters for item in items))
-        for what, of, name_of in parts
-        for name, items in _folded(of, name_of, lambda one: one.adapter)
-    ]
-    for tokens in plan.tokens:
-        name = f"{len(tokens.ids)} rows of {tokens.fqn}"
-        rows.append(("tokens", name, tokens.adapter, tokens.parameters))
-    return rows
+def _kind(layer: Layer) -> str:
+    sizes = "×".join(map(str, layer.kernel))
+    groups = f"/{layer.groups}" if layer.groups > 1 else ""
+    experts = f"×{layer.experts}" if layer.experts > 1 else ""
+    return f"{layer.kind} {sizes}{groups}{experts}".rstrip()
 
 
-def quantized_rows(plan: Plan) -> list[tuple[str, str, int]]:
-    """Return rows of quantised modules: name, method, bytes."""
-    modules = plan.quantized.values()
-    rows = _folded(modules, lambda one: one.fqn, lambda one: show(one.method))
-    return [(name, _word(of[0].method), sum(one.bytes for one in of)) for name, of in rows]
+def _of_base(what: str, part: Any) -> dict[str, str]:
+    return {"kind": what, "trainable": _yes(part.trainable)}
 
 
-def route_rows(plan: Plan) -> list[tuple[str, str]]:
-    """Return rows of the route: what, and its value."""
-    route = plan.spec.route
-    if route is None:
-        return []
-    rows = [("argument", route.argument)]
-    rows += [("slots", str(route.slots))] if route.slots else []
-    rows += [("max_rank", str(route.max_rank))] if route.max_rank else []
-    rows += [("trained", "yes")] if route.train else []
-    rows += [(f'when "{name}"', mix_text(mix)) for name, mix in route.mixes.items()]
-    return rows + ([("default", mix_text(route.default))] if route.default else [])
+def _ids(ids: tuple[int, ...]) -> str:
+    return f"token {ids[0]}" if len(ids) == 1 else f"{len(ids)} tokens"
 
 
-def merge_rows(plan: Plan) -> list[tuple[str, str]]:
-    """Return rows of merges: name, and what becomes of which adapters."""
-    rows = []
-    for merge in plan.spec.merges:
-        parts = [mix_text(merge.mix), f"by {_word(merge.method)}"]
-        parts += [f"to rank {merge.rank}"] if merge.rank else []
-        parts += ["into the base"] if merge.into_base else []
-        parts += [f"saved in {merge.save}"] if merge.save else []
-        rows.append((merge.name, ", ".join(parts)))
-    return rows
+def route_facts(route: RouteSpec) -> list[tuple[str, str]]:
+    """Return what a route says, by name."""
+    facts = [("by", f"argument `{route.argument}`")]
+    facts += [("slots", str(route.slots))] if route.slots else []
+    facts += [("max_rank", str(route.max_rank))] if route.max_rank else []
+    facts += [("train", "all adapters")] if route.train else []
+    facts += [(f'"{name}"', mix_text(mix)) for name, mix in route.mixes.items()]
+    return facts + ([("default", mix_text(route.default))] if route.default else [])
+
+
+def merge_text(merge: MergeSpec) -> str:
+    """Return what becomes of which adapters."""
+    parts = [mix_text(merge.mix), f"by {_word(merge.method)}"]
+    parts += [f"to rank {merge.rank}"] if merge.rank else []
+    parts += ["into the base"] if merge.into_base else []
+    parts += ["dequantized"] if merge.dequantize else []
+    parts += [f"in {merge.dtype}"] if merge.dtype else []
+    parts += [f"saved in {merge.save}"] if merge.save else []
+    return ", ".join(parts)
 
 
 def mix_text(mix: Mix) -> str:
     """Return a mix as it is written, the base if it has no terms."""
-    text = " + ".join(f"{term.weight:g} * {term.name}" for term in mix.terms)
+    text = " + ".join(
+        term.name if term.weight == 1 else f"{term.weight:g} * {term.name}" for term in mix.terms
+    )
     return text.replace("+ -", "- ") or "base"
 
 
-def _folded(
-    items: Iterable[_One], name_of: Callable[[_One], str], like: Callable[[_One], object]
-) -> list[tuple[str, list[_One]]]:
-    """Fold the names of items that say the same; rows in the order of the first item of each."""
-    groups: dict[object, dict[str, _One]] = {}
-    place: dict[int, int] = {}
-    for item in items:
-        groups.setdefault(like(item), {})[name_of(item)] = item
-        place[id(item)] = len(place)
-    rows = [
-        (str(row), [group[name] for name in row.names])
-        for group in groups.values()
-        for row in fold_names(group)
-    ]
-    return sorted(rows, key=lambda row: place[id(row[1][0])])
-
-
 def _word(word: Word) -> str:
+    """Return a word with its arguments, closely set."""
     return show(word).replace(" = ", "=")
 
 

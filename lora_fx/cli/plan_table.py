@@ -1,108 +1,124 @@
 """A plan as tables that align, for people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
+from lora_fx.cli.columns import Row as Cells
+from lora_fx.cli.columns import aligned
 from lora_fx.cli.plan_rows import (
-    USUAL,
-    fold,
-    merge_rows,
+    Row,
+    adapter_rows,
+    columns,
+    merge_text,
     quantized_rows,
-    route_rows,
-    shown,
-    trained_rows,
+    route_facts,
 )
 from lora_fx.plan.folding import ranges
 from lora_fx.plan.plan import Plan
+from lora_fx.plan.replication import LayerMap
 
-_PIPED_WIDTH = 1000
-_NUMBERS = ("in", "out", "rank", "alpha", "scaling", "dropout", "parameters", "bytes")
+_ANY_WIDTH = 1000
+_NUMBERS = ("in", "out", "rank", "alpha", "scaling", "dropout", "seed", "parameters", "bytes")
 
 
 def print_plan(plan: Plan, memory: Mapping[str, int], of: str | None) -> None:
     """Print all that a plan holds: what is adapted and trained, the totals, memory, layers.
 
-    `memory` is `Plan.memory`'s; `of` says for which batch it holds, if activations are in it.
+    On a terminal the modules of one stack stand below its name; elsewhere each row has the whole
+    name of its modules. `memory` is `Plan.memory`'s; `of` says for which batch it holds, if
+    activations are in it.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_PIPED_WIDTH)
-    for title, table in _tables(plan):
-        console.print(f"\n{title}" if title else "", end="\n" if title else "")
-        console.print(table)
+    console = Console(highlight=False, soft_wrap=True)
+    for lines in _blocks(plan, memory, of, console):
+        if lines:
+            console.print(Text("\n").join(lines), end="\n\n")
     share = 100 * plan.trainable / plan.all if plan.all else 0.0
-    print()
     print(
         f"trainable params: {plan.trainable:,d} || all params: {plan.all:,d} "
         f"|| trainable%: {share:.4f}"
     )
-    print("memory:", ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items()))
-    print("        " + (f"of {of}" if of else "activations come on top: --batch N --sequence N"))
-    for line in _layers(plan):
-        print(line)
 
 
-def _tables(plan: Plan) -> list[tuple[str, Table]]:
-    """Return each part of the plan that there is, with its title."""
-    found = [("", _sites(plan))] if plan.sites else []
-    parts: list[tuple[str, Sequence[str], Sequence[Sequence[object]]]] = [
-        ("trained of the base", ("by", "name", "adapter", "parameters"), trained_rows(plan)),
-        ("quantised", ("module", "method", "bytes"), quantized_rows(plan)),
-        ("route", ("", ""), route_rows(plan)),
-        ("merges", ("", ""), merge_rows(plan)),
-    ]
-    return found + [(title, _table(columns, rows)) for title, columns, rows in parts if rows]
+def _blocks(
+    plan: Plan, memory: Mapping[str, int], of: str | None, console: Console
+) -> Iterator[list[Text]]:
+    width = console.width if console.is_terminal else None
+    adapters = {adapter.name: adapter_rows(adapter) for adapter in plan.adapters}
+    yield _table("adapter", adapters, "parameters", width)
+    yield _table("quantized", {"": quantized_rows(plan)}, "bytes", width)
+    if plan.layer_map is not None:
+        yield _facts(f"layers of {plan.layer_map.stack}", list(_layers(plan.layer_map)))
+    if plan.spec.route is not None:
+        yield _facts("route", route_facts(plan.spec.route))
+    for merge in plan.spec.merges:
+        yield _facts(f"merge {merge.name}", [(merge_text(merge),)])
+    yield _facts("memory", list(_memory(plan, memory, of)), right=(1,))
 
 
-def _sites(plan: Plan) -> Table:
-    """Columns that say the same as usual at every site are left out."""
-    rows = [(name, shown(sites[0]), sites) for name, sites in fold(plan)]
-    columns = [
-        name
-        for name in rows[0][1]
-        if name not in USUAL or any(values[name] != USUAL[name] for _, values, _ in rows)
-    ]
-    return _table(
-        ("module", *columns, "parameters"),
-        [
-            (name, *(values[c] for c in columns), sum(site.parameters for site in sites))
-            for name, values, sites in rows
-        ],
-    )
+def _facts(title: str, rows: Sequence[Cells], right: Sequence[int] = ()) -> list[Text]:
+    return [Text(title, "bold"), *aligned(rows, right, indent=2)]
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
-    for name in columns:
-        numeric = name in _NUMBERS
-        wraps = name in ("module", "name")
-        table.add_column(
-            name,
-            justify="right" if numeric else "left",
-            no_wrap=not wraps,
-            overflow="fold" if wraps else "ellipsis",
-        )
-    for row in rows:
-        texts = (f"{cell:,d}" if isinstance(cell, int) else str(cell) for cell in row)
-        table.add_row(*texts)
-    return table
+def _table(
+    kind: str, sections: Mapping[str, Sequence[Row]], amount: str, width: int | None
+) -> list[Text]:
+    """Return the rows of all sections below one head; `amount` is the last column.
 
-
-def _layers(plan: Plan) -> list[str]:
-    """Say which old layer each new one is: runs of new numbers, and of old ones."""
-    if plan.layer_map is None:
+    With a width each section stands below its title, and modules below their stack.
+    """
+    rows = [row for some in sections.values() for row in some]
+    if not rows:
         return []
-    old = plan.layer_map.old
-    runs: list[list[int]] = []
-    for new, was in enumerate(old):
-        if runs and was == old[new - 1] + 1:
-            runs[-1].append(new)
+    shown = columns(rows)
+    names = (kind, "module") if width is None else ("", "layers")
+    head = [Text(name, "bold") for name in (*names, *shown, amount)]
+    lines: list[Cells | Text] = [head]
+    for title, some in sections.items():
+        if width is None:
+            lines += [(title, str(row.name), *_cells(row, shown)) for row in some]
         else:
-            runs.append([new])
-    mapped = (f"{ranges(run)} ← {ranges(old[i] for i in run)}" for run in runs)
-    return [f"layers: {len(old)} in {plan.layer_map.stack}: {', '.join(mapped)}"]
+            lines += [Text(f"{kind} {title}".rstrip(), "bold"), *_below_stacks(some, shown)]
+    right = [i for i, name in enumerate(head) if name.plain in _NUMBERS]
+    return aligned(lines, right, width=width or _ANY_WIDTH)
+
+
+def _below_stacks(rows: Iterable[Row], shown: Sequence[str]) -> Iterator[Cells | Text]:
+    """Yield each stack's name and its rows; a name that the row before has too is not repeated."""
+    for stack, group in groupby(rows, key=lambda row: row.name.stack):
+        if stack:
+            yield Text(f"  {stack}")
+        before = ""
+        for row in group:
+            indent = "    " if stack else "  "
+            name = "" if row.name.rest == before else f"{indent}{row.name.rest}"
+            before = row.name.rest
+            yield (name, ranges(row.name.layers, ", "), *_cells(row, shown))
+
+
+def _cells(row: Row, shown: Sequence[str]) -> list[str]:
+    return [*(row.cells.get(name, "") for name in shown), f"{row.amount:,d}"]
+
+
+def _layers(layer_map: LayerMap) -> Iterator[tuple[str, str]]:
+    """Say which old layer each new one is: runs of new numbers, and of old ones."""
+    numbers = enumerate(layer_map.old)
+    for _, run in groupby(numbers, key=lambda pair: pair[1] - pair[0]):
+        new, old = zip(*run, strict=True)
+        yield ranges(new), f"old {ranges(old)}"
+
+
+def _memory(
+    plan: Plan, memory: Mapping[str, int], of: str | None
+) -> Iterator[tuple[str, str, str]]:
+    optimizer = plan.spec.optimizer.name if plan.spec.optimizer else "adamw"
+    remarks = {"optimizer": optimizer, "activations": f"{of}, estimated"}
+    for name, size in memory.items():
+        if name == "total" and of is None:
+            yield "activations", "?", "estimated for --batch N --sequence N"
+        yield name, _bytes(size), remarks.get(name, "")
 
 
 def _bytes(size: float) -> str:

@@ -4,10 +4,8 @@ from pathlib import Path
 import pytest
 
 from lora_fx import cli
-from lora_fx.cli.plan_rows import fold
 from lora_fx.plan import plan
 from tests.cli.test_check import run
-from tests.golden import assert_golden
 from tests.tiny import llama
 
 SPEC = """lora 1
@@ -32,15 +30,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config.save_pretrained(tmp_path / "model")
     (tmp_path / "a.lora").write_text(SPEC)
     return tmp_path
-
-
-def test_the_table(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert run(monkeypatch, "plan", "a.lora", "--model", "model") == 0
-    out, err = capfd.readouterr()
-    assert err == ""
-    assert_golden(Path(__file__).parent / "plan.expect", out)
 
 
 def test_as_json(
@@ -89,56 +78,6 @@ def test_without_a_model(
     assert "error[no-model]" in capfd.readouterr().err
 
 
-def test_rows_hold_every_site_once() -> None:
-    planned = plan(SPEC, llama(4))
-    rows = fold(planned)
-    assert [name for name, _ in rows] == [
-        "model.layers.{0..1,3}.self_attn.q_proj",
-        "model.layers.{0..5}.mlp.down_proj",
-        "model.layers.{2,4..5}.self_attn.q_proj",
-        "model.layers.5.self_attn.v_proj",
-    ]
-    sites = [site for _, row in rows for site in row]
-    assert len(sites) == len(planned.sites)
-    assert {(s.fqn, s.adapter) for s in sites} == {(s.fqn, s.adapter) for s in planned.sites}
-
-
-def test_what_differs_is_not_folded() -> None:
-    spec = "lora 1 adapter x { rank = layer.index + 1 target q_proj }"
-    assert len(fold(plan(spec, llama(4)))) == 4
-    hidden = "seed = layer.index compute = if layer.index < 2 then float32 else activation"
-    assert len(fold(plan(f"lora 1 adapter x {{ {hidden} target q_proj }}", llama(4)))) == 2
-
-
-EVERYTHING = """lora 1
-quantize mlp.up_proj { method = nf4 }
-adapter default {
-  rank = 4
-  bias = lora_only
-  target q_proj { variant = dora }
-  target embed_tokens { lora_bias = false }
-  target k_proj in layers[1..] { dropout = 0.5  dtype = bfloat16 }
-  train "model.layers.*.input_layernorm"
-  tokens [3, 4]
-}
-adapter style { rank = 2  target v_proj }
-route {
-  slots = 4  max_rank = 8  train = true
-  when "both" -> default - 0.5 * style
-  default -> base
-}
-merge one { from default + 0.25 * style  method = ties(density = 0.5)  rank = svd(8)  save = "x" }
-"""
-
-
-def test_everything_is_shown(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    Path("b.lora").write_text(EVERYTHING.replace("mlp.up_proj", '"**.mlp.up_proj"'))
-    assert run(monkeypatch, "plan", "b.lora", "--model", "model") == 0
-    assert_golden(Path(__file__).parent / "plan-everything.expect", capfd.readouterr().out)
-
-
 def test_activations_for_the_sizes_asked_for_or_of_the_entry(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,7 +97,7 @@ def test_activations_for_the_sizes_asked_for_or_of_the_entry(
     Path("b.lora").write_text(f"lora 1\nadapter x {{ target linear }}\n{entry}")
     assert memory() == large
     assert run(monkeypatch, "plan", "b.lora", "--model", "model") == 0
-    assert "of 6 × 16 tokens" in capfd.readouterr().out
+    assert "6 × 16 tokens, estimated" in capfd.readouterr().out
 
 
 def test_the_lock(
