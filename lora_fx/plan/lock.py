@@ -92,7 +92,7 @@ def lock_of(plan: "Plan") -> Lock:
     return Lock(
         plan.spec.syntax.header.version,
         _hashes(plan.spec),
-        _identity(plan.blueprint),
+        identity_of(plan.blueprint),
         {rule: frozenset(selection.names) for rule, selection in rules_of(plan)},
         {a.name: {site.name: site.rank for site in a.sites} for a in plan.adapters},
     )
@@ -135,7 +135,7 @@ def _hashes(spec: Spec) -> dict[str, str]:
     }
 
 
-def _identity(blueprint: Blueprint | None) -> dict[str, str]:
+def identity_of(blueprint: Blueprint | None) -> dict[str, str]:
     """Return a model's class, and a hash of what its config says of its modules."""
     if blueprint is None:
         return {}

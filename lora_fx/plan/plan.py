@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
+from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.alike import once_each
 from lora_fx.plan.blueprint import Blueprint, blueprint_of
 from lora_fx.plan.checks import failed_checks
@@ -21,7 +21,7 @@ from lora_fx.plan.selectors import Selection, select
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
 from lora_fx.plan.weights import with_own_targets
-from lora_fx.spec.expressions import Value, show
+from lora_fx.spec.expressions import Value
 from lora_fx.spec.spec import AdapterSpec, Spec
 
 if TYPE_CHECKING:
@@ -108,21 +108,10 @@ class Plan:
         return to_peft(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as plain data."""
-        return {
-            "sites": [_site(site) for site in self.sites],
-            "trained": [_rest(module) for module in self.trained],
-            "tokens": [_rest(tokens) for tokens in self.tokens],
-            "biases": [_rest(bias) for bias in self.biases],
-            "quantized": [
-                _rest(module) | {"method": show(module.method)}
-                for module in self.quantized.values()
-            ],
-            "layer_map": asdict(self.layer_map) if self.layer_map else None,
-            "trainable": self.trainable,
-            "all": self.all,
-            "memory": self.memory(),
-        }
+        """Return everything that the plan holds as plain data."""
+        from lora_fx.plan.as_json import plan_to_json
+
+        return plan_to_json(self)
 
 
 def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -> Plan:
@@ -199,31 +188,3 @@ def _slot_faults(plan: Plan) -> list[Diagnostic]:
         for site in beyond
     ]
     return once_each(faults)
-
-
-def _site(site: SitePlan) -> dict[str, Any]:
-    values = {name: getattr(site, name) for name in _VALUES}
-    words = {name: show(getattr(site, name)) for name in ("init", "variant")}
-    places = {name: _place(span) for name, span in site.provenance.items()}
-    layer = {
-        "kind": site.layer.kind,
-        "in_features": site.in_features,
-        "out_features": site.out_features,
-    }
-    tensors = {name: list(shape) for name, shape in site.tensors.items()}
-    rule = {"rule": _place(site.rule), "provenance": places}
-    return values | layer | words | {"tensors": tensors} | rule
-
-
-_VALUES = (
-    *("fqn", "parameter", "adapter", "rank", "alpha", "scaling", "rslora", "dropout"),
-    *("lora_bias", "tie", "offload", "seed", "dtype", "compute", "trainable"),
-)
-
-
-def _rest(item: Any) -> dict[str, Any]:
-    return vars(item) | {"parameters": getattr(item, "parameters", None), "rule": _place(item.rule)}
-
-
-def _place(span: Span) -> str:
-    return f"{span.source.name}:{span.line}"
