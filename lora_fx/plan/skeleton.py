@@ -1,6 +1,7 @@
 """The module tree to plan on: a model's own, or one built on meta from its config."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,18 @@ def read_config(model: str | Path, ref: ModelRef | None = None) -> PretrainedCon
     options: dict[str, Any] = {"trust_remote_code": ref is not None and ref.trust_remote_code}
     if ref is not None and ref.revision is not None:
         options["revision"] = ref.revision
+    if not _is_hub_id(str(model)) and not Path(model).exists():
+        missing = FileNotFoundError("it is no hub id, and there is no such folder or file")
+        raise _no_model(f"`{model}` does not exist", ref, missing)
     try:
         return AutoConfig.from_pretrained(str(model), **options)
     except (ImportError, OSError, ValueError, KeyError) as error:
         raise _no_model(f"`{model}` has no config that can be read", ref, error) from error
+
+
+def _is_hub_id(text: str) -> bool:
+    """Whether a text may name a model of the hub: `name` or `organisation/name`."""
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text) is not None and text[-5:] != ".json"
 
 
 def _no_model(message: str, ref: ModelRef | None, error: Exception) -> LoraFxError:

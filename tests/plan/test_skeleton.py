@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, LlamaConfig, ViTConfig
+from transformers import AutoConfig, BertConfig, LlamaConfig, ViTConfig
 
 import lora_fx
 from lora_fx.diagnostics import LoraFxError
@@ -61,6 +61,26 @@ def test_folders_without_a_config(tmp_path: Path, content: str | None) -> None:
         lora_fx.plan(TEXT, tmp_path)
     (diagnostic,) = raised.value.diagnostics
     assert diagnostic.code == "no-model"
+    assert diagnostic.notes
+
+
+@pytest.mark.parametrize("name", ["./none", "/none/at/all", "a/b/c", "none/config.json", "~/none"])
+def test_paths_that_do_not_exist_are_not_asked_for_at_the_hub(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(LoraFxError) as raised:
+        lora_fx.plan(TEXT, name)
+    assert raised.value.diagnostics[0].message == f"`{name}` does not exist"
+
+
+def test_a_hub_id_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(LoraFxError) as raised:
+        lora_fx.plan(TEXT, "no-such-organisation/no-such-model")
+    (diagnostic,) = raised.value.diagnostics
+    assert diagnostic.code == "no-model"
+    assert "no-such-organisation/no-such-model" in diagnostic.message
     assert diagnostic.notes
 
 
