@@ -11,7 +11,12 @@ from typing import Any
 
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
-_INDEX = "layer_idx"
+INDEX = "layer_idx"
+METHODS = frozenset(
+    name
+    for name, method in inspect.getmembers(Cache, inspect.isfunction)
+    if INDEX in inspect.signature(method).parameters
+)
 
 
 class _Only:
@@ -58,21 +63,20 @@ class LayerCache(Cache):
 
 def _at_zero(method: Callable[..., Any]) -> Callable[..., Any]:
     """Return the method for the layer at 0, whichever index it is called with."""
-    place = list(inspect.signature(method).parameters).index(_INDEX) - 1
+    place = list(inspect.signature(method).parameters).index(INDEX) - 1
 
     def at_zero(self: Any, *args: Any, **kwargs: Any) -> Any:
         if len(args) > place:
             args = (*args[:place], 0, *args[place + 1 :])
         else:
-            kwargs[_INDEX] = 0
+            kwargs[INDEX] = 0
         return method(self, *args, **kwargs)
 
     return at_zero
 
 
-for _name, _method in inspect.getmembers(Cache, inspect.isfunction):
-    if _INDEX in inspect.signature(_method).parameters:
-        setattr(LayerCache, _name, _at_zero(_method))
+for _name in METHODS:
+    setattr(LayerCache, _name, _at_zero(getattr(Cache, _name)))
 
 
 class LayerCaches(EncoderDecoderCache):

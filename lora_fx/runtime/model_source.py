@@ -11,36 +11,38 @@ import torch
 
 from lora_fx.diagnostics import Source, Span
 
+Place = tuple[str, int]  # a file and a line, from 1
 _LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parents[1])
 
 
-def line_of(file: str, number: int) -> Span | None:
-    """Return a line of a file as a place; None if it cannot be read."""
-    lines = linecache.getlines(file)
-    if not 0 < number <= len(lines):
-        return None
-    source = Source(_shortest(file), "".join(lines))
-    start = source.line_start(number)
-    line = source.line(number)
-    return Span(source, start + len(line) - len(line.lstrip()), start + len(line.rstrip()))
+def innermost(places: Iterable[Place]) -> Place | None:
+    """Return the last place that is neither torch's nor ours."""
+    return next((p for p in reversed(list(places)) if not _is_in(p[0], _LIBRARIES)), None)
 
 
-def innermost(places: Iterable[tuple[str, int]]) -> Span | None:
-    """Return the last of some files and lines that is neither torch's nor ours."""
-    own = [place for place in places if not _is_in(place[0], _LIBRARIES)]
-    return line_of(*own[-1]) if own else None
-
-
-def line_of_trace(trace: str) -> Span | None:
+def innermost_of_trace(trace: str) -> Place | None:
     """Return the innermost place of a printed stack."""
     return innermost((f, int(n)) for f, n in re.findall(r'File "(.+)", line (\d+)', trace))
 
 
-def calling_line(frame: FrameType | None) -> Span | None:
-    """Return the innermost place on a stack, the innermost frame being given."""
+def caller(frame: FrameType | None) -> Place | None:
+    """Return the innermost place of a live stack, given its innermost frame."""
     while frame is not None and _is_in(frame.f_code.co_filename, _LIBRARIES):
         frame = frame.f_back
-    return None if frame is None else line_of(frame.f_code.co_filename, frame.f_lineno)
+    return None if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+
+
+def span_of(place: Place | None) -> Span | None:
+    """Return the line of a place; None if its file cannot be read."""
+    if place is None:
+        return None
+    file, number = place
+    lines = linecache.getlines(file)
+    if not 0 < number <= len(lines):
+        return None
+    source = Source(_shortest(file), "".join(lines))
+    start, line = source.line_start(number), source.line(number)
+    return Span(source, start + len(line) - len(line.lstrip()), start + len(line.rstrip()))
 
 
 def _shortest(file: str) -> str:

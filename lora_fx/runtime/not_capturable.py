@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
-from lora_fx.runtime.model_source import innermost
+from lora_fx.runtime.model_source import innermost, span_of
 
 _DETAIL = re.compile(
     r"^ *(?:Explanation: |Developer debug context: (?=raised exception))(.+)$", re.MULTILINE
@@ -17,7 +17,7 @@ def not_capturable(module: nn.Module, error: Any) -> LoraFxError:
     """Return the error that names module, reason and place; `error` is Dynamo's."""
     reason, *_ = str(error).strip().splitlines()
     stack = getattr(error, "real_stack", None) or ()
-    place = innermost((frame.filename, frame.lineno or 0) for frame in stack)
+    place = span_of(innermost((frame.filename, frame.lineno or 0) for frame in stack))
     message = f"the forward of `{type(module).__name__}` cannot be captured as one graph"
     notes = tuple(dict.fromkeys(_DETAIL.findall(str(error))))
     help = "compile with `backend=None`, which runs the same adapters uncompiled"

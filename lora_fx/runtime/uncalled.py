@@ -18,11 +18,11 @@ from torch.overrides import TorchFunctionMode
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.site import Site
-from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
+from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import ops
 from lora_fx.graph.text import FQN
 from lora_fx.rewrite.driver import graph_modules
-from lora_fx.runtime.model_source import calling_line, line_of_trace
+from lora_fx.runtime.model_source import Place, caller, innermost_of_trace, span_of
 
 _watch: ContextVar["_Watch | None"] = ContextVar("watch", default=None)
 
@@ -32,7 +32,7 @@ def require_called(module: GraphModule, inputs: Sequence[Any], model: nn.Module)
     owners = _owners(_active_sites(model))
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     used = {
-        id(value): line_of_trace(next(iter(placeholder.users)).stack_trace or "")
+        id(value): innermost_of_trace(next(iter(placeholder.users)).stack_trace or "")
         for placeholder, value in zip(placeholders, inputs, strict=True)
         if id(value) in owners and placeholder.users
     }
@@ -90,7 +90,7 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self._sites = sites
         self._owners = _owners(sites)
-        self._used: dict[int, Span | None] = {}
+        self._used: dict[int, Place | None] = {}
         self._called: set[str] = set()
 
     def __torch_function__(
@@ -104,7 +104,7 @@ class _Watch(TorchFunctionMode):
         if isinstance(result, Tensor):
             for value in _flat((*args, *(kwargs or {}).values())):
                 if id(value) in self._owners and id(value) not in self._used:
-                    self._used[id(value)] = calling_line(sys._getframe())
+                    self._used[id(value)] = caller(sys._getframe())
         return result
 
     @contextmanager
@@ -144,13 +144,13 @@ def _owners(sites: Mapping[str, Site]) -> dict[int, list[str]]:
 
 
 def _refuse(
-    used: Mapping[int, Span | None], owners: Mapping[int, list[str]], called: set[str]
+    used: Mapping[int, Place | None], owners: Mapping[int, list[str]], called: set[str]
 ) -> None:
     faults = [
         Diagnostic(
             "site-never-called",
             f"`{owners[weight][0]}` is adapted, and the model reads its weight without calling it",
-            place,
+            span_of(place),
             "reads the weight, which has no adapter in it",
             help=f'leave it out: `except "{owners[weight][0]}"`',
         )

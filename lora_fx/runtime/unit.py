@@ -26,6 +26,7 @@ from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.meta import PlainText
 from lora_fx.runtime.cache_view import LayerCache, LayerCaches, view
+from lora_fx.runtime.layer_index import without_cache_indices
 from lora_fx.runtime.not_capturable import not_capturable
 from lora_fx.runtime.recorded_outputs import inner_outputs_wanted, place_hooks, unrecorded
 from lora_fx.runtime.uncalled import unwatched
@@ -81,7 +82,12 @@ class Unit:
         code = _forward.__code__.replace(co_name=f"forward_{next(_numbers)}")
         entry = types.FunctionType(code, _forward.__globals__)
         return torch.compile(
-            entry, backend=self.backend, fullgraph=True, dynamic=self.dynamic, **limits
+            entry,
+            backend=self.backend,
+            fullgraph=True,
+            dynamic=self.dynamic,
+            options={"guard_filter_fn": without_cache_indices},  # type: ignore[dict-item]
+            **limits,
         )
 
 

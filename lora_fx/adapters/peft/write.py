@@ -54,13 +54,15 @@ def folder_config(
     what PEFT has no names for.
     """
     placed = dict(storage.sites(model))
-    now = (placed[site.fqn].lora_arithmetic[plan.name] for site in plan.sites)
+    current = (placed[site.fqn].lora_arithmetic[plan.name] for site in plan.sites)
     sites = tuple(
         replace(site, alpha=a.alpha, scaling=a.scaling, rslora=a.rslora, dropout=a.dropout)
-        for site, a in zip(plan.sites, now, strict=True)
+        for site, a in zip(plan.sites, current, strict=True)
     )
     config = config_of(replace(plan, sites=sites), list(storage.base_modules(model)), layers)
-    return config | {"fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True}
+    transposed = any(site.layer.kind == "transposed" for site in plan.sites)
+    now = {"fan_in_fan_out": transposed, "inference_mode": True, "init_lora_weights": True}
+    return config | now
 
 
 def replace_file(path: Path, write_to: Callable[[Path], Any]) -> None:
