@@ -41,6 +41,7 @@ class LeavesVersions(_Base):
     def detach_hook(self, module: nn.Module) -> Any:
         """Bring in the base's tensors for good."""
         own = copies.in_force(module)
+        copies.activate(module, ())
         module = super().detach_hook(module)
         copies.replace_base(module)
         copies.put(module, own)

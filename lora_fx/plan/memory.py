@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.plan.gradients import tensors_with_gradients
+from lora_fx.plan.offloaded import distinct_parameters
 from lora_fx.plan.optimizer_state import state_bytes
 from lora_fx.plan.quantization import QuantizedModule
 from lora_fx.plan.rules import AdapterPlan
@@ -69,7 +70,7 @@ def estimate(
 def _tensors(tree: nn.Module) -> Iterator[Tensor]:
     """Yield parameters, buffers, and the scales of packed 4-bit weights; some more than once."""
     yield from tree.buffers()
-    for parameter in tree.parameters():
+    for parameter in distinct_parameters(tree):
         yield parameter
         state: Any = getattr(parameter, "quant_state", None)
         while state is not None:

@@ -14,6 +14,7 @@ from lora_fx.plan.explain import Part, explain
 from lora_fx.plan.lock_differences import lock_differences
 from lora_fx.plan.memory import Memory, count_elements, estimate
 from lora_fx.plan.modules import modules_of
+from lora_fx.plan.offloaded import distinct_parameters
 from lora_fx.plan.quantization import QuantizedModule, quantized_modules
 from lora_fx.plan.replication import LayerMap
 from lora_fx.plan.rules import AdapterPlan, plan_adapter
@@ -143,7 +144,7 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         {fqn: type(module).__name__ for fqn, module in modules.by_fqn.items()},
         {name: tuple(parameter.shape) for name, parameter in modules.parameters.items()},
         tuple(quantize),
-        sum(count_elements(parameter) for parameter in tree.parameters()),
+        sum(count_elements(parameter) for parameter in distinct_parameters(tree)),
         tuple(d for d in diagnostics if d.severity != "error"),
         blueprint_of(tree),
         estimate(tree, adapters, quantized, spec.optimizer),
