@@ -88,15 +88,17 @@ def _memory(
     entry = next(entries, None)
     if batch is None and entry is not None:
         batch, sequence = entry.batch, sequence or entry.sequence
+    memory = planned.memory()
     if batch is None:
         if sequence is not None:
             raise typer.BadParameter("--sequence needs --batch, or an `entry train` in the spec")
-        return planned.memory(), None, []
+        return memory, None, []
     try:
-        return planned.memory(batch, sequence), planned.activations(batch, sequence).of, []
+        kept = planned.activations(batch, sequence)
     except LoraFxError as error:
-        notes = [replace(d, severity="note") for d in error.diagnostics]
-        return planned.memory(), None, notes
+        return memory, None, [replace(d, severity="note") for d in error.diagnostics]
+    total = memory.pop("total") + kept.bytes
+    return memory | {"activations": kept.bytes, "total": total}, kept.of, []
 
 
 def _no_lock(spec: Path) -> Diagnostic:
