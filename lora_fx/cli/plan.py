@@ -60,7 +60,7 @@ def plan(
         from lora_fx.plan import plan as plan_model
 
         planned = plan_model(parsed, model)
-        memory, of, unknown = _memory(planned, batch, sequence)
+        memory, remark, unknown = _memory(planned, batch, sequence)
     path = lock_path(parsed)
     differences = [note for note in planned.notes if note.code in _OF_LOCKS]
     if path is None or not path.exists():
@@ -73,7 +73,7 @@ def plan(
     else:
         from lora_fx.cli.plan_table import print_plan
 
-        print_plan(planned, memory, of)
+        print_plan(planned, memory, remark)
     if lock:
         print(f"wrote {write_lock(planned)}", file=sys.stderr)
     if detailed_exitcode and differences:
@@ -82,8 +82,8 @@ def plan(
 
 def _memory(
     planned: "Plan", batch: int | None, sequence: int | None
-) -> tuple[dict[str, int], str | None, list[Diagnostic]]:
-    """Return the memory, of which batch in words, and why activations are not in it, as notes."""
+) -> tuple[dict[str, int], str, list[Diagnostic]]:
+    """Return the memory, a remark on activations, and why they are not in it, as notes."""
     entries = (entry for entry in planned.spec.compile.entries if entry.name == "train")
     entry = next(entries, None)
     if batch is None and entry is not None:
@@ -92,13 +92,14 @@ def _memory(
     if batch is None:
         if sequence is not None:
             raise typer.BadParameter("--sequence needs --batch, or an `entry train` in the spec")
-        return memory, None, []
+        return memory, "estimated for --batch N --sequence N", []
     try:
         kept = planned.activations(batch, sequence)
     except LoraFxError as error:
-        return memory, None, [replace(d, severity="note") for d in error.diagnostics]
+        notes = [replace(d, severity="note") for d in error.diagnostics]
+        return memory, "cannot be estimated", notes
     total = memory.pop("total") + kept.bytes
-    return memory | {"activations": kept.bytes, "total": total}, kept.of, []
+    return memory | {"activations": kept.bytes, "total": total}, f"{kept.of}, estimated", []
 
 
 def _no_lock(spec: Path) -> Diagnostic:

@@ -24,15 +24,15 @@ _ANY_WIDTH = 1000
 _NUMBERS = ("in", "out", "rank", "alpha", "scaling", "dropout", "seed", "parameters", "bytes")
 
 
-def print_plan(plan: Plan, memory: Mapping[str, int], of: str | None) -> None:
+def print_plan(plan: Plan, memory: Mapping[str, int], remark: str) -> None:
     """Print all that a plan holds: what is adapted and trained, the totals, memory, layers.
 
     On a terminal the modules of one stack stand below its name; elsewhere each row has the whole
-    name of its modules. `memory` is `Plan.memory`'s; `of` says for which batch it holds, if
-    activations are in it.
+    name of its modules. `memory` is `Plan.memory`'s, with activations or without; `remark` is
+    about them.
     """
     console = Console(highlight=False, soft_wrap=True)
-    for lines in _blocks(plan, memory, of, console):
+    for lines in _blocks(plan, memory, remark, console):
         if lines:
             console.print(Text("\n").join(lines), end="\n\n")
     share = 100 * plan.trainable / plan.all if plan.all else 0.0
@@ -43,7 +43,7 @@ def print_plan(plan: Plan, memory: Mapping[str, int], of: str | None) -> None:
 
 
 def _blocks(
-    plan: Plan, memory: Mapping[str, int], of: str | None, console: Console
+    plan: Plan, memory: Mapping[str, int], remark: str, console: Console
 ) -> Iterator[list[Text]]:
     width = console.width if console.is_terminal else None
     adapters = {adapter.name: adapter_rows(adapter) for adapter in plan.adapters}
@@ -55,7 +55,7 @@ def _blocks(
         yield _facts("route", route_facts(plan.spec.route))
     for merge in plan.spec.merges:
         yield _facts(f"merge {merge.name}", [(merge_text(merge),)])
-    yield _facts("memory", list(_memory(plan, memory, of)), right=(1,))
+    yield _facts("memory", list(_memory(plan, memory, remark)), right=(1,))
 
 
 def _facts(title: str, rows: Sequence[Cells], right: Sequence[int] = ()) -> list[Text]:
@@ -110,14 +110,12 @@ def _layers(layer_map: LayerMap) -> Iterator[tuple[str, str]]:
         yield ranges(new), f"old {ranges(old)}"
 
 
-def _memory(
-    plan: Plan, memory: Mapping[str, int], of: str | None
-) -> Iterator[tuple[str, str, str]]:
+def _memory(plan: Plan, memory: Mapping[str, int], remark: str) -> Iterator[tuple[str, str, str]]:
     optimizer = plan.spec.optimizer.name if plan.spec.optimizer else "adamw"
-    remarks = {"optimizer": optimizer, "activations": f"{of}, estimated"}
+    remarks = {"optimizer": optimizer, "activations": remark}
     for name, size in memory.items():
-        if name == "total" and of is None:
-            yield "activations", "?", "estimated for --batch N --sequence N"
+        if name == "total" and "activations" not in memory:
+            yield "activations", "?", remark
         yield name, _bytes(size), remarks.get(name, "")
 
 

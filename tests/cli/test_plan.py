@@ -100,6 +100,19 @@ def test_activations_for_the_sizes_asked_for_or_of_the_entry(
     assert "6 × 16 tokens, estimated" in capfd.readouterr().out
 
 
+def test_activations_that_cannot_be_estimated(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("speech.json").write_text('{"model_type": "wav2vec2", "num_hidden_layers": 1}')
+    Path("b.lora").write_text("lora 1\nadapter x { target linear }")
+    assert run(monkeypatch, "plan", "b.lora", "--model", "speech.json", "--batch", "2") == 0
+    out, err = capfd.readouterr()
+    assert err.startswith("note[no-estimate]")
+    assert "`input_values`" in err
+    assert "?  cannot be estimated" in out
+    assert run(monkeypatch, "plan", "b.lora", "--model", "model", "--sequence", "2") == 2
+
+
 def test_the_lock(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
