@@ -58,7 +58,10 @@ def _larger(inner: Text) -> Text:
 
 
 _expressions = st.recursive(_literals, _larger, max_leaves=6)
-_attributes = _phrase(st.one_of(_names, _some(["train", "tokens"])), "=", _expressions)
+_attributes = st.one_of(
+    _phrase(st.one_of(_names, _some(["train", "tokens"])), "=", _expressions),
+    _phrase(_names, "=", _expressions, ";", _some(["and", "else", "except", "in"]), "=", _literals),
+)
 
 _atoms = st.one_of(
     _names,

@@ -1,8 +1,8 @@
 """Text to the same text in the canonical style.
 
-Only blanks, line breaks, `;` and commas before a closing bracket change: the syntax tree stays,
-comments stay in their order, texts in quotes are never touched, and formatting twice is formatting
-once.
+Only blanks, line breaks, `;` that say nothing and commas before a closing bracket change: the
+syntax tree stays, comments stay in their order, texts in quotes are never touched, and formatting
+twice is formatting once.
 
     text ── Lark ──► tokens, tree ──► pieces ──► statements ──► lines ──► text
 """

@@ -69,7 +69,7 @@ def _statement_lines(statement: Statement, indent: int) -> list[Line]:
         lines += _statement_lines(inner, indent + _INDENT)
     end = replace(statement.close, after_blank_line=False)
     _append_lead(lines, end, opened, indent + _INDENT)
-    return [*lines, Line(" " * indent + "}")]
+    return [*lines, Line(" " * indent + statement.close.text)]
 
 
 def _is_short(statement: Statement) -> bool:
@@ -84,7 +84,7 @@ def _one_line(statement: Statement) -> str:
     if statement.close is None:
         return text
     inside = "  ".join(_one_line(inner) for inner in statement.body)
-    return f"{text} {inside} }}" if inside else f"{text} }}"
+    return " ".join(filter(None, [text, inside, statement.close.text]))
 
 
 def _filled(pieces: Sequence[Piece], indent: int) -> list[Line]:

@@ -7,9 +7,12 @@ from itertools import pairwise
 
 from lark import Token
 
+from lora_fx.spec.recovery import KEYWORDS
+
 _COMMENT = re.compile(r"#[^\n]*")
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 _END = "$END"
+_KEYWORDS = KEYWORDS | {"and", "or", "then", "else", "except", "in", "where"}
 # A comment before one of these stands behind it afterwards: `q # a`, `, v` as `q,  # a`, `v`.
 _HELD_BACK = {"COMMA", "EQUAL", "LBRACE", "ARROW"}
 
@@ -27,6 +30,7 @@ class Comment:
 class Piece:
     """A token that stays, or the end of the file, and what stands before it.
 
+    A `;` stays, as the end of `text`, where the name of an attribute would be a keyword otherwise.
     `kind` is Lark's name of the terminal, but for `->`, `..` and the sign that begins a mix:
     ARROW, DOTS and SIGN.
     """
@@ -42,20 +46,26 @@ class Piece:
 def read_pieces(text: str, tokens: Sequence[Token]) -> list[Piece]:
     """Return the tokens of a text without those that say nothing, and the end of the file."""
     end = Token(_END, "", start_pos=len(text), end_pos=len(text))
-    kept = [a for a, b in pairwise([*tokens, end]) if not _says_nothing(a, b)]
     pieces: list[Piece] = []
     at = 0
-    for token in [*kept, end]:
-        start = token.start_pos or 0
-        pieces.append(_piece(token, text[at:start], pieces))
-        at = token.end_pos or start
+    for token, following in pairwise([*tokens, end, end]):
+        if token.type == "SEMICOLON" and _is_like_a_keyword(following):
+            pieces[-1] = replace(pieces[-1], text=f"{pieces[-1].text};")
+        elif not _says_nothing(token, following):
+            start = token.start_pos or 0
+            pieces.append(_piece(token, text[at:start], pieces))
+            at = token.end_pos or start
     return list(_comments_held_back(pieces))
 
 
 def _says_nothing(token: Token, following: Token) -> bool:
-    return token.type == "SEMICOLON" or (
-        token.type == "COMMA" and following.type in ("RPAR", "RSQB")
-    )
+    comma = token.type == "COMMA" and following.type in ("RPAR", "RSQB")
+    return comma or token.type == "SEMICOLON"
+
+
+def _is_like_a_keyword(token: Token) -> bool:
+    """Whether this is the name of an attribute only because a `;` stands before it."""
+    return token.type == "NAME" and token in _KEYWORDS
 
 
 def _piece(token: Token, gap: str, before: Sequence[Piece]) -> Piece:
