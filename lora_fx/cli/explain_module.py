@@ -11,6 +11,7 @@ from lora_fx.cli.report import report
 from lora_fx.diagnostics import Span
 from lora_fx.plan import plan as plan_model
 from lora_fx.plan.explain import Attribute, Part, Verdict
+from lora_fx.plan.plan import Plan
 from lora_fx.spec import parse
 
 
@@ -21,9 +22,14 @@ def explain_module(spec: Path, name: str, model: str | None) -> None:
         parts = planned.explain(name)
     report(planned.notes)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(Text(name, "bold"))
+    console.print(Text.assemble((name, "bold"), f"  {_what(planned, name)}"))
     for part in parts:
         _print_part(console, part)
+
+
+def _what(planned: Plan, name: str) -> str:
+    """Return a module's class, or a parameter's shape."""
+    return planned.modules.get(name) or "×".join(map(str, planned.parameters[name]))
 
 
 def _print_part(console: Console, part: Part) -> None:

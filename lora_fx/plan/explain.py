@@ -68,10 +68,11 @@ def explain(plan: "Plan", name: str) -> tuple[Part, ...]:
 
     Raises LoraFxError, with the closest name, if the model has no such module.
     """
-    if name not in plan.modules and not any(site.name == name for site in plan.sites):
-        word = closest(name, plan.modules)
+    known = (*plan.modules, *plan.parameters)
+    if name not in known:
+        word = closest(name, known)
         help = f"did you mean `{word}`?" if word else "`lora-fx plan` lists what is adapted"
-        message = f"the model has no module `{name}`"
+        message = f"the model has no module and no parameter `{name}`"
         raise LoraFxError((Diagnostic("no-such-module", message, help=help),))
     return tuple(_part(adapter, name) for adapter in plan.adapters)
 
@@ -86,7 +87,7 @@ def _part(adapter: "AdapterPlan", name: str) -> Part:
         tuple(_verdict(selection, name, sites) for selection in adapter.selections),
         outermost(name, copies),
         next(rows, ()),
-        tuple(b.name for b in adapter.biases if b.name.rpartition(".")[0] == name),
+        tuple(b.name for b in adapter.biases if name in (b.name, b.name.rpartition(".")[0])),
     )
 
 

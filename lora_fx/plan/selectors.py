@@ -1,5 +1,6 @@
 """Match a rule's selector against a model's modules and parameters."""
 
+import re
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from lora_fx.spec.patterns import BadPattern, matcher
 from lora_fx.spec.selectors import Atom, Range, Selector
 from lora_fx.spec.spec import QuantizeSpec, Target, Train
 
+_CLAUSE = re.compile(r'\bin\s+layers(\s+of\s+"[^"]*")?\s*\[\s*\Z')
 _WORDS = {Target: "target", Train: "train", QuantizeSpec: "quantize"}
 
 
@@ -137,7 +139,7 @@ def _clause_against(
         return None
     beyond = [layer_range(r, len(stack.layers)) for r in ranges if r.last >= len(stack.layers)]
     diagnostics += beyond
-    clause = Span(ranges[0].span.source, ranges[0].span.start, ranges[-1].span.end)
+    clause = _whole_clause(ranges)
 
     def against(name: str) -> Span | None:
         if not _in_layers(name, stack, ranges):
@@ -145,6 +147,13 @@ def _clause_against(
         return excluded.get(name) or failing(name)
 
     return None if beyond else against
+
+
+def _whole_clause(ranges: tuple[Range, ...]) -> Span:
+    """Return where `in layers` stands, from its first word to its bracket."""
+    source, start, end = ranges[0].span.source, ranges[0].span.start, ranges[-1].span.end
+    head = _CLAUSE.search(source.text, 0, start)
+    return Span(source, head.start() if head else start, source.text.find("]", end) + 1 or end)
 
 
 def _excluded(

@@ -61,7 +61,7 @@ def test_what_statements_make_of_a_module(plan: lora_fx.plan.Plan) -> None:
         ]
 
     assert verdicts("layers.2.self_attn.o_proj") == ["selects", "selects", "selects", "-"]
-    assert verdicts("layers.0.self_attn.v_proj") == ["-", "1..", "-", "-"]
+    assert verdicts("layers.0.self_attn.v_proj") == ["-", "in layers[1..]", "-", "-"]
     assert verdicts("layers.1.mlp.down_proj") == ["-", "down_proj", "-", "-"]
     assert verdicts("layers.3.mlp.up_proj") == ["-", 'train "model.layers.3.mlp"', "-", "-"]
 
@@ -82,6 +82,19 @@ def test_parameters_are_found_by_their_name_and_by_their_module() -> None:
     plan = lora_fx.plan(spec, llama(2))
     for name in ("layers.1.self_attn.q_proj.weight", "layers.1.self_attn.q_proj"):
         assert rows(part(plan, name, "a"))["rank"] == ("3", 1, [])
+
+
+def test_parameters_that_nothing_adapts(plan: lora_fx.plan.Plan) -> None:
+    assert part(plan, "layers.0.self_attn.q_proj.weight").does_nothing
+    bias = "layers.0.self_attn.q_proj.bias"
+    assert part(plan, bias).biases == (f"model.{bias}",)
+    spec = 'lora 1 adapter a { target? parameter "**.q_proj.weight" except q_proj target k_proj }'
+    (verdict, _) = part(
+        lora_fx.plan(spec, llama(2)), "layers.1.self_attn.q_proj.weight", "a"
+    ).verdicts
+    assert not verdict.selects
+    assert verdict.left_out is not None
+    assert verdict.left_out.text == "q_proj"
 
 
 def test_an_unknown_module_is_named_with_the_closest(plan: lora_fx.plan.Plan) -> None:
