@@ -77,8 +77,11 @@ def step(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
     return {"loss": loss.detach(), **grads}
 
 
-def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float = 1e-5) -> None:
-    """Every tensor within the tolerance of a tensor that is not zero."""
+def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float = 3e-5) -> None:
+    """Every tensor within the tolerance of a tensor that is not zero.
+
+    Float32 gradients that have come through thirty layers differ by 1.2e-5 on some processors.
+    """
     assert got.keys() == want.keys()
     assert len(want) > 1
     for name, tensor in want.items():
