@@ -71,7 +71,7 @@ class Unit:
         return {**self.__dict__, "_compiled": None}
 
     def entry(self) -> Any:
-        """Return a `torch.compile` entry of (module, args, kwargs) with a code object of its own."""
+        """Return a `torch.compile` entry of (module, args, kwargs) with code of its own."""
         limits: dict[str, Any] = {}
         if "recompile_limit" in inspect.signature(torch.compile).parameters:
             limits = {"recompile_limit": GRAPHS_PER_UNIT, "isolate_recompiles": True}

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import lora_fx
-from lora_fx.adapters.init import generator_of
 from lora_fx.adapters.init import METHODS as ALL
+from lora_fx.adapters.init import generator_of
 from tests.tiny import llama
 
 METHODS = ALL["linear"]
