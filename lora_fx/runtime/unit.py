@@ -48,7 +48,7 @@ class Unit:
     def __init__(self, backend: Backend, dynamic: bool | None) -> None:
         self.backend = backend
         self.dynamic = dynamic
-        self._compiled: Callable[..., Any] | None = None
+        self._compiled: Any = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run `module`'s original forward, compiled."""
