@@ -96,7 +96,7 @@ def overwrite(model: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> No
     What a tied layer has in the file is the embedding's, and is passed over.
     """
     for name, tensor in _live_tensors(model, adapter).items():
-        if tensor.is_leaf:
+        if not tensor._is_view():
             tensor.copy_(state[f"{PREFIX}{name}"])
 
 
