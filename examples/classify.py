@@ -9,6 +9,7 @@ import torch
 from prepare_minilm import prepare
 from python_topics import TOPICS, Paragraph, split
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from transformers import (
@@ -89,7 +90,8 @@ def accuracy(
 ) -> float:
     model.eval()
     right = 0
-    for start in range(0, len(paragraphs), 16):
+    starts = range(0, len(paragraphs), 16)
+    for start in track(starts, "held-out paragraphs", console=Console(stderr=True)):
         inputs = batch(tokenizer, paragraphs[start : start + 16])
         right += int((model(**inputs).logits.argmax(-1) == inputs["labels"]).sum())
     return right / len(paragraphs)

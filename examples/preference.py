@@ -68,7 +68,7 @@ def pairs(paragraphs: Sequence[Paragraph]) -> list[dict[str, str]]:
             p for p in (*paragraphs[index + 1 :], *paragraphs) if p.topic != paragraph.topic
         )
         words = paragraph.text.split()
-        half = len(words) // 2
+        half = min(len(words) // 2, 24)  # TRL drops a pair whose prompt alone fills `max_length`
         made.append(
             {
                 "prompt": " ".join(words[:half]),
@@ -94,7 +94,7 @@ def trainer_of(
         max_steps=steps,
         per_device_train_batch_size=2,
         per_device_eval_batch_size=2,
-        learning_rate=2e-4,
+        learning_rate=5e-4,
         max_length=96,
         gradient_checkpointing=False,
         bf16=False,

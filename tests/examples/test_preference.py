@@ -49,7 +49,7 @@ def test_the_loss_is_that_of_two_models() -> None:
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # by Inductor
 @pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing")  # by PEFT and TRL
 def test_the_whole_job(smollm2: Path, tmp_path: Path) -> None:
-    outcome = preference.main(steps=3, held_out_pairs=4, out=tmp_path)
+    outcome = preference.main(steps=4, held_out_pairs=4, out=tmp_path)
     assert outcome.before == pytest.approx(math.log(2), rel=1e-5)
     assert outcome.after < outcome.before - 0.01
     assert outcome.after_by_hand == pytest.approx(outcome.after, rel=1e-4)
