@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -149,6 +149,12 @@ class AdapterMethods(_Base):
     def _layers(self) -> list[int] | None:
         layer_map = self.lora_fx_plan.layer_map
         return list(layer_map.old) if layer_map else None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Keep in force what is: torch may put a new parameter into every module."""
+        super()._apply(fn, recurse)
+        self._activate()
+        return self
 
     def _activate(self) -> None:
         activate(self, self.lora_fx_active if self.lora_fx_enabled else ())
