@@ -1,11 +1,14 @@
 """Each kind of layer: PEFT with equal tensors, and dense float64, compute the same."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from lora_fx.adapters.peft.keys import live_tensors
 from tests.adapters.kinds import (
     PREFIX,
     Kind,
@@ -16,6 +19,7 @@ from tests.adapters.kinds import (
     of,
     ours,
     padded,
+    scatter,
     state_of,
     step,
     step_of_peft,
@@ -185,3 +189,19 @@ def test_what_is_tied_stays_tied_in_bfloat16() -> None:
         embedding = state[f"{PREFIX}model.embed_tokens.lora_embedding_{own}"]
         assert torch.equal(state[f"{PREFIX}lm_head.lora_{tied}.weight"], embedding.T)
     assert not torch.equal(state[f"{PREFIX}lm_head.lora_A.weight"], before)
+
+
+@pytest.mark.parametrize("name", [n for n in KINDS if "scaled" not in n])
+def test_a_checkpoint_of_trainer_holds_all_of_it(name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    model, twin = ours(kind), ours(kind)
+    scatter(twin)
+    want = step(model)
+    assert relative(step(twin)["logits"], want["logits"]) > 1e-3
+    model.save_pretrained(tmp_path / "checkpoint-7")
+    saved = load_file(tmp_path / "checkpoint-7" / "model.safetensors")
+    own = {t.data_ptr() for t in live_tensors(model, "default").values()}
+    assert len(saved) == len(own)
+    result = twin.load_state_dict(saved, strict=False)
+    assert (result.missing_keys, result.unexpected_keys) == ([], [])
+    assert_same(step(twin), want)

@@ -1,5 +1,6 @@
 """Each kind of layer on a small module of all kinds: rewritten it is what it is marked."""
 
+from pathlib import Path
 
 import pytest
 from torch import Tensor
@@ -47,3 +48,20 @@ def test_two_at_once(backend: str | None) -> None:
 
 def adapters_in(gradients: dict[str, Tensor]) -> set[str]:
     return {name.split()[0] for name in gradients if name != "output"}
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_rows_stand_beneath_an_adapter_of_the_embedding(
+    backend: str | None, tmp_path: Path
+) -> None:
+    """Whichever came first, and whoever's it is."""
+    rows = "adapter rows { rank = 2  init = random  target mix  tokens [3, 5] in embed }"
+    low = "adapter low { rank = 2  init = random  target embed }"
+    both = lora_fx.compile(Varied().eval(), f"lora 1 {rows} {low}", backend=backend)
+    scatter(both, "rows")
+    both.save_adapters(tmp_path)
+    both.set_adapter(["rows", "low"])
+    later = lora_fx.compile(Varied().eval(), f"lora 1 {low}", backend=backend)
+    later.load_adapter(tmp_path / "rows", "rows", is_trainable=True)
+    later.set_adapter(["rows", "low"])
+    assert_same(step(later), step(both))
