@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.peft.keys import adapter_tensors, embeddings
@@ -38,10 +38,21 @@ def write(
     if save_embedding_layers is True or (save_embedding_layers == "auto" and adapted):
         weights = {n: values_of(m, "weight", m.weight).clone() for n, m in ends.items()}  # type: ignore[arg-type]
         tensors = weights | tensors
+    tensors = _each_its_own(tensors)
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / TENSORS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     text = json.dumps(config, indent=2, sort_keys=True)
     replace_file(folder / CONFIG, lambda path: path.write_text(text))
+
+
+def _each_its_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the same values, none twice in memory: a tied layer's are written for both."""
+    seen: set[int] = set()
+    own: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        own[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return own
 
 
 def folder_config(
