@@ -1,0 +1,120 @@
+"""On each architecture: outputs, every gradient and generated tokens are PEFT's with equal tensors.
+
+In float64, where two ways to sum differ by nothing that a tiny random model could amplify; stacked
+experts have kernels for float32 only.
+"""
+
+import warnings
+from collections.abc import Mapping
+from functools import cache
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import lora_fx
+from tests.architectures import ARCHITECTURES
+from tests.dense import relative
+from tests.example_inputs import example_inputs
+
+PREFIX = "base_model.model."
+FLOAT32 = ("mixtral", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3")
+# Compiled by layers by default, the others when slow tests are asked for.
+QUICK = ("gpt2", "bert", "bart")
+SLOW = [name for name in ARCHITECTURES if name not in QUICK]
+
+
+def base_of(name: str) -> PreTrainedModel:
+    return ARCHITECTURES[name]().to(dtype_of(name)).eval()
+
+
+def dtype_of(name: str) -> torch.dtype:
+    return torch.float32 if name in FLOAT32 else torch.float64
+
+
+def adapted(name: str, unit: str = "layers", backend: str | None = None) -> PreTrainedModel:
+    text = f"""lora 1
+    adapter default {{ rank = 2  alpha = 3  init = random  target linear }}
+    compile {{ unit = {unit} }}"""
+    return lora_fx.compile(base_of(name), text, backend=backend).to(dtype_of(name))
+
+
+def by_peft(ours: PreTrainedModel, name: str) -> nn.Module:
+    """PEFT on the same base with the same tensors.
+
+    It is not told the model's type, for which it has rules of its own: about stacked experts that
+    would take single layers of the same name with them, and about state space models.
+    """
+    base = base_of(name)
+    config = ours.peft_config["default"] | {"inference_mode": False}
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        patch.setattr(type(base.config), "model_type", "unnamed")
+        theirs = get_peft_model(base, LoraConfig(**config | {"task_type": None}))
+    state = ours.get_adapter_state_dict("default")
+    assert not set_peft_model_state_dict(theirs, state).unexpected_keys
+    return theirs.to(dtype_of(name))
+
+
+def step(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return loss, outputs and all gradients, by our names."""
+    result = model(**inputs)
+    result.loss.backward()
+    outputs = {k: result[k].detach() for k in result if k == "loss" or k.endswith("logits")}
+    named = ((n.removeprefix(PREFIX), p.grad) for n, p in model.named_parameters())
+    return outputs | {n.replace(".base_layer", ""): g for n, g in named if g is not None}
+
+
+def generate(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+    return model.generate(**given, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+
+
+@cache
+def expected(name: str) -> tuple[dict[str, Tensor], Tensor | None]:
+    """What PEFT computes, and generates if the model can."""
+    theirs = by_peft(adapted(name), name)
+    inputs = example_inputs(theirs.get_base_model())
+    wanted = step(theirs, inputs)
+    return wanted, generate(theirs, inputs) if theirs.can_generate() else None
+
+
+def assert_as_peft(model: PreTrainedModel, name: str) -> None:
+    inputs = example_inputs(model)
+    wanted, tokens = expected(name)
+    got = step(model, inputs)
+    assert got.keys() == wanted.keys()
+    assert len(wanted) > 6
+    tolerance = 5e-5 if name in FLOAT32 else 1e-6
+    for key, tensor in wanted.items():
+        assert tensor.norm() > 0, key
+        assert relative(got[key], tensor) < tolerance, key
+    with model.disable_adapter(), torch.no_grad():
+        plain = model(**inputs)[-1 if tokens is None else "logits"]
+    assert relative(plain, wanted.get("logits", wanted.get("end_logits"))) > 1e-3
+    if tokens is not None:
+        assert torch.equal(generate(model, inputs), tokens)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_marked(name: str) -> None:
+    model = adapted(name)
+    assert_as_peft(model, name)
+    base = base_of(name)
+    inputs = example_inputs(base)
+    with model.disable_adapter(), torch.no_grad():
+        for got, want in zip(model(**inputs).values(), base(**inputs).values(), strict=True):
+            assert not isinstance(want, Tensor) or torch.equal(got, want)
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+def test_by_layers(name: str) -> None:
+    assert_as_peft(adapted(name, "layers", "eager"), name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_whole(name: str) -> None:
+    assert_as_peft(adapted(name, "model", "eager"), name)
