@@ -26,6 +26,7 @@ def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
 
 
 def live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """Return an adapter's parameters and buffers by their names in a file, without the prefix."""
     adapted = {fqn for fqn, site in storage.sites(model) if adapter in site.lora_arithmetic}
     found: dict[str, Tensor] = {}
     for fqn, module in storage.base_modules(model, itself=True).items():
