@@ -1,7 +1,8 @@
 """On each architecture: outputs, every gradient and generated tokens are PEFT's with equal tensors.
 
 In float64, where two ways to sum differ by nothing that a tiny random model could amplify; stacked
-experts have kernels for float32 only.
+experts have kernels for float32 only. What Inductor compiles has one layer in each stack, or one of
+each kind; it fuses norms and rotations, which models compute in float32.
 """
 
 import warnings
@@ -15,39 +16,45 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import lora_fx
-from tests.architectures import ARCHITECTURES
+from tests.architectures import ARCHITECTURES, LAYERS
 from tests.dense import relative
 from tests.example_inputs import example_inputs
 
 PREFIX = "base_model.model."
 FLOAT32 = ("mixtral", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3")
-# Compiled by layers by default, the others when slow tests are asked for.
-QUICK = ("gpt2", "bert", "bart")
-SLOW = [name for name in ARCHITECTURES if name not in QUICK]
+DENSE_FIRST = ("qwen3_moe", "deepseek_v3")
 
 
-def base_of(name: str) -> PreTrainedModel:
-    return ARCHITECTURES[name]().to(dtype_of(name)).eval()
+def quick(*names: str) -> list:
+    """These by default, the others when slow tests are asked for."""
+    slow = (pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES if n not in names)
+    return [*names, *slow]
+
+
+def base_of(name: str, layers: int = LAYERS) -> PreTrainedModel:
+    return ARCHITECTURES[name](layers).to(dtype_of(name)).eval()
 
 
 def dtype_of(name: str) -> torch.dtype:
     return torch.float32 if name in FLOAT32 else torch.float64
 
 
-def adapted(name: str, unit: str = "layers", backend: str | None = None) -> PreTrainedModel:
+def adapted(
+    name: str, unit: str = "layers", backend: str | None = None, layers: int = LAYERS
+) -> PreTrainedModel:
     text = f"""lora 1
     adapter default {{ rank = 2  alpha = 3  init = random  target linear }}
     compile {{ unit = {unit} }}"""
-    return lora_fx.compile(base_of(name), text, backend=backend).to(dtype_of(name))
+    return lora_fx.compile(base_of(name, layers), text, backend=backend).to(dtype_of(name))
 
 
-def by_peft(ours: PreTrainedModel, name: str) -> nn.Module:
+def by_peft(ours: PreTrainedModel, name: str, layers: int = LAYERS) -> nn.Module:
     """PEFT on the same base with the same tensors.
 
     It is not told the model's type, for which it has rules of its own: about stacked experts that
     would take single layers of the same name with them, and about state space models.
     """
-    base = base_of(name)
+    base = base_of(name, layers)
     config = ours.peft_config["default"] | {"inference_mode": False}
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
@@ -81,16 +88,18 @@ def expected(name: str) -> tuple[dict[str, Tensor], Tensor | None]:
     return wanted, generate(theirs, inputs) if theirs.can_generate() else None
 
 
-def assert_as_peft(model: PreTrainedModel, name: str) -> None:
-    inputs = example_inputs(model)
-    wanted, tokens = expected(name)
-    got = step(model, inputs)
+def assert_same(got: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
     assert got.keys() == wanted.keys()
     assert len(wanted) > 6
-    tolerance = 5e-5 if name in FLOAT32 else 1e-6
     for key, tensor in wanted.items():
         assert tensor.norm() > 0, key
         assert relative(got[key], tensor) < tolerance, key
+
+
+def assert_as_peft(model: PreTrainedModel, name: str) -> None:
+    inputs = example_inputs(model)
+    wanted, tokens = expected(name)
+    assert_same(step(model, inputs), wanted, 5e-5 if name in FLOAT32 else 1e-6)
     with model.disable_adapter(), torch.no_grad():
         plain = model(**inputs)[-1 if tokens is None else "logits"]
     assert relative(plain, wanted.get("logits", wanted.get("end_logits"))) > 1e-3
@@ -109,7 +118,7 @@ def test_marked(name: str) -> None:
             assert not isinstance(want, Tensor) or torch.equal(got, want)
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+@pytest.mark.parametrize("name", quick("gpt2", "bert", "bart"))
 def test_by_layers(name: str) -> None:
     assert_as_peft(adapted(name, "layers", "eager"), name)
 
@@ -118,3 +127,12 @@ def test_by_layers(name: str) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_whole(name: str) -> None:
     assert_as_peft(adapted(name, "model", "eager"), name)
+
+
+@pytest.mark.parametrize("name", quick("llama", "qwen3", "gpt2", "gpt_neox", "bert", "vit"))
+def test_inductor(name: str) -> None:
+    layers = 2 if name in DENSE_FIRST else 1
+    model = adapted(name, "layers", "inductor", layers)
+    inputs = example_inputs(model)
+    wanted = step(by_peft(model, name, layers), inputs)
+    assert_same(step(model, inputs), wanted, 5e-5 if name in FLOAT32 else 1e-5)
