@@ -5,22 +5,19 @@ experts have kernels for float32 only. What Inductor compiles has one layer in e
 each kind; it fuses norms and rotations, which models compute in float32.
 """
 
-import warnings
-from collections.abc import Mapping
 from functools import cache
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 import lora_fx
 from tests.architectures import ARCHITECTURES, LAYERS
+from tests.by_peft import assert_same, by_peft, generate, step
 from tests.dense import relative
 from tests.example_inputs import example_inputs
 
-PREFIX = "base_model.model."
 FLOAT32 = ("mixtral", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3")
 DENSE_FIRST = ("qwen3_moe", "deepseek_v3")
 
@@ -48,52 +45,13 @@ def adapted(
     return lora_fx.compile(base_of(name, layers), text, backend=backend).to(dtype_of(name))
 
 
-def by_peft(ours: PreTrainedModel, name: str, layers: int = LAYERS) -> nn.Module:
-    """PEFT on the same base with the same tensors.
-
-    It is not told the model's type, for which it has rules of its own: about stacked experts that
-    would take single layers of the same name with them, and about state space models.
-    """
-    base = base_of(name, layers)
-    config = ours.peft_config["default"] | {"inference_mode": False}
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
-        patch.setattr(type(base.config), "model_type", "unnamed")
-        theirs = get_peft_model(base, LoraConfig(**config | {"task_type": None}))
-    state = ours.get_adapter_state_dict("default")
-    assert not set_peft_model_state_dict(theirs, state).unexpected_keys
-    return theirs.to(dtype_of(name))
-
-
-def step(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return loss, outputs and all gradients, by our names."""
-    result = model(**inputs)
-    result.loss.backward()
-    outputs = {k: result[k].detach() for k in result if k == "loss" or k.endswith("logits")}
-    named = ((n.removeprefix(PREFIX), p.grad) for n, p in model.named_parameters())
-    return outputs | {n.replace(".base_layer", ""): g for n, g in named if g is not None}
-
-
-def generate(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
-    return model.generate(**given, max_new_tokens=8, min_new_tokens=8, do_sample=False)
-
-
 @cache
 def expected(name: str) -> tuple[dict[str, Tensor], Tensor | None]:
     """What PEFT computes, and generates if the model can."""
-    theirs = by_peft(adapted(name), name)
+    theirs = by_peft(adapted(name), base_of(name))
     inputs = example_inputs(theirs.get_base_model())
     wanted = step(theirs, inputs)
     return wanted, generate(theirs, inputs) if theirs.can_generate() else None
-
-
-def assert_same(got: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
-    assert got.keys() == wanted.keys()
-    assert len(wanted) > 6
-    for key, tensor in wanted.items():
-        assert tensor.norm() > 0, key
-        assert relative(got[key], tensor) < tolerance, key
 
 
 def assert_as_peft(model: PreTrainedModel, name: str) -> None:
@@ -134,5 +92,5 @@ def test_inductor(name: str) -> None:
     layers = 2 if name in DENSE_FIRST else 1
     model = adapted(name, "layers", "inductor", layers)
     inputs = example_inputs(model)
-    wanted = step(by_peft(model, name, layers), inputs)
+    wanted = step(by_peft(model, base_of(name, layers)), inputs)
     assert_same(step(model, inputs), wanted, 5e-5 if name in FLOAT32 else 1e-5)
