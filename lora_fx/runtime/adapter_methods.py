@@ -13,6 +13,7 @@ from lora_fx.adapters.bind import activate, bind, remove, require_compatible
 from lora_fx.adapters.peft.folders import local
 from lora_fx.adapters.peft.keys import expected_shapes, overwrite, site_tensors
 from lora_fx.adapters.peft.read import Loaded, read
+from lora_fx.adapters.peft.task import task_of
 from lora_fx.adapters.peft.write import folder_config, write
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.memory import count_elements
@@ -135,7 +136,10 @@ class AdapterMethods(_Base):
                 self,
                 plan,
                 config
-                | {"base_model_name_or_path": self._name_or_path(), "task_type": _task(self)},
+                | {
+                    "base_model_name_or_path": self._name_or_path(),
+                    "task_type": task_of(self, plan),
+                },
                 save_embedding_layers,
             )
         save_spec(Path(folder), self.lora_fx_plan.spec)
@@ -194,9 +198,3 @@ def _check_name(name: str) -> None:
         message = f"`{name}` cannot name an adapter"
         help = "choose a name without dots and slashes, not `base` and no word of `nn.ModuleDict`"
         raise LoraFxError((Diagnostic("adapter-name", message, None, help=help),))
-
-
-def _task(model: nn.Module) -> str | None:
-    heads = {"ForCausalLM": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
-    name = type(model).__name__
-    return next((task for head, task in heads.items() if name.endswith(head)), None)

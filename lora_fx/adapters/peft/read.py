@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lora_fx.adapters.not_yet import unsupported_parts
-from lora_fx.adapters.peft.keys import PREFIX, embeddings, expected_tensors
+from lora_fx.adapters.peft.keys import PREFIX, adapted, embeddings, expected_tensors
 from lora_fx.adapters.peft.write import CONFIG, TENSORS
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Source, Span
 from lora_fx.plan.modules import modules_of
@@ -105,7 +105,7 @@ def _with_embeddings(
     """
     expected = expected_tensors(plan, model)
     left, own = dict(state), []
-    for key, module in embeddings(model, {site.fqn for site in plan.sites}).items():
+    for key, module in embeddings(model, adapted(plan, model)).items():
         if key in expected or key not in state:
             continue
         weight = values_of(module, "weight", module.weight)  # type: ignore[arg-type]
