@@ -20,6 +20,7 @@ from tests.dense import relative
 from tests.example_inputs import example_inputs
 
 TENSORS = "adapter_model.safetensors"
+STACKED = ("qwen3_moe", "deepseek_v3")
 TASKS = {
     "bert": ("SEQ_CLS", "query, value", "classifier", ["query", "value"]),
     "distilbert": ("SEQ_CLS", "q_lin", "classifier, pre_classifier", ["q_lin"]),
@@ -62,6 +63,22 @@ def test_to_peft_and_back(name: str, tmp_path: Path) -> None:
     again.save_pretrained(tmp_path / "moved")
     with pytest.raises(AssertionError):
         assert_same_bytes(tensors(tmp_path / "moved"), tensors(tmp_path / "ours"))
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_single_layers_beside_stacked_experts(name: str, tmp_path: Path) -> None:
+    """Of the names that the experts had before they were stacked."""
+    text = "lora 1 adapter default { rank = 3  init = random  target linear }"
+    model = lora_fx.compile(ARCHITECTURES[name]().eval(), text, backend=None)
+    model.save_pretrained(tmp_path / "ours")
+    assert any(".gate_proj.lora_A" in key for key in tensors(tmp_path / "ours"))
+    again = lora_fx.load(tmp_path / "ours", base=ARCHITECTURES[name]().eval(), backend=None)
+    again.save_pretrained(tmp_path / "again")
+    assert_same_bytes(tensors(tmp_path / "again"), tensors(tmp_path / "ours"))
+    inputs = example_inputs(model)
+    assert relative(again(**inputs).logits, model(**inputs).logits) < 1e-6
+    with model.disable_adapter():
+        assert relative(again(**inputs).logits, model(**inputs).logits) > 1e-3
 
 
 @pytest.mark.parametrize("name", TASKS)
