@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 import lora_fx
 from lora_fx.diagnostics import LoraFxError
@@ -165,6 +166,12 @@ def test_what_peft_would_read_otherwise(name: str, body: str, what: str) -> None
     (fault,) = raised.value.diagnostics
     assert fault.code == "peft-cannot-say"
     assert what in fault.message
+
+
+def test_peft_trains_no_rows_of_an_embedding_that_it_adapts() -> None:
+    config = LoraConfig(target_modules=["embed_tokens"], trainable_token_indices=[3, 5])
+    with pytest.raises(TypeError, match="trainable_token_indices cannot be applied"):
+        get_peft_model(llama(3), config)
 
 
 def test_other_names_of_such_models_are_said() -> None:
