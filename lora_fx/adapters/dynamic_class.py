@@ -53,10 +53,10 @@ def specialise(module: nn.Module, mixin: type, beneath: type | None = None) -> N
 
     A `forward` of the class that is kept in the instance, as accelerate's hooks do, follows.
     """
+    kept = [name for name in _KEPT if _is_of_class(vars(module).get(name), module)]
     module.__class__ = _specialised(type(module), mixin, beneath)
-    for name in _KEPT:
-        if _is_of_class(vars(module).get(name), module):
-            vars(module)[name] = types.MethodType(type(module).forward, module)
+    for name in kept:
+        vars(module)[name] = types.MethodType(type(module).forward, module)
 
 
 def _specialised(cls: type, mixin: type, beneath: type | None) -> type:
