@@ -9,7 +9,8 @@ from lora_fx.plan.modules import Modules
 from lora_fx.spec.attributes import ADAPTER
 from lora_fx.spec.evaluate import evaluate, evaluate_condition
 from lora_fx.spec.expressions import Expr, Reference, Value, Word
-from lora_fx.spec.rule import completed, problems
+from lora_fx.spec.problems import problems
+from lora_fx.spec.rule import completed
 from lora_fx.spec.spec import Setting
 
 

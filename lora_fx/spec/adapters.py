@@ -11,6 +11,7 @@ from lora_fx.spec.closest import did_you_mean
 from lora_fx.spec.evaluate import evaluate, no_environment
 from lora_fx.spec.expressions import Array, Expr, Value, references, show
 from lora_fx.spec.names import Names
+from lora_fx.spec.other_words import is_selector
 from lora_fx.spec.patterns import bad_pattern
 from lora_fx.spec.scopes import TOKENS, WHERE
 from lora_fx.spec.selectors import Atom, Range, Selector
@@ -62,7 +63,9 @@ class Adapters:
         self._diagnostics += name_faults(adapter.name)
         settings = self._defaults(adapter)
         items = [item for item in adapter.items if not isinstance(item, syntax.Use)]
-        says_where = any(not isinstance(item, syntax.Attribute) for item in items)
+        says_where = any(
+            not isinstance(item, syntax.Attribute) or is_selector(item.name.text) for item in items
+        )
         if not says_where and "weights" not in settings:
             message = f"adapter `{adapter.name.text}` adapts nothing"
             help = "write `target linear`, or name modules"

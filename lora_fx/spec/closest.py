@@ -9,15 +9,15 @@ _MOST_CHARACTERS = 80
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word most like a misspelt one, or None if none is alike.
+    """Return the known word most like a misspelt one, in whatever case, or None if none is alike.
 
     Time is bounded: words that nobody writes, and more words than a file has, are not looked at.
     """
     if len(word) > _MOST_CHARACTERS:
         return None
-    words = [w for w in _some(known) if len(w) <= _MOST_CHARACTERS]
-    found = get_close_matches(word, words, n=1, cutoff=0.6)
-    return found[0] if found else None
+    words = {w.lower(): w for w in _some(known) if len(w) <= _MOST_CHARACTERS}
+    found = get_close_matches(word.lower(), words, n=1, cutoff=0.6)
+    return words[found[0]] if found else None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

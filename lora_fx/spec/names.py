@@ -15,9 +15,13 @@ from lora_fx.spec.expressions import (
     Value,
     Word,
     children,
+    results,
     substitute,
 )
+from lora_fx.spec.other_words import other_value
+from lora_fx.spec.rule import Rule
 from lora_fx.spec.scopes import CONFIG, EVERYWHERE, Scope
+from lora_fx.spec.value_help import help_for_word
 
 
 @dataclass
@@ -27,17 +31,21 @@ class Names:
     constants: Mapping[str, Value | None]
     diagnostics: list[Diagnostic] = field(default_factory=list)
 
-    def resolve(self, expr: Expr, scope: Scope) -> Expr | None:
+    def resolve(
+        self, expr: Expr, scope: Scope, wanted: tuple[str, Rule] | None = None
+    ) -> Expr | None:
         """Return the expression with constants and words in place; None if a name has no meaning.
 
-        None without a diagnostic stands for a constant that is itself at fault.
+        `wanted` is the attribute whose value it is, and what that may be. None without a diagnostic
+        stands for a constant that is itself at fault.
         """
         found = len(self.diagnostics)
         failed = False
+        values = list(results(expr))
 
         def leaf(reference: Reference) -> Expr:
             nonlocal failed
-            value = self._value(reference, scope)
+            value = self._value(reference, scope, wanted if reference in values else None)
             failed = failed or value is None
             return value or reference
 
@@ -45,7 +53,9 @@ class Names:
         resolved = substitute(expr, leaf)
         return None if failed or len(self.diagnostics) > found else resolved
 
-    def _value(self, reference: Reference, scope: Scope) -> Expr | None:
+    def _value(
+        self, reference: Reference, scope: Scope, wanted: tuple[str, Rule] | None
+    ) -> Expr | None:
         name = str(reference)
         if name in self.constants:
             if name in scope.names or name in scope.words:
@@ -56,7 +66,7 @@ class Names:
             return Literal(Word(name), reference.span)
         if name in scope.names or (CONFIG in scope.names and name.startswith(f"{CONFIG}.")):
             return reference
-        self.diagnostics.append(self._meaningless(reference, scope))
+        self.diagnostics.append(self._meaningless(reference, scope, wanted))
         return None
 
     def _ambiguous(self, reference: Reference, scope: Scope) -> None:
@@ -70,14 +80,26 @@ class Names:
             )
         )
 
-    def _meaningless(self, reference: Reference, scope: Scope) -> Diagnostic:
+    def _meaningless(
+        self, reference: Reference, scope: Scope, wanted: tuple[str, Rule] | None
+    ) -> Diagnostic:
         name, span = str(reference), reference.span
         if name in EVERYWHERE or name.startswith(f"{CONFIG}."):
             message = f"`{name}` has no value in {scope.place}"
             return Diagnostic("name-not-available", message, span)
-        known = (*self.constants, *scope.names, *scope.words)
         message = f"`{name}` is not known"
-        return Diagnostic("unknown-name", message, span, help=did_you_mean(name, known))
+        return Diagnostic("unknown-name", message, span, help=self._help(name, scope, wanted))
+
+    def _help(self, name: str, scope: Scope, wanted: tuple[str, Rule] | None) -> str | None:
+        names = (*self.constants, *scope.names)
+        if wanted is not None:
+            attribute, rule = wanted
+            help = help_for_word(name, rule, names)
+            return help or f"`{attribute}` must be {rule.expects}"
+        ours = other_value(name)
+        if ours in ("true", "false") or ours in scope.words:
+            return f"write `{ours}`"
+        return did_you_mean(name, (*names, *scope.words))
 
     def _check_calls(self, expr: Expr, scope: Scope) -> None:
         if isinstance(expr, Call):

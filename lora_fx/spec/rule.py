@@ -1,13 +1,11 @@
-"""The values that one attribute may have, and what is wrong with others."""
+"""The values that one attribute may have."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
 
-from lora_fx.diagnostics import Diagnostic
-from lora_fx.spec.closest import closest, did_you_mean
-from lora_fx.spec.expressions import Call, Expr, Keyword, Value, Word, show
+from lora_fx.spec.expressions import Value, Word
 
 
 @dataclass(frozen=True)
@@ -34,72 +32,16 @@ def completed(rule: Rule, value: Value) -> Value:
     if not isinstance(value, Word):
         return value
     parameters = rule.words[value.name]
-    given = _named(parameters, value)
+    given = named_arguments(parameters, value)
     names = (name for name, of in parameters.items() if name in given or of.default is not None)
     filled = ((name, given.get(name, parameters[name].default)) for name in names)
     return replace(value, arguments=tuple((name, v) for name, v in filled if v is not None))
 
 
-def problems(name: str, rule: Rule, value: Value, expr: Expr) -> list[Diagnostic]:
-    """Return everything that is wrong with a value of an attribute, written as `expr`."""
-    if isinstance(value, Word) and value.name in rule.words:
-        return _argument_problems(value, rule.words[value.name], expr)
-    if not isinstance(value, Word) and rule.accepts(value):
-        return []
-    help = None
-    if isinstance(value, float) and rule.accepts(round(value)) and expr.span.text != repr(value):
-        help = f"write `round({expr.span.text})`"
-    if isinstance(value, Word | str):
-        text = value.name if isinstance(value, Word) else value
-        word = closest(text, rule.words)
-        if word == text:
-            help = f"write `{word}` without quotes"
-        elif word is not None:
-            help = f"did you mean `{word}`?"
-    message = f"`{name}` must be {rule.expects}"
-    return [Diagnostic("wrong-value", message, expr.span, f"is {show(value)}", help=help)]
-
-
-def _argument_problems(word: Word, parameters: Rules, expr: Expr) -> list[Diagnostic]:
-    found: list[Diagnostic] = []
-    given = _named(parameters, word)
-    parts = _parts(expr, parameters)
-    if len(given) < len(word.arguments) or "" in given:
-        message = f"`{word.name}` has too many arguments, or one twice"
-        help = f"it takes {', '.join(f'`{name}`' for name in parameters) or 'none'}"
-        found.append(Diagnostic("wrong-arguments", message, expr.span, help=help))
-    for name, value in given.items():
-        part = parts.get(name, expr)
-        if name in parameters:
-            found += problems(name, parameters[name], value, part)
-        elif name:
-            message = f"`{word.name}` has no argument `{name}`"
-            help = did_you_mean(name, parameters)
-            found.append(Diagnostic("wrong-arguments", message, part.span, help=help))
-    for name, rule in parameters.items():
-        if rule.required and name not in given:
-            message = f"`{word.name}` needs the argument `{name}`"
-            help = f"write `{word.name}({name} = …)`; it must be {rule.expects}"
-            found.append(Diagnostic("wrong-arguments", message, expr.span, help=help))
-    return found
-
-
-def _named(parameters: Rules, word: Word) -> dict[str, Value]:
+def named_arguments(parameters: Rules, word: Word) -> dict[str, Value]:
     """Return the arguments by name; those without a name take the parameters in their order."""
     order = iter(parameters)
     return {name or next(order, ""): value for name, value in word.arguments}
-
-
-def _parts(expr: Expr, parameters: Rules) -> dict[str, Expr]:
-    if not isinstance(expr, Call):
-        return {}
-    order = iter(parameters)
-    return {
-        part.name if isinstance(part, Keyword) else next(order, ""): part.value
-        if isinstance(part, Keyword)
-        else part
-        for part in expr.arguments
-    }
 
 
 def number(value: Value) -> bool:

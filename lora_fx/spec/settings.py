@@ -9,7 +9,9 @@ from lora_fx.spec.closest import did_you_mean
 from lora_fx.spec.evaluate import evaluate, no_environment
 from lora_fx.spec.expressions import Expr, Value, references, results
 from lora_fx.spec.names import Names
-from lora_fx.spec.rule import Rule, Rules, completed, problems
+from lora_fx.spec.other_words import other_setting
+from lora_fx.spec.problems import problems
+from lora_fx.spec.rule import Rule, Rules, completed
 from lora_fx.spec.scopes import ATTRIBUTE, Scope
 from lora_fx.spec.spec import Setting
 from lora_fx.spec.syntax import Attribute, Attributes
@@ -27,7 +29,7 @@ class Settings:
         settings = {}
         for attribute, rule in self._known(written, ADAPTER):
             name = attribute.name.text
-            expr = self._names.resolve(attribute.value, ATTRIBUTE)
+            expr = self._names.resolve(attribute.value, ATTRIBUTE, (name, rule))
             if expr is None or self._depends_on_itself(name, expr):
                 continue
             self._check_results(name, rule, expr)
@@ -43,11 +45,11 @@ class Settings:
         """
         values: dict[str, Any] = {name: rule.default for name, rule in table.items()}
         for attribute, rule in self._known(written, table):
-            expr = self._names.resolve(attribute.value, scope)
-            if expr is not None:
-                value = self._checked(attribute.name.text, rule, expr)
-                if value is not None:
-                    values[attribute.name.text] = completed(rule, value)
+            name = attribute.name.text
+            expr = self._names.resolve(attribute.value, scope, (name, rule))
+            value = None if expr is None else self._checked(name, rule, expr)
+            if value is not None:
+                values[name] = completed(rule, value)
         names = {attribute.name.text for attribute in written}
         for name, rule in table.items():
             if rule.required and name not in names and names <= table.keys():
@@ -61,7 +63,8 @@ class Settings:
         for attribute in written:
             name, span = attribute.name.text, attribute.name.span
             if name not in table:
-                message, help = f"there is no attribute `{name}`", did_you_mean(name, table)
+                message = f"there is no attribute `{name}`"
+                help = other_setting(name) or did_you_mean(name, table)
                 self._diagnostics.append(Diagnostic("unknown-attribute", message, span, help=help))
             elif first.setdefault(name, attribute) is not attribute:
                 there = ((first[name].name.span, "the first one"),)
