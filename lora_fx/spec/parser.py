@@ -60,5 +60,5 @@ def _read(source: Source) -> tuple[Tree[Any] | None, Patched, list[Diagnostic], 
             diagnostics.append(correction.diagnostic)
             if len(diagnostics) == _MOST_ERRORS or len(source.text) > _MOST_CHARACTERS_TO_RECOVER:
                 return None, patched, diagnostics, False
-            whole = whole and bool(correction.text.strip())
+            whole = whole and correction.whole
             patched = patched.replace(correction.start, correction.end, correction.text)

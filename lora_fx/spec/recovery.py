@@ -16,7 +16,7 @@ INNER_STATEMENTS = {
 }
 
 KEYWORDS = frozenset((*STATEMENTS, *INNER_STATEMENTS))
-_SCAN = re.compile(r'"(?:\\.|[^"\\\n])*"?|#[^\n]*|[A-Za-z_]\w*|\S')
+SCAN = re.compile(r'"(?:\\.|[^"\\\n])*"?|#[^\n]*|[A-Za-z_]\w*|\S')
 
 
 def statement_start(stack: Sequence[Any], failed_at: int) -> int:
@@ -39,7 +39,7 @@ def next_statement(text: str, start: int, failed_at: int) -> int:
     Always beyond `start`. Blocks that open in between are passed over.
     """
     depth = 0
-    for found in _SCAN.finditer(text, failed_at):
+    for found in SCAN.finditer(text, failed_at):
         at = found.start()
         if depth == 0 and at > start and (found[0] == "}" or _begins_statement(text, found)):
             return at

@@ -2,14 +2,18 @@
 
 import re
 from collections.abc import Iterator, Set
-from dataclasses import dataclass
 from typing import Any
 
 from lark import Lark, Token, UnexpectedCharacters, UnexpectedInput
 from lark.lexer import PatternStr
 
 from lora_fx.diagnostics import Diagnostic
+from lora_fx.spec.attributes import ADAPTER
+from lora_fx.spec.brackets import closing, skip_to_closing
 from lora_fx.spec.closest import closest
+from lora_fx.spec.correction import Correction, Failure
+from lora_fx.spec.habits import habits
+from lora_fx.spec.other_words import other_setting
 from lora_fx.spec.patched import Patched
 from lora_fx.spec.recovery import (
     INNER_STATEMENTS,
@@ -45,61 +49,41 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class Correction:
-    """One mistake, and the text to read on with: `text` in place of `[start:end]`."""
-
-    diagnostic: Diagnostic
-    start: int
-    end: int
-    text: str
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """Where reading stopped: what stands there and what could have."""
-
-    start: int
-    end: int
-    shown: str
-    accepts: Set[str]
-    stack: list[Any]
-    is_token: bool
-
-
 def explain(error: UnexpectedInput, patched: Patched, grammar: Lark) -> Correction:
     """Return the mistake that stopped `grammar` on this text."""
     failure = _failure(error, patched.text)
+    correction = _missing_header(failure, patched) or _unclosed_block(failure, patched)
+    if correction is not None:
+        return correction
+    unexpected = _bad_character(failure, patched) or _unexpected(failure, patched, grammar)
     for correction in (
-        _missing_header(failure, patched),
-        _bad_character(failure, patched),
-        _unclosed_block(failure, patched),
+        *habits(failure, patched),
+        *(_misspellings(failure, patched) if failure.is_token else ()),
+        *(_insertions(failure, patched) if failure.is_token else ()),
+        *skip_to_closing(failure, patched, unexpected),
     ):
-        if correction is not None:
-            return correction
-    for correction in _guesses(failure, patched):
         if _gets_past(correction, failure, patched, grammar):
             return correction
-    return _skip(failure, patched, _unexpected(failure, patched, grammar))
+    return _skip(failure, patched, _other_statement(failure, patched) or unexpected)
 
 
-def _failure(error: UnexpectedInput, text: str) -> _Failure:
+def _failure(error: UnexpectedInput, text: str) -> Failure:
     interactive: Any = error.interactive_parser  # type: ignore[attr-defined]
     stack, accepts = interactive.parser_state.value_stack, interactive.accepts()
     if isinstance(error, UnexpectedCharacters):
         start = error.pos_in_stream or 0
         found = re.compile(r'[A-Za-z0-9_]+|"[^\n]*|.', re.DOTALL).match(text, start)
         end = found.end() if found else start + 1
-        return _Failure(start, end, f"`{text[start:end]}`", accepts, stack, False)
+        return Failure(start, end, f"`{text[start:end]}`", accepts, stack, False)
     token: Token = error.token  # type: ignore[attr-defined]
     if token.type == "$END":
         end = len(text)
-        return _Failure(end, end, "the end of the file", accepts, stack, True)
+        return Failure(end, end, "the end of the file", accepts, stack, True)
     start, end = token.start_pos or 0, token.end_pos or 0
-    return _Failure(start, end, f"`{token}`", accepts, stack, True)
+    return Failure(start, end, f"`{token}`", accepts, stack, True)
 
 
-def _missing_header(failure: _Failure, patched: Patched) -> Correction | None:
+def _missing_header(failure: Failure, patched: Patched) -> Correction | None:
     if failure.accepts != {"LORA"}:
         return None
     diagnostic = Diagnostic(
@@ -111,7 +95,7 @@ def _missing_header(failure: _Failure, patched: Patched) -> Correction | None:
     return Correction(diagnostic, failure.start, failure.start, "lora 1 ")
 
 
-def _bad_character(failure: _Failure, patched: Patched) -> Correction | None:
+def _bad_character(failure: Failure, patched: Patched) -> Diagnostic | None:
     if failure.is_token:
         return None
     help = None
@@ -122,11 +106,10 @@ def _bad_character(failure: _Failure, patched: Patched) -> Correction | None:
     else:
         message = f"unexpected character {failure.shown}"
         help = 'texts stand in double quotes: `"`' if failure.shown == "`'`" else None
-    span = patched.span(failure.start, failure.end)
-    return _skip(failure, patched, Diagnostic("syntax-error", message, span, help=help))
+    return Diagnostic("syntax-error", message, patched.span(failure.start, failure.end), help=help)
 
 
-def _unclosed_block(failure: _Failure, patched: Patched) -> Correction | None:
+def _unclosed_block(failure: Failure, patched: Patched) -> Correction | None:
     opened = [t for t in failure.stack if isinstance(t, Token) and t.type == "LBRACE"]
     if failure.start < len(patched.text) or "RBRACE" not in failure.accepts or not opened:
         return None
@@ -137,25 +120,32 @@ def _unclosed_block(failure: _Failure, patched: Patched) -> Correction | None:
     return Correction(diagnostic, failure.end, failure.end, " }" * len(opened))
 
 
-def _guesses(failure: _Failure, patched: Patched) -> Iterator[Correction]:
-    """Yield small corrections, the most telling first; whether one helps is not known yet."""
+def _misspellings(failure: Failure, patched: Patched) -> Iterator[Correction]:
     before: Any = failure.stack[-1] if failure.stack else None
     if isinstance(before, Token) and before.type == "NAME" and failure.accepts == {"EQUAL"}:
         start, end = before.start_pos or 0, before.end_pos or 0
+        if other_setting(before) is not None:
+            return
         word = closest(before, INNER_STATEMENTS)
         if word is not None:
             yield _misspelt(str(before), word, start, end, patched)
         if re.search(r"[^\s{;][^\S\n]*$", patched.text[:start]):
             yield _missing("`,`", f"`{before}`", start, end, ", ", patched)
-    if "ADAPTER" in failure.accepts and failure.shown.strip("`").isidentifier():
-        found = failure.shown.strip("`")
+    found = failure.shown.strip("`")
+    if "ADAPTER" in failure.accepts and found.isidentifier():
         word = closest(found, STATEMENTS)
         if word is not None:
             yield _misspelt(found, word, failure.start, failure.end, patched)
+
+
+def _insertions(failure: Failure, patched: Patched) -> Iterator[Correction]:
+    closed = closing(failure, patched) is not None
     for terminal, text in _INSERTED.items():
         if terminal == "COMMA" and failure.shown.strip("`") in KEYWORDS:
             continue
-        if terminal in failure.accepts:
+        if terminal == "LBRACE" and "ADAPTER" in failure.accepts:
+            continue
+        if terminal in failure.accepts and not (closed and text in ")]"):
             span = (failure.start, failure.end)
             yield _missing(f"`{text}`", failure.shown, *span, f" {text} ", patched)
 
@@ -178,12 +168,13 @@ def _missing(
     return Correction(diagnostic, start, start, text)
 
 
-def _gets_past(correction: Correction, failure: _Failure, patched: Patched, grammar: Lark) -> bool:
+def _gets_past(correction: Correction, failure: Failure, patched: Patched, grammar: Lark) -> bool:
     """Whether the corrected text can be read beyond the place where reading stopped."""
     if failure.end == failure.start:
         return False
     text = patched.replace(correction.start, correction.end, correction.text).text
-    end = failure.end + len(correction.text) - (correction.end - correction.start)
+    grown = len(correction.text) - (correction.end - correction.start)
+    end = max(failure.end, correction.end) + grown
     try:
         grammar.parse(text[:end])
     except UnexpectedInput as error:
@@ -192,15 +183,17 @@ def _gets_past(correction: Correction, failure: _Failure, patched: Patched, gram
     return True
 
 
-def _unexpected(failure: _Failure, patched: Patched, grammar: Lark) -> Diagnostic:
+def _unexpected(failure: Failure, patched: Patched, grammar: Lark) -> Diagnostic:
     expected = _expected(failure.accepts, grammar)
     if 0 < len(expected) <= 3:
         message = f"expected {' or '.join(expected)} before {failure.shown}"
     else:
         message = f"unexpected {failure.shown}"
     word = failure.shown.strip("`")
-    home = INNER_STATEMENTS.get(word) if "ADAPTER" in failure.accepts else None
-    help = f"`{word}` stands inside `{home}`" if home else None
+    help = None
+    if "ADAPTER" in failure.accepts:
+        home = "adapter" if word in ADAPTER else INNER_STATEMENTS.get(word)
+        help = f"`{word}` stands inside `{home}`" if home else other_setting(word)
     return Diagnostic("syntax-error", message, patched.span(failure.start, failure.end), help=help)
 
 
@@ -217,10 +210,20 @@ def _keyword(terminal: str, grammar: Lark) -> str:
     return f"`{pattern.value if isinstance(pattern, PatternStr) else terminal.lower()}`"
 
 
-def _skip(failure: _Failure, patched: Patched, diagnostic: Diagnostic) -> Correction:
+def _other_statement(failure: Failure, patched: Patched) -> Diagnostic | None:
+    """Return that a word is a setting of another tool, where it is written as a statement."""
+    before = failure.stack[-1] if failure.stack else None
+    help = other_setting(before) if isinstance(before, Token) else None
+    if help is None or failure.accepts != {"EQUAL"}:
+        return None
+    span = patched.span(before.start_pos or 0, before.end_pos or 0)
+    return Diagnostic("unknown-statement", f"there is no statement `{before}`", span, help=help)
+
+
+def _skip(failure: Failure, patched: Patched, diagnostic: Diagnostic) -> Correction:
     """Read on without the statement in which reading stopped."""
     complete = bool({"ADAPTER", "RBRACE"} & failure.accepts)
     start = failure.start if complete else statement_start(failure.stack, failure.start)
     end = next_statement(patched.text, start, failure.start)
     blank = re.sub(r"[^\n]", " ", patched.text[start:end])
-    return Correction(diagnostic, start, end, blank)
+    return Correction(diagnostic, start, end, blank, whole=False)
