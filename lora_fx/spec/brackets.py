@@ -21,7 +21,7 @@ def skip_to_closing(
     if end is None:
         return
     bracket = patched.text[end]
-    for filler in ("", "0"):
+    for filler in ("", "0") if bracket == "]" else ("",):
         yield Correction(diagnostic, failure.start, end + 1, f" {filler}{bracket}", whole=False)
 
 

@@ -58,13 +58,14 @@ def explain(error: UnexpectedInput, patched: Patched, grammar: Lark) -> Correcti
     unexpected = _bad_character(failure, patched) or _unexpected(failure, patched, grammar)
     for correction in (
         *habits(failure, patched),
+        *_other_statement(failure, patched),
         *(_misspellings(failure, patched) if failure.is_token else ()),
         *(_insertions(failure, patched) if failure.is_token else ()),
         *skip_to_closing(failure, patched, unexpected),
     ):
         if _gets_past(correction, failure, patched, grammar):
             return correction
-    return _skip(failure, patched, _other_statement(failure, patched) or unexpected)
+    return _skip(failure, patched, unexpected)
 
 
 def _failure(error: UnexpectedInput, text: str) -> Failure:
@@ -120,12 +121,20 @@ def _unclosed_block(failure: Failure, patched: Patched) -> Correction | None:
     return Correction(diagnostic, failure.end, failure.end, " }" * len(opened))
 
 
+def _other_statement(failure: Failure, patched: Patched) -> Iterator[Correction]:
+    """Leave out a statement that begins with a word of another tool."""
+    before: Any = failure.stack[-1] if failure.stack else None
+    help = other_setting(before) if isinstance(before, Token) else None
+    if help is not None and failure.accepts == {"EQUAL"}:
+        span = patched.span(before.start_pos or 0, before.end_pos or 0)
+        message = f"there is no statement `{before}`"
+        yield _skip(failure, patched, Diagnostic("unknown-statement", message, span, help=help))
+
+
 def _misspellings(failure: Failure, patched: Patched) -> Iterator[Correction]:
     before: Any = failure.stack[-1] if failure.stack else None
     if isinstance(before, Token) and before.type == "NAME" and failure.accepts == {"EQUAL"}:
         start, end = before.start_pos or 0, before.end_pos or 0
-        if other_setting(before) is not None:
-            return
         word = closest(before, INNER_STATEMENTS)
         if word is not None:
             yield _misspelt(str(before), word, start, end, patched)
@@ -208,16 +217,6 @@ def _expected(accepts: Set[str], grammar: Lark) -> list[str]:
 def _keyword(terminal: str, grammar: Lark) -> str:
     pattern = grammar.get_terminal(terminal).pattern
     return f"`{pattern.value if isinstance(pattern, PatternStr) else terminal.lower()}`"
-
-
-def _other_statement(failure: Failure, patched: Patched) -> Diagnostic | None:
-    """Return that a word is a setting of another tool, where it is written as a statement."""
-    before = failure.stack[-1] if failure.stack else None
-    help = other_setting(before) if isinstance(before, Token) else None
-    if help is None or failure.accepts != {"EQUAL"}:
-        return None
-    span = patched.span(before.start_pos or 0, before.end_pos or 0)
-    return Diagnostic("unknown-statement", f"there is no statement `{before}`", span, help=help)
 
 
 def _skip(failure: Failure, patched: Patched, diagnostic: Diagnostic) -> Correction:
