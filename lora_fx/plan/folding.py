@@ -111,3 +111,8 @@ def ranges(numbers: Iterable[int], comma: str = ",") -> str:
         members = [number for _, number in run]
         runs.append(f"{members[0]}..{members[-1]}" if len(members) > 1 else f"{members[0]}")
     return comma.join(runs)
+
+
+def numberless(name: str) -> str:
+    """Return a dotted name with `*` in the place of its numbers."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)

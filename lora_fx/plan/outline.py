@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from lora_fx.plan.folding import numberless
 from lora_fx.plan.kinds import layer_of
 from lora_fx.plan.memory import count_elements
 from lora_fx.plan.modules import Modules, modules_of
-from lora_fx.plan.selector_faults import numberless
 from lora_fx.plan.selectors import is_inside
 from lora_fx.spec.starter import Outline, Shape
 

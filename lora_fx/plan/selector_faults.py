@@ -1,17 +1,14 @@
 """What is wrong with a selector on a model, in words."""
 
-import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from lora_fx.diagnostics import Diagnostic
 from lora_fx.plan.modules import Modules
-from lora_fx.spec.expressions import quote
 from lora_fx.spec.selectors import Atom, Range, Selector
 
 
-def unmatched(atom: Atom, modules: Modules, optional: bool) -> Diagnostic:
-    """Return that an atom matches nothing, and what it may have meant."""
+def unmatched(atom: Atom, modules: Modules, meant: Atom | None, optional: bool) -> Diagnostic:
+    """Return that an atom matches nothing, and what it may have been meant to be."""
     parameters = atom.kind == "parameter"
     count = len(modules.parameters if parameters else modules.by_fqn)
     what = "parameter" if parameters else "module"
@@ -20,33 +17,14 @@ def unmatched(atom: Atom, modules: Modules, optional: bool) -> Diagnostic:
         f"`{atom}` matches no {what} of the model",
         atom.span,
         f"matched 0 of {count} {what}s",
-        help=_closest_pattern(atom, modules),
+        help=None if meant is None else _help(atom, meant),
         severity="note" if optional else "error",
     )
 
 
-def _closest_pattern(atom: Atom, modules: Modules) -> str | None:
-    """Suggest what is of the atom's own kind: a name, a class, a pattern of the whole name."""
-    match atom.kind:
-        case "name":
-            known = {fqn.rpartition(".")[2] for fqn in modules.by_fqn}
-        case "class":
-            known = {type(module).__name__ for module in modules.by_fqn.values()}
-        case "parameter":
-            known = {numberless(name) for name in modules.parameters}
-        case _:
-            known = {numberless(fqn) for fqn in modules.by_fqn}
-    close = get_close_matches(atom.pattern, sorted(known), n=1, cutoff=0.5)
-    if not close:
-        return None
-    word = atom.kind if atom.kind in ("class", "parameter") else ""
-    shown = close[0] if atom.kind == "name" else f"{word} {quote(close[0])}".strip()
-    return f"did you mean `{shown}`?"
-
-
-def numberless(name: str) -> str:
-    """Return a dotted name with `*` in the place of its numbers."""
-    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
+def _help(atom: Atom, meant: Atom) -> str:
+    quoted = atom.kind == "glob" and meant.kind == "name"
+    return f"did you mean `{meant}`{', without quotes' * quoted}?"
 
 
 def emptied(atom: Atom, count: int, trained: bool) -> Diagnostic:

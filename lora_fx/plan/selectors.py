@@ -5,6 +5,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
+from lora_fx.plan.meant_patterns import meant
 from lora_fx.plan.modules import Modules
 from lora_fx.plan.names import first_failing
 from lora_fx.plan.selector_faults import (
@@ -78,7 +79,7 @@ def _select(
     for atom in selector.atoms:
         matched = match(atom, modules)
         if not matched:
-            diagnostics.append(unmatched(atom, modules, optional))
+            diagnostics.append(_unmatched(atom, modules, optional))
             continue
         against = {name: clause(name) for name in matched}
         kept = [name for name, span in against.items() if span is None]
@@ -111,6 +112,10 @@ def match(atom: Atom, modules: Modules) -> list[str]:
         message = f"`{atom}` is not a pattern that can be used"
         diagnostic = Diagnostic("bad-pattern", message, atom.span, str(error))
         raise LoraFxError((diagnostic,)) from error
+
+
+def _unmatched(atom: Atom, modules: Modules, optional: bool) -> Diagnostic:
+    return unmatched(atom, modules, meant(atom, modules, _match), optional)
 
 
 def _match(atom: Atom, modules: Modules) -> list[str]:
@@ -167,7 +172,7 @@ def _excluded(
         if atom.kind in ("name", "glob", "regex"):
             owned += filter(matcher(atom), modules.parameters)
         if not matched and not owned:
-            diagnostics.append(unmatched(atom, modules, optional))
+            diagnostics.append(_unmatched(atom, modules, optional))
         excluded |= dict.fromkeys((*matched, *owned), atom.span)
     return excluded
 
