@@ -1,7 +1,6 @@
 """The module tree to plan on: a model's own, or one built on meta from its config."""
 
 import copy
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.hub import is_hub_id, out_of_reach
 from lora_fx.plan.offloaded import weight_stores
 from lora_fx.spec.spec import ModelRef, Spec
 
@@ -84,18 +84,20 @@ def read_config(model: str | Path, ref: ModelRef | None = None) -> PretrainedCon
     options: dict[str, Any] = {"trust_remote_code": ref is not None and ref.trust_remote_code}
     if ref is not None and ref.revision is not None:
         options["revision"] = ref.revision
-    if not _is_hub_id(str(model)) and not Path(model).exists():
-        missing = FileNotFoundError("it is no hub id, and there is no such folder or file")
-        raise _no_model(f"`{model}` does not exist", ref, missing)
+    reason = None
+    if not Path(model).exists():
+        if not is_hub_id(str(model)):
+            missing = FileNotFoundError("it is no hub id, and there is no such folder or file")
+            raise _no_model(f"`{model}` does not exist", ref, missing)
+        reason = out_of_reach(str(model), "config.json", options.get("revision"))
+        options["local_files_only"] = reason is not None
     try:
         return AutoConfig.from_pretrained(str(model), **options)
     except (ImportError, OSError, ValueError, KeyError) as error:
+        if reason is not None:
+            message = f"`{model}` is no folder, not in the cache, and the hub does not answer"
+            raise _no_model(message, ref, ConnectionError(reason)) from error
         raise _no_model(f"`{model}` has no config that can be read", ref, error) from error
-
-
-def _is_hub_id(text: str) -> bool:
-    """Whether a text may name a model of the hub: `name` or `organisation/name`."""
-    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text) is not None and text[-5:] != ".json"
 
 
 def _no_model(message: str, ref: ModelRef | None, error: Exception) -> LoraFxError:

@@ -6,9 +6,12 @@ from pathlib import Path
 from torch import nn
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.hub import is_hub_id, out_of_reach
 from lora_fx.plan.peft import from_peft
 from lora_fx.spec.evaluate import evaluate, no_environment
 from lora_fx.spec.spec import AdapterSpec, Setting
+
+_CONFIG = "adapter_config.json"
 
 
 def with_own_targets(adapter: AdapterSpec, tree: nn.Module) -> AdapterSpec:
@@ -42,13 +45,19 @@ def weights_folder(setting: Setting) -> Path:
     beside = Path(setting.span.source.name).parent / named
     if beside.exists():
         return beside
+    label = f"`{beside}` does not exist"
+    if "/" not in named or not is_hub_id(named):
+        message = f"there is no folder `{named}`"
+        raise LoraFxError((Diagnostic("no-adapter", message, setting.span, label),))
     from huggingface_hub import hf_hub_download
 
+    away = out_of_reach(named, _CONFIG)
     try:
-        return Path(hf_hub_download(named, "adapter_config.json")).parent
+        return Path(hf_hub_download(named, _CONFIG, local_files_only=away is not None)).parent
     except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = away or (str(error).splitlines() or [type(error).__name__])[0]
         message = f"`{named}` is neither a folder nor a hub id"
-        label = f"`{beside}` does not exist"
+        if away is not None:
+            message = f"`{named}` is no folder, not in the cache, and the hub does not answer"
         diagnostic = Diagnostic("no-adapter", message, setting.span, label, notes=(reason,))
         raise LoraFxError((diagnostic,)) from error
