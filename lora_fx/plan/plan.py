@@ -13,6 +13,7 @@ from lora_fx.plan.checks import failed_checks
 from lora_fx.plan.explain import Part, explain
 from lora_fx.plan.lock_differences import lock_differences
 from lora_fx.plan.memory import Memory, count_elements, estimate
+from lora_fx.plan.merges import merge_faults
 from lora_fx.plan.modules import modules_of
 from lora_fx.plan.offloaded import distinct_parameters
 from lora_fx.plan.quantization import QuantizedModule, quantized_modules
@@ -149,7 +150,7 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         blueprint_of(tree),
         estimate(tree, adapters, quantized, spec.optimizer),
     )
-    diagnostics += _slot_faults(plan)
+    diagnostics += _slot_faults(plan) + merge_faults(spec.merges, adapters)
     if not any(d.severity == "error" for d in diagnostics):
         diagnostics += failed_checks(spec.checks, _totals(plan), modules)
     if any(d.severity == "error" for d in diagnostics):
