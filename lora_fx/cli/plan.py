@@ -32,7 +32,7 @@ def plan(
         ),
     ] = None,
     sequence: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Tokens of each sample.")
+        int | None, typer.Option(metavar="N", min=1, help="Tokens of each sample, likewise.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     lock: Annotated[
@@ -86,8 +86,8 @@ def _memory(
     """Return the memory, a remark on activations, and why they are not in it, as notes."""
     entries = (entry for entry in planned.spec.compile.entries if entry.name == "train")
     entry = next(entries, None)
-    if batch is None and entry is not None:
-        batch, sequence = entry.batch, sequence or entry.sequence
+    if entry is not None:
+        batch, sequence = batch or entry.batch, sequence or entry.sequence
     memory = planned.memory()
     if batch is None:
         if sequence is not None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from torch import nn
 
-from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.diagnostics import Diagnostic, LoraFxError, Source
 from lora_fx.plan.hub import is_hub_id, out_of_reach
-from lora_fx.plan.peft import from_peft
+from lora_fx.plan.peft import peft_text
+from lora_fx.spec import parse
 from lora_fx.spec.evaluate import evaluate, no_environment
 from lora_fx.spec.spec import AdapterSpec, Setting
 
@@ -25,7 +26,8 @@ def with_own_targets(adapter: AdapterSpec, tree: nn.Module) -> AdapterSpec:
         return adapter
     folder = weights_folder(setting)
     try:
-        (own,) = from_peft(folder, tree).adapters
+        name = f"{folder / _CONFIG} as .lora"
+        (own,) = parse(Source(name, peft_text(folder, tree))).adapters
     except LoraFxError as error:
         found = [
             d if d.span else dataclasses.replace(d, span=setting.span) for d in error.diagnostics

@@ -10,13 +10,15 @@ _TEXT = "<text>"
 _DATA = "<data>"
 
 
-def load(spec: str | Path | Mapping[str, Any]) -> tuple[Source, Path | None]:
+def load(spec: str | Path | Mapping[str, Any] | Source) -> tuple[Source, Path | None]:
     """Return the source, and its path if it is a file.
 
     A str that begins with `lora ` or has a line break is the text itself; a mapping, or a file
     whose name ends with `.json`, is the JSON form of one. Raises LoraFxError if the file cannot be
     read, or what it holds is not of that form.
     """
+    if isinstance(spec, Source):
+        return spec, None
     if isinstance(spec, Mapping):
         from lora_fx.spec.json_form.read import json_to_text
 

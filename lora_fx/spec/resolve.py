@@ -21,10 +21,11 @@ _Part = TypeVar("_Part")
 _Named = TypeVar("_Named", syntax.Let, syntax.Preset, syntax.Adapter, syntax.Merge)
 
 
-def parse(spec: str | Path | Mapping[str, Any]) -> Spec:
+def parse(spec: str | Path | Mapping[str, Any] | Source) -> Spec:
     """Read a `.lora` file, or its text: a str that begins with `lora ` or has a line break.
 
-    A mapping, or a `.json` file, is read as the JSON form of one (`Spec.to_json`). Raises
+    A mapping, or a `.json` file, is read as the JSON form of one (`Spec.to_json`); a `Source` is a
+    text with the name that diagnostics call it by. Raises
     LoraFxError with everything that is wrong, in the order of the file.
     """
     source, path = load(spec)

@@ -111,6 +111,19 @@ def test_activations_that_cannot_be_estimated(
     assert "`input_values`" in err
     assert "?  cannot be estimated" in out
     assert run(monkeypatch, "plan", "b.lora", "--model", "model", "--sequence", "2") == 2
+    capfd.readouterr()
+    assert run(monkeypatch, "plan", "b.lora", "--model", "model", "--batch", "2") == 0
+    assert "help: give it too: `--sequence N`" in capfd.readouterr().err
+
+
+def test_what_is_not_asked_for_is_that_of_the_entry(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    entry = "compile { entry train { batch = 6  sequence = 16 } }"
+    Path("b.lora").write_text(f"lora 1\nadapter x {{ target linear }}\n{entry}")
+    for option, said in (("--batch", "3 × 16 tokens"), ("--sequence", "6 × 3 tokens")):
+        assert run(monkeypatch, "plan", "b.lora", "--model", "model", option, "3") == 0
+        assert said in capfd.readouterr().out
 
 
 def test_the_lock(

@@ -57,3 +57,12 @@ def test_every_fault_is_found_at_its_line(spec: Path, monkeypatch: pytest.Monkey
         sites(spec, 'adapter a { weights = "no/where" }\nadapter b { weights = "broken" }')
     found = [(d.code, Path(d.span.source.name).name) for d in raised.value.diagnostics if d.span]
     assert found == [("no-adapter", "main.lora"), ("peft-unsupported", "adapter_config.json")]
+
+
+def test_what_the_folder_sets_is_of_the_folder(spec: Path) -> None:
+    spec.write_text('lora 1 adapter sql { weights = "adapters/sql"  alpha = 2 }')
+    site = lora_fx.plan(spec, llama(3)).sites[0]
+    config = spec.parent / "adapters" / "sql" / "adapter_config.json"
+    assert site.provenance["rank"].source.name == f"{config} as .lora"
+    assert site.provenance["rank"].text == "rank = 6"
+    assert site.provenance["alpha"].source.name == str(spec)

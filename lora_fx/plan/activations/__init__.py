@@ -47,7 +47,7 @@ def estimate_activations(plan: "Plan", batch: int, sequence: int | None) -> Acti
         example = example_of(tree, batch, sequence)
         kept = _run(tree, example)
     except NoExample as error:
-        raise _no_estimate(str(error)) from error
+        raise _no_estimate(str(error), error.help) from error
     except Exception as error:  # whatever a forward does that is not made for meta tensors
         reason = (str(error).splitlines() or [""])[0]
         raise _no_estimate(f"{type(error).__name__}: {reason}") from error
@@ -103,6 +103,6 @@ def _bytes(kept: Kept, compile: CompileSpec) -> int:
     return least + round(share * (kept.bytes() - least))
 
 
-def _no_estimate(reason: str) -> LoraFxError:
+def _no_estimate(reason: str, help: str | None = None) -> LoraFxError:
     message = "activations are not estimated for this model"
-    return LoraFxError((Diagnostic("no-estimate", message, notes=(reason,)),))
+    return LoraFxError((Diagnostic("no-estimate", message, notes=(reason,), help=help),))

@@ -12,7 +12,11 @@ _MAY_COME_TOO = ("pixel_values", "pixel_values_videos", "input_features", "input
 
 
 class NoExample(ValueError):
-    """No inputs can be made; the text says why."""
+    """No inputs can be made; the text says why, and `help` what to do about it."""
+
+    def __init__(self, reason: str, help: str | None = None) -> None:
+        super().__init__(reason)
+        self.help = help
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ def example_of(model: PreTrainedModel, batch: int, sequence: int | None) -> Exam
 
 def _tokens(batch: int, sequence: int | None) -> Tensor:
     if sequence is None:
-        raise NoExample("it reads tokens, and their number is not given")
+        help = "give it too: `--sequence N`, or the argument `sequence`"
+        raise NoExample("it reads tokens, and the number of a sample's tokens is not given", help)
     return torch.ones(batch, sequence, dtype=torch.long, device="meta")
 
 
