@@ -1,6 +1,6 @@
 """What can be set in the blocks that are about no single module."""
 
-from lora_fx.spec.attributes import DTYPES
+from lora_fx.spec.attributes import ADAPTER, DTYPES
 from lora_fx.spec.expressions import Value
 from lora_fx.spec.rule import (
     Rule,
@@ -113,3 +113,15 @@ COMPILE: Rules = {
 }
 ENTRIES = ("train", "forward", "generate")
 ENTRY: Rules = {"batch": whole(1, required=True), "sequence": whole(1, required=True)}
+
+BLOCKS = {
+    "adapter": ADAPTER,
+    "model": MODEL,
+    "layers": LAYERS,
+    "quantize": QUANTIZE,
+    "route": ROUTE,
+    "merge": MERGE,
+    "optimizer": OPTIMIZER,
+    "compile": COMPILE,
+    "entry": ENTRY,
+}

@@ -7,21 +7,23 @@ from typing import Any
 from lark import Token, Tree
 
 from lora_fx.diagnostics import Diagnostic
-from lora_fx.spec.correction import Correction, Failure
+from lora_fx.spec.correction import Correction, Failure, instead, last
 from lora_fx.spec.patched import Patched
+from lora_fx.spec.pattern_habits import pattern_habits
+from lora_fx.spec.recovery import KEYWORDS
 
 # What stands there, the terminal that could, and how that is written.
 _SIGNS = (
     (re.compile(r":=|:|=>"), "EQUAL", "="),
+    (re.compile(r":"), "THEN", "then"),
     (re.compile(r"="), "COMPARE", "=="),
     (re.compile(r"&&?"), "AND", "and"),
     (re.compile(r"\|\|?"), "OR", "or"),
     (re.compile(r"!"), "NOT", "not"),
 )
 _COMMENT = re.compile(r"//|/\*.*?(\*/|\Z)", re.DOTALL)
-_SINGLE_QUOTES = re.compile(r"'([^'\"\\\n]*)'")
-_DOTTED = re.compile(r"[\w*]+(\.[\w*]+)+")
-_BARE = re.compile(r"[\w*./~-]+")
+_BEFORE_CLAUSE = re.compile(r",\s*(except|in|where)\s*\Z")
+_FRACTION = re.compile(r"\.[0-9]+")
 _CONDITIONAL = re.compile(r"if\b([^{}]*?)\belse\b")
 
 
@@ -30,23 +32,23 @@ def habits(failure: Failure, patched: Patched) -> Iterator[Correction]:
     yield from _comment(failure, patched)
     yield from _conditional(failure, patched)
     yield from _sign(failure, patched)
-    yield from _unquoted(failure, patched)
+    yield from pattern_habits(failure, patched)
     yield from _comma(failure, patched)
 
 
 def _comment(failure: Failure, patched: Patched) -> Iterator[Correction]:
-    slash = _last(failure, "MULTIPLY") if failure.shown in ("`/`", "`*`") else None
+    slash = last(failure, "MULTIPLY") if failure.shown in ("`/`", "`*`") else None
     start = failure.start if slash is None else slash.start_pos or 0
     found = _COMMENT.match(patched.text, start)
     if found:
         help = "a comment begins with `#`" + "; `/` divides" * (slash is not None)
         text = "# " if found[0] == "//" else re.sub(r"[^\n]", " ", found[0])
-        yield _instead(found, f"unexpected `{found[0][:2]}`", help, text, patched)
+        yield instead(found, f"unexpected `{found[0][:2]}`", help, text, patched)
 
 
 def _conditional(failure: Failure, patched: Patched) -> Iterator[Correction]:
     """Turn `x if c else y` into `if c then x else y`."""
-    word = _last(failure, "NAME")
+    word = last(failure, "NAME")
     found = _CONDITIONAL.match(patched.text, word.start_pos or 0) if word else None
     value = _last_value(failure.stack[-2]) if found and len(failure.stack) > 1 else None
     if found is None or value is None:
@@ -60,59 +62,40 @@ def _conditional(failure: Failure, patched: Patched) -> Iterator[Correction]:
 
 
 def _sign(failure: Failure, patched: Patched) -> Iterator[Correction]:
-    equal = _last(failure, "EQUAL")
+    equal = last(failure, "EQUAL")
     twice = re.compile("==").match(patched.text, equal.start_pos or 0) if equal else None
     if twice:
-        yield _instead(twice, "expected `=`, found `==`", None, " =", patched)
+        yield instead(twice, "expected `=`, found `==`", None, " =", patched)
+    before = failure.stack[-1] if failure.stack else None
+    keyword = isinstance(before, Token) and before.type.lower() in {*KEYWORDS, "else"}
+    keyword = keyword and failure.accepts != {"LBRACE"}
+    needless = re.compile("[:=]").match(patched.text, failure.start) if keyword else None
+    if needless:
+        message = f"unexpected `{needless[0]}`"
+        yield instead(needless, message, f"leave it out behind `{before}`", " ", patched)
+    fraction = _FRACTION.match(patched.text, failure.start)
+    if fraction and "FLOAT" in failure.accepts:
+        message = f"expected a digit before `{fraction[0]}`"
+        yield instead(fraction, message, f"write `0{fraction[0]}`", f" 0{fraction[0]}", patched)
     for pattern, terminal, ours in _SIGNS:
         found = pattern.match(patched.text, failure.start)
         if found and terminal in failure.accepts:
             message = f"expected `{ours}`, found `{found[0]}`"
-            yield _instead(found, message, None, f" {ours} ", patched)
-
-
-def _unquoted(failure: Failure, patched: Patched) -> Iterator[Correction]:
-    name = _last(failure, "NAME")
-    single = _SINGLE_QUOTES.match(patched.text, failure.start)
-    if single:
-        text = f'"{single[1]}"'
-        help = f"texts stand in double quotes: `{text}`"
-        yield _instead(single, "unexpected character `'`", help, text, patched)
-    dotted = _DOTTED.match(patched.text, name.start_pos or 0 if name else failure.start)
-    if dotted:
-        text = f'"**.{re.sub(r"^[*]+[.]", "", dotted[0])}"'
-        help = f"write `{text}`; `**` stands for any names before"
-        yield _instead(dotted, "a name with dots stands in quotes", help, text, patched)
-    start = name.start_pos or 0 if name and failure.accepts == {"LBRACE"} else failure.start
-    bare = _BARE.match(patched.text, start)
-    if bare and failure.accepts <= {"STRING", "LBRACE"}:
-        text = f'"{bare[0]}"'
-        yield _instead(bare, f"`{bare[0]}` stands in quotes", f"write `{text}`", text, patched)
+            yield instead(found, message, None, f" {ours} ", patched)
 
 
 def _comma(failure: Failure, patched: Patched) -> Iterator[Correction]:
     """Leave out a comma behind a statement, or behind the last of its parts."""
     before = [value for value in failure.stack[-2:] if isinstance(value, Token)]
     places = [value.start_pos or 0 for value in before if value.type == "COMMA"]
+    word = last(failure, "NAME")
+    clause = _BEFORE_CLAUSE.search(patched.text, 0, word.start_pos or 0) if word else None
+    places += [clause.start()] if clause else []
     for start in (failure.start, *reversed(places)):
         found = re.compile(",").match(patched.text, start)
         if found:
             help = "leave it out: a comma stands only between the parts of a list"
-            yield _instead(found, "unexpected `,`", help, " ", patched)
-
-
-def _instead(
-    found: re.Match[str], message: str, help: str | None, text: str, patched: Patched
-) -> Correction:
-    span = patched.span(found.start(), found.end())
-    diagnostic = Diagnostic("syntax-error", message, span, help=help)
-    return Correction(diagnostic, found.start(), found.end(), text)
-
-
-def _last(failure: Failure, terminal: str) -> Token | None:
-    """Return the token before the failure if it is of this kind."""
-    before: Any = failure.stack[-1] if failure.stack else None
-    return before if isinstance(before, Token) and before.type == terminal else None
+            yield instead(found, "unexpected `,`", help, " ", patched)
 
 
 def _last_value(node: Any) -> Tree[Any] | None:

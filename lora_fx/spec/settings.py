@@ -5,13 +5,15 @@ from typing import Any
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
 from lora_fx.spec.attributes import ADAPTER
+from lora_fx.spec.blocks import BLOCKS
 from lora_fx.spec.closest import did_you_mean
 from lora_fx.spec.evaluate import evaluate, no_environment
 from lora_fx.spec.expressions import Expr, Value, references, results
 from lora_fx.spec.names import Names
 from lora_fx.spec.other_words import other_setting
 from lora_fx.spec.problems import problems
-from lora_fx.spec.rule import Rule, Rules, completed
+from lora_fx.spec.recovery import INNER_STATEMENTS
+from lora_fx.spec.rule import Rule, Rules, completed, listed
 from lora_fx.spec.scopes import ATTRIBUTE, Scope
 from lora_fx.spec.spec import Setting
 from lora_fx.spec.syntax import Attribute, Attributes
@@ -64,7 +66,7 @@ class Settings:
             name, span = attribute.name.text, attribute.name.span
             if name not in table:
                 message = f"there is no attribute `{name}`"
-                help = other_setting(name) or did_you_mean(name, table)
+                help = other_setting(name) or _home(name) or did_you_mean(name, table)
                 self._diagnostics.append(Diagnostic("unknown-attribute", message, span, help=help))
             elif first.setdefault(name, attribute) is not attribute:
                 there = ((first[name].name.span, "the first one"),)
@@ -98,3 +100,11 @@ class Settings:
         wrong = problems(name, rule, value, expr)
         self._diagnostics += wrong
         return None if wrong else value
+
+
+def _home(name: str) -> str | None:
+    """Return where something of this name does stand, as help."""
+    if name in INNER_STATEMENTS:
+        return f"`{name}` is a statement of `{INNER_STATEMENTS[name]}`: write it without `=`"
+    homes = [f"`{block}`" for block, table in BLOCKS.items() if name in table]
+    return f"`{name}` stands inside {listed(homes)}" if homes else None
