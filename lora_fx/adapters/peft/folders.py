@@ -4,15 +4,18 @@ from pathlib import Path
 
 from lora_fx.adapters.peft.write import CONFIG
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.spec.together import finish
 
 
 def local(model_id: str | Path) -> Path:
     """Return a local folder: the path itself, or the downloaded adapter files of a hub id.
 
-    Raises LoraFxError if there is neither.
+    A save that was cut off when all was written is finished first. Raises LoraFxError if there is
+    neither.
     """
     path = Path(model_id)
     if path.exists():
+        _finish(path)
         return path
     if isinstance(model_id, Path):
         raise _no_adapter(f"there is no folder `{path}`")
@@ -34,6 +37,16 @@ def adapter_folders(model_id: str | Path) -> dict[str, Path]:
         message = f"`{folder}` holds no adapter: neither it nor a folder below has `{CONFIG}`"
         raise _no_adapter(message)
     return found
+
+
+def _finish(folder: Path) -> None:
+    try:
+        for place in (folder, folder.parent):
+            finish(place)
+    except OSError as error:
+        message = f"a save into `{folder}` was cut off, and cannot be finished from here"
+        reason = error.strerror or str(error)
+        raise LoraFxError((Diagnostic("adapter-unreadable", message, notes=(reason,)),)) from error
 
 
 def _no_adapter(message: str, *notes: str) -> LoraFxError:

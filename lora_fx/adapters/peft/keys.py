@@ -21,11 +21,12 @@ def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     What an adapter has of a module of the base that it also adapts lies below `base_layer`. A layer
     tied to an adapted embedding has tensors of its own in the file, transposed.
     """
-    live = _live_tensors(model, adapter).items()
+    live = live_tensors(model, adapter).items()
     return {f"{PREFIX}{name}": tensor.detach().contiguous() for name, tensor in live}
 
 
-def _live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
+def live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """Return an adapter's parameters and buffers by their names in a file, without the prefix."""
     adapted = {fqn for fqn, site in storage.sites(model) if adapter in site.lora_arithmetic}
     found: dict[str, Tensor] = {}
     for fqn, module in storage.base_modules(model, itself=True).items():
@@ -95,7 +96,7 @@ def overwrite(model: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> No
 
     What a tied layer has in the file is the embedding's, and is passed over.
     """
-    for name, tensor in _live_tensors(model, adapter).items():
+    for name, tensor in live_tensors(model, adapter).items():
         if not tensor._is_view():
             tensor.copy_(state[f"{PREFIX}{name}"])
 

@@ -1,8 +1,7 @@
 """Write one adapter as a PEFT folder."""
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +26,7 @@ def write(
     config: Mapping[str, Any],
     save_embedding_layers: bool | Literal["auto"],
 ) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json`; each file appears whole.
+    """Write `adapter_model.safetensors` and `adapter_config.json` into a folder.
 
     With `save_embedding_layers` the weights of the input and output embeddings are written too,
     with `auto` if the adapter adapts one of them, as PEFT does.
@@ -39,9 +38,9 @@ def write(
         weights = {n: values_of(m, "weight", m.weight).clone() for n, m in ends.items()}  # type: ignore[arg-type]
         tensors = weights | tensors
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / TENSORS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
     text = json.dumps(config, indent=2, sort_keys=True)
-    replace_file(folder / CONFIG, lambda path: path.write_text(text))
+    (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
 def folder_config(
@@ -63,13 +62,3 @@ def folder_config(
     transposed = any(site.layer.kind == "transposed" for site in plan.sites)
     now = {"fan_in_fan_out": transposed, "inference_mode": True, "init_lora_weights": True}
     return config | now
-
-
-def replace_file(path: Path, write_to: Callable[[Path], Any]) -> None:
-    """Let `write_to` write a file beside `path` and move it there once it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write_to(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
