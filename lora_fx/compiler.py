@@ -231,7 +231,7 @@ def load(
 def _start(
     artifact: Artifact, base: Model | None, backend: Backend | None, trust_cache: bool
 ) -> Model:
-    tree = clone(base if base is not None else artifact.load_base())
+    tree = clone(base if base is not None else artifact.load_base(trust_cache))
     model = _compiled(tree, parse(artifact.spec), backend, artifact.adapters)
     if backend == "inductor":
         artifact.serve(model, trust_cache)

@@ -1,11 +1,14 @@
 """Fail, or die, at each thing that a piece of code does: every call, every change to the disk."""
 
+import gc
+import inspect
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 PACKAGE = str(Path(__file__).parent.parent / "lora_fx") + os.sep
@@ -90,18 +93,26 @@ def fail_at(run: Callable[[], object], step: Step) -> None:
     _profiled(run, see)
 
 
+def _is_weak_callback(code: CodeType) -> bool:
+    return code.co_name == "<lambda>" and "weak" in code.co_qualname.lower()
+
+
 def _profiled(run: Callable[[], object], see: Callable[[str], None]) -> None:
     def profile(frame: Any, event: str, arg: Any) -> None:
         caller = frame.f_code if event == "c_call" else frame.f_back and frame.f_back.f_code
         if caller is None or not caller.co_filename.startswith(PACKAGE):
             return
+        if frame.f_code.co_flags & inspect.CO_GENERATOR or _is_weak_callback(frame.f_code):
+            return  # they come when something is freed, too, at no place in particular
         if event == "call":
             see(f"{frame.f_code.co_qualname} from {caller.co_qualname}")
         elif event == "c_call":
             see(f"{getattr(arg, '__qualname__', arg)} from {caller.co_qualname}")
 
+    gc.disable()
     sys.setprofile(profile)
     try:
         run()
     finally:
         sys.setprofile(None)
+        gc.enable()

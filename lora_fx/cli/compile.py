@@ -42,10 +42,23 @@ def compile(
 
 @contextmanager
 def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar on stderr, where that is a terminal; gives the function that moves it."""
+    """Show a bar on stderr, where that is a terminal; gives the function that moves it.
+
+    Meanwhile transformers shows none of its own.
+    """
+    from transformers.utils import logging
+
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda step, done, of: bar.update(task, description=step, completed=done, total=of)
+    theirs = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with bar:
+            task = bar.add_task("starting", total=None)
+            yield lambda step, done, of: bar.update(
+                task, description=step, completed=done, total=of
+            )
+    finally:
+        if theirs:
+            logging.enable_progress_bar()

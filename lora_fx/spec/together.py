@@ -1,9 +1,9 @@
 """Several files of one folder that change together, whatever else lies there.
 
-They are written into a folder of their own inside. Renaming that to `.saved` is the moment at which
-the new files hold: from then on they are moved out, and if the process is killed before the last
-one is, whoever reads or writes here next finishes it. A system cannot rename two files at once, so
-a reader that does not know about `.saved` can, within that moment, see some old and some new ones.
+They are written into a folder of their own inside. Renaming that to `.lora_fx-saved` is the moment
+at which the new files hold: from then on they are moved out, and if the process is killed before
+the last one is, whoever reads or writes here next finishes it. A system cannot rename two files at
+once, so a reader that does not know about this can, within that moment, see some old and some new.
 """
 
 import os
@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from lora_fx.spec.whole_folder import missing_folders, remove_empty, sync, whole_folder
 
-_SAVED = ".saved"
+_SAVED = ".lora_fx-saved"
 _OLD = ".old"
 
 

@@ -23,21 +23,18 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     folder = folder.resolve()
     made = missing_folders(folder.parent)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f".{folder.name}-{uuid4().hex[:12]}")
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         beside.mkdir()
         yield beside
         sync(beside)
-        if folder.exists():
-            _exchange(beside, folder)
-        else:
-            os.rename(beside, folder)
-            made.clear()
-        sync_names(folder.parent)
-    finally:
+        _take_the_place(beside, folder)
+    except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         remove_empty(made)
+        raise
+    shutil.rmtree(beside, ignore_errors=True)
 
 
 def missing_folders(folder: Path) -> list[Path]:
@@ -77,6 +74,17 @@ def sync_names(folder: Path) -> None:
         os.close(file)
 
 
+def _take_the_place(new: Path, old: Path) -> None:
+    """Have `new` at `old`, and what was there, if anything, at `new`; or, if it fails, neither."""
+    move = _exchange if old.exists() else os.rename
+    move(new, old)
+    try:
+        sync_names(old.parent)
+    except BaseException:
+        move(old, new)
+        raise
+
+
 def _exchange(new: Path, old: Path) -> None:
     if sys.platform == "linux" and _renameat2(new, old) == 0:
         return
@@ -84,10 +92,12 @@ def _exchange(new: Path, old: Path) -> None:
     os.rename(old, aside)
     try:
         os.rename(new, old)
+        os.rename(aside, new)
     except BaseException:
+        if not new.exists():
+            os.rename(old, new)
         os.rename(aside, old)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _renameat2(new: Path, old: Path) -> int:

@@ -27,6 +27,7 @@ def test_it_writes_an_artifact(
     assert out == "wrote deep/out (nothing compiled: the spec has no `entry`)\n"
     assert err == ""
     assert lora_fx.load("deep/out", backend="eager").active_adapters() == ["default"]
+    capfd.readouterr()
     assert run(monkeypatch, *line) == 1
     out, err = capfd.readouterr()
     assert err.startswith("error[artifact-exists]")
@@ -74,10 +75,12 @@ def test_what_is_wrong_goes_to_stderr(
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("model", ["nothing", "config.json"])
+@pytest.mark.parametrize("model", ["./nothing", "config.json", "empty"])
 def test_a_model_without_weights(
     model: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     llama(2).config.save_pretrained(".")
+    llama(2).config.save_pretrained("empty")
     assert run(monkeypatch, "compile", "a.lora", "--model", model, "--out", "out") == 1
     assert capfd.readouterr().err.startswith("error[no-model]")
+    assert not Path("out").exists()

@@ -137,7 +137,9 @@ def test_a_process_killed_anywhere_leaves_the_old_or_the_new(
 
 
 def test_what_a_killed_process_left_to_move_is_moved(tmp_path: Path) -> None:
-    put(tmp_path, {**OLD, ".saved/b": "new b", ".saved/new/c": "new c", ".saved/.old/b": "old b"})
+    left = {"b": "new b", "new/c": "new c", ".old/b": "old b"}
+    put(tmp_path, OLD)
+    put(tmp_path / ".lora_fx-saved", left)
     finish(tmp_path)
     assert content(tmp_path) == of({**OLD, "b": "new b", "new/c": "new c"})
 

@@ -29,10 +29,14 @@ def local(model_id: str | Path) -> Path:
 
 
 def adapter_folders(model_id: str | Path) -> dict[str, Path]:
-    """Return every adapter's folder by name. Raises LoraFxError if there is none."""
+    """Return every adapter's folder by name. Raises LoraFxError if there is none.
+
+    Hidden folders are none: a save that was killed leaves one.
+    """
     folder = local(model_id)
     found = {"default": folder} if (folder / CONFIG).exists() else {}
-    found |= {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))}
+    below = (path.parent for path in sorted(folder.glob(f"*/{CONFIG}")))
+    found |= {path.name: path for path in below if not path.name.startswith(".")}
     if not found:
         message = f"`{folder}` holds no adapter: neither it nor a folder below has `{CONFIG}`"
         raise _no_adapter(message)

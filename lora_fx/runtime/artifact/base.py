@@ -60,13 +60,16 @@ def load_model(place: Place | None, device: str) -> PreTrainedModel:
         raise LoraFxError((Diagnostic("no-model", message, help=f"{help}, or pass one"),))
     path, revision, trust = place["path"], place["revision"], place["trust_remote_code"]
     ref = ModelRef(path, place["dtype"], revision, trust, Span(Source(MANIFEST, ""), 0, 0))
+    if Path(path).is_file():
+        message, help = f"`{path}` is a file, and has no weights", "give a folder or a hub id"
+        raise LoraFxError((Diagnostic("no-model", message, help=help),))
     tree = build_on_meta(read_config(path, ref), ref)
     options = {"dtype": tree.dtype, "trust_remote_code": trust} | (
         {} if revision is None else {"revision": revision}
     )
     try:
         loaded = type(tree).from_pretrained(path, **options)  # type: ignore[operator]
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever comes of files that are no checkpoint
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         message, help = f"`{path}` has no weights that can be read", "give a folder or a hub id"
         diagnostic = Diagnostic("no-model", message, notes=(reason,), help=help)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
-from lora_fx.runtime.artifact.layout import CACHE, MANIFEST, files_below
+from lora_fx.runtime.artifact.layout import CACHE, MANIFEST, SPEC, files_below
 
 _FORM = 1
 
@@ -38,10 +38,12 @@ class Manifest:
     files: Mapping[str, str]
 
     def code_digest(self) -> str:
-        """Return a hash of all compiled code and of what it is for."""
+        """Return a hash of all that can run: compiled code, what it is for, and where the base is.
+
+        The base counts because its folder may hold code of its own.
+        """
         code = {name: hash for name, hash in self.files.items() if _is_code(name)}
-        parts = {"key": dict(self.key), "functions": [asdict(f) for f in self.functions]}
-        return sha256(_text(parts | {"files": code}).encode()).hexdigest()
+        return sha256(_text(asdict(self) | {"files": code}).encode()).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -79,26 +81,28 @@ def _read(folder: Path) -> Manifest:
         if form == _FORM:
             functions = tuple(Function(**one) for one in data.pop("functions"))
             manifest = Manifest(**data | {"functions": functions})
-            if all(function.file in manifest.files for function in functions):
+            needed = {SPEC, *(function.file for function in functions)}
+            if needed <= manifest.files.keys():
                 return manifest
-            raise ValueError("it names compiled code of which it has no hash")
+            raise ValueError(f"it has no hash of `{min(needed - manifest.files.keys())}`")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LoraFxError((_damaged(path, f"{type(error).__name__}: {error}"),)) from error
-    raise LoraFxError((_damaged(path, f"it has form {form!r}, this version reads {_FORM}"),))
+        raise LoraFxError((damaged(path, f"{type(error).__name__}: {error}"),)) from error
+    raise LoraFxError((damaged(path, f"it has form {form!r}, this version reads {_FORM}"),))
 
 
 def _faults(folder: Path, files: Mapping[str, str]) -> Iterator[Diagnostic]:
     for name, hash in files.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
-            yield _damaged(path, "it lies outside the artifact")
+            yield damaged(path, "it lies outside the artifact")
         elif not path.is_file():
-            yield _damaged(path, "it is missing")
+            yield damaged(path, "it is missing")
         elif _hash(path) != hash:
-            yield _damaged(path, "it is not what the artifact was written with")
+            yield damaged(path, "it is not what the artifact was written with")
 
 
-def _damaged(path: Path, reason: str) -> Diagnostic:
+def damaged(path: Path, reason: str) -> Diagnostic:
+    """Return what is said of a damaged file."""
     help = "write the artifact anew: `lora-fx compile`"
     return Diagnostic("artifact-damaged", f"`{path}` is damaged", None, notes=(reason,), help=help)
 

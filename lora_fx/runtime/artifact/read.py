@@ -20,7 +20,7 @@ from lora_fx.runtime.artifact.ahead import AheadFunction, load_ahead
 from lora_fx.runtime.artifact.base import load_seen_from
 from lora_fx.runtime.artifact.kernels import put_in_place
 from lora_fx.runtime.artifact.key import differences, key_of
-from lora_fx.runtime.artifact.manifest import Manifest, read_manifest
+from lora_fx.runtime.artifact.manifest import Manifest, damaged, read_manifest
 from lora_fx.runtime.artifact.precompiled import Modes, Precompiled
 from lora_fx.runtime.artifact.trust import is_trusted
 from lora_fx.runtime.unit import Compiled
@@ -45,8 +45,16 @@ class Artifact:
         """The file of its spec."""
         return self.folder / layout.SPEC
 
-    def load_base(self) -> PreTrainedModel:
-        """Load the model that it was made for, on the device. Raises LoraFxError."""
+    def load_base(self, trust_cache: bool) -> PreTrainedModel:
+        """Load the model that it was made for, on the device.
+
+        Raises LoraFxError if there is none, or if it has code of its own that is not trusted.
+        """
+        if self._base_has_code() and not self._is_trusted(trust_cache):
+            message = f"the base of `{self.folder}` has code of its own, which is not trusted"
+            note = "this user of this machine did not write the artifact"
+            help = "load the model and pass it: `base=model`, or say `trust_cache=True`"
+            raise LoraFxError((Diagnostic("no-model", message, notes=(note,), help=help),))
         return load_seen_from(self.manifest.model, self.folder, self.manifest.device)
 
     def adapters(self, model: nn.Module, plan: Plan) -> dict[str, dict[str, Tensor]]:
@@ -55,7 +63,11 @@ class Artifact:
         Raises LoraFxError if they are not those that the plan has on the model.
         """
         places = {a.name: self.folder / layout.ADAPTERS / a.name for a in plan.adapters}
-        found = {name: load_file(place / TENSORS) for name, place in places.items()}
+        paths = {name: place / TENSORS for name, place in places.items()}
+        unheld = [p for p in paths.values() if self._name(p) not in self.manifest.files]
+        if unheld:
+            raise LoraFxError([damaged(path, "there is no hash of it") for path in unheld])
+        found = {name: load_file(path) for name, path in paths.items()}
         for adapter in plan.adapters:
             here = expected_shapes(adapter, model)
             there = {name: tuple(t.shape) for name, t in found[adapter.name].items()}
@@ -94,7 +106,7 @@ class Artifact:
                 module.lora_fx_unit = unit
 
     def _reason_against(self, model: Any, trust_cache: bool) -> str | None:
-        if not trust_cache and not is_trusted(self.manifest.code_digest()):
+        if not self._is_trusted(trust_cache):
             return (
                 f"the compiled code of `{self.folder}` was not written by this user of this "
                 "machine, and is not trusted without `trust_cache=True`"
@@ -103,6 +115,16 @@ class Artifact:
         key = key_of(model, text, self.manifest.device)
         other = differences(self.manifest.key, key)
         return f"the compiled code of `{self.folder}` is for another {_listed(other)}" * bool(other)
+
+    def _is_trusted(self, trust_cache: bool) -> bool:
+        return trust_cache or is_trusted(self.manifest.code_digest())
+
+    def _base_has_code(self) -> bool:
+        place = self.manifest.model
+        return place is not None and bool(place["trust_remote_code"])
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
 
     def _kernels(self) -> Iterator[tuple[str, bytes]]:
         prefix = f"{layout.KERNELS}/"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,9 @@ def write_artifact(model: Any, folder: Path, place: Place | None, report: Report
         files=hashes(folder),
     )
     write_manifest(folder, manifest)
-    if manifest.key:
-        trust(manifest.code_digest())
+    if not trust(manifest.code_digest()):
+        message = "what this user has compiled cannot be kept record of: `load` needs `trust_cache`"
+        warnings.warn(message, stacklevel=3)
 
 
 def _compile(model: nn.Module, folder: Path, report: Report) -> tuple[Function, ...]:
@@ -70,7 +72,7 @@ def _compile(model: nn.Module, folder: Path, report: Report) -> tuple[Function, 
     texts = _Texts(model, folder / layout.GRAPHS, recorder)
     given.backend.seen = texts.write
     (folder / layout.CACHE).mkdir()
-    with kept_in(folder / layout.KERNELS), torch.random.fork_rng():
+    with kept_in(folder / layout.KERNELS), torch.random.fork_rng(_gpus(model)):
         for done, (entry, run) in enumerate(steps):
             report(f"compiling `entry {entry.name}`", done, len(steps))
             if entry is not texts.entry:
@@ -78,6 +80,10 @@ def _compile(model: nn.Module, folder: Path, report: Report) -> tuple[Function, 
                 texts.entry = entry
             run()
     return tuple(_written(recorder, folder))
+
+
+def _gpus(model: nn.Module) -> list[torch.device]:
+    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
 
 
 def _written(recorder: Recorder, folder: Path) -> Iterator[Function]:

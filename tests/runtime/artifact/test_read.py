@@ -70,7 +70,8 @@ def test_the_adapters_are_those_of_the_artifact(artifact: Path) -> None:
         assert torch.equal(parameter, want[name])
         assert parameter.requires_grad == want[name].requires_grad
     assert model.active_adapters() == ["default"]
-    assert model.lora_fx_plan.to_json() == json.loads((artifact / layout.PLAN).read_text())
+    plan = json.loads(json.dumps(model.lora_fx_plan.to_json()))
+    assert plan == json.loads((artifact / layout.PLAN).read_text())
 
 
 @pytest.mark.parametrize("backend", ["eager", None])
@@ -248,7 +249,6 @@ def test_its_adapters_load_like_any_others(artifact: Path) -> None:
 def test_the_base_that_it_names_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     llama(2).save_pretrained("base")
-    Path("a.lora").write_text('model "base" '.join(["", ""]) or text(""))
     spec = text("").replace("lora 1", 'lora 1 model "base" { dtype = bfloat16 }')
     Path("a.lora").write_text(spec)
     lora_fx.build(Path("a.lora"), None, Path("deep/artifact"))

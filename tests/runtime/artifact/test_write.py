@@ -58,7 +58,7 @@ def test_every_file_is_held_by_its_hash(artifact: Path, tmp_path: Path) -> None:
         content = path.read_bytes()
         for damaged in (content[:-1], content + b"\n", None):
             path.write_bytes(damaged) if damaged is not None else path.unlink()
-            if path.name == layout.MANIFEST and damaged == content + b"\n":
+            if path.name == layout.MANIFEST and (damaged or b"").strip() == content.strip():
                 continue  # the same JSON
             if path.name == layout.MANIFEST and damaged is None:
                 with pytest.raises(lora_fx.LoraFxError, match="holds adapters|no adapter"):
@@ -137,7 +137,7 @@ def test_a_failure_at_any_write_leaves_what_was_there(there: bool, tmp_path: Pat
     before = state(out) if there else None
     count = disk_changes(lambda: build(tmp_path / "counted", NEW))
     shutil.rmtree(tmp_path / "counted")
-    assert count > 12
+    assert count > 10
     for number in range(count):
         try:
             with at_disk_change(number, fail):
