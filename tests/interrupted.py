@@ -7,11 +7,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
-PACKAGE = str(Path(__file__).parent.parent / "lora_fx") + os.sep
+_PACKAGE = Path(__file__).parent.parent / "lora_fx"
+_CHANGING = ("adapters/", "runtime/", "compiler.py", "spec/together.py", "spec/whole_folder.py")
+_CALLERS = tuple(str(_PACKAGE / part) for part in _CHANGING)
 _CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate", "os.chmod")
 _hook: list[Callable[[str], None] | None] = []
 
@@ -75,7 +78,11 @@ Step = tuple[str, int]
 
 
 def steps(run: Callable[[], object]) -> list[Step]:
-    """The first and the last time that `run` calls each function, from within the package."""
+    """The first and the last time that `run` calls each function.
+
+    Counted are calls from those parts of the package that change models or the disk: reading a spec
+    and planning are one step each.
+    """
     counts: Counter[str] = Counter()
     _profiled(run, lambda name: counts.update([name]))
     return [step for name, n in counts.items() for step in sorted({(name, 1), (name, n)})]
@@ -93,6 +100,11 @@ def fail_at(run: Callable[[], object], step: Step) -> None:
     _profiled(run, see)
 
 
+@cache
+def _changes(code: CodeType) -> bool:
+    return code.co_filename.startswith(_CALLERS)
+
+
 def _is_weak_callback(code: CodeType) -> bool:
     return code.co_name == "<lambda>" and "weak" in code.co_qualname.lower()
 
@@ -100,13 +112,13 @@ def _is_weak_callback(code: CodeType) -> bool:
 def _profiled(run: Callable[[], object], see: Callable[[str], None]) -> None:
     def profile(frame: Any, event: str, arg: Any) -> None:
         caller = frame.f_code if event == "c_call" else frame.f_back and frame.f_back.f_code
-        if caller is None or not caller.co_filename.startswith(PACKAGE):
+        if caller is None or not _changes(caller):
             return
         if frame.f_code.co_flags & inspect.CO_GENERATOR or _is_weak_callback(frame.f_code):
             return  # they come when something is freed, too, at no place in particular
         if event == "call":
             see(f"{frame.f_code.co_qualname} from {caller.co_qualname}")
-        elif event == "c_call":
+        elif event == "c_call" and arg.__name__ != "__exit__":
             see(f"{getattr(arg, '__qualname__', arg)} from {caller.co_qualname}")
 
     gc.disable()

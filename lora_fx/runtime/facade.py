@@ -63,12 +63,13 @@ class HuggingFace(AdapterMethods, _Base):  # type: ignore[override]
         """
         if not is_main_process:
             return
+        push, upload = kwargs.get("push_to_hub"), kwargs.get("repo_id") or Path(save_directory).name
         with together(Path(save_directory)) as beside:
             self._write_adapters(beside, Path(save_directory), save_embedding_layers)
             if re.fullmatch(r"checkpoint-\d+", Path(save_directory).name):
                 save_file(self._adapter_state(), beside / "model.safetensors", {"format": "pt"})
-        if kwargs.get("push_to_hub"):
-            self.push_to_hub(str(kwargs.get("repo_id") or Path(save_directory).name))  # type: ignore[arg-type]
+        if push:
+            self.push_to_hub(str(upload))  # type: ignore[arg-type]
 
     def get_adapter_state_dict(  # type: ignore[override]
         self, adapter_name: str | None = None

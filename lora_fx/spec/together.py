@@ -50,28 +50,21 @@ def finish(folder: Path) -> None:
 
 
 def _move(inside: Path, folder: Path) -> None:
-    files = _files(inside)
+    files, saved = _files(inside), folder / _SAVED
     made = [one for name in files for one in missing_folders((folder / name).parent)]
     try:
         for name in files:
             _keep(folder / name, inside / _OLD / name)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        saved = folder / _SAVED
         os.rename(inside, saved)
-        _move_out_or_back(saved, folder, files)
-    except BaseException:
-        remove_empty(made)
-        raise
-
-
-def _move_out_or_back(saved: Path, folder: Path, files: list[Path]) -> None:
-    try:
         _move_out(saved, folder, files)
     except BaseException:
-        _move_back(saved, folder, files)
+        if not inside.exists():
+            _move_back(saved, folder, files)
+            shutil.rmtree(saved, ignore_errors=True)
+        remove_empty(made)
         raise
-    finally:
-        shutil.rmtree(saved, ignore_errors=True)
+    shutil.rmtree(saved, ignore_errors=True)
 
 
 def _files(folder: Path) -> list[Path]:
