@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from transformers import PreTrainedModel
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Source, Span
 from lora_fx.plan.skeleton import build_on_meta, read_config
-from lora_fx.runtime.artifact.layout import MANIFEST
 from lora_fx.spec.spec import ModelRef, Spec
 
 Place = Mapping[str, Any]  # path, dtype, revision, trust_remote_code
@@ -59,11 +59,14 @@ def load_model(place: Place | None, device: str) -> PreTrainedModel:
         message, help = "the spec names no model, and none is given", 'write `model "path or id"`'
         raise LoraFxError((Diagnostic("no-model", message, help=f"{help}, or pass one"),))
     path, revision, trust = place["path"], place["revision"], place["trust_remote_code"]
-    ref = ModelRef(path, place["dtype"], revision, trust, Span(Source(MANIFEST, ""), 0, 0))
+    ref = ModelRef(path, place["dtype"], revision, trust, Span(Source(path, ""), 0, 0))
     if Path(path).is_file():
         message, help = f"`{path}` is a file, and has no weights", "give a folder or a hub id"
         raise LoraFxError((Diagnostic("no-model", message, help=help),))
-    tree = build_on_meta(read_config(path, ref), ref)
+    try:
+        tree = build_on_meta(read_config(path, ref), ref)
+    except LoraFxError as error:
+        raise LoraFxError([replace(one, span=None) for one in error.diagnostics]) from error
     options = {"dtype": tree.dtype, "trust_remote_code": trust} | (
         {} if revision is None else {"revision": revision}
     )

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -17,6 +18,7 @@ from lora_fx.runtime.artifact import key, layout, trust
 from lora_fx.runtime.artifact.manifest import read_manifest
 from lora_fx.runtime.artifact.precompiled import Precompiled
 from tests.runtime.artifact.made import BATCH, LENGTH, build, text
+from tests.runtime.test_transactions import saved
 from tests.tiny import assert_differ, graphs, llama, step, tokens
 
 
@@ -70,8 +72,13 @@ def test_the_adapters_are_those_of_the_artifact(artifact: Path) -> None:
         assert torch.equal(parameter, want[name])
         assert parameter.requires_grad == want[name].requires_grad
     assert model.active_adapters() == ["default"]
-    plan = json.loads(json.dumps(model.lora_fx_plan.to_json()))
-    assert plan == json.loads((artifact / layout.PLAN).read_text())
+    plan = json.dumps(model.lora_fx_plan.to_json(), sort_keys=True, indent=2)
+    assert placeless(plan) == placeless((artifact / layout.PLAN).read_text())
+
+
+def placeless(plan: str) -> str:
+    """A plan without the name of the file that it is of, in `file:line`."""
+    return re.sub(r'"[^"]*:(\d+)"', r"\1", plan.strip())
 
 
 @pytest.mark.parametrize("backend", ["eager", None])
@@ -262,10 +269,43 @@ def test_the_base_that_it_names_is_loaded(tmp_path: Path, monkeypatch: pytest.Mo
         lora_fx.load("../deep/artifact")
 
 
-def test_adapters_with_weights_are_taken_along(tmp_path: Path) -> None:
-    from tests.runtime.test_transactions import changed
+def test_a_base_with_code_of_its_own_is_loaded_only_if_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an artifact says of its base is no reason to run code that lies there."""
+    base = tmp_path / "base"
+    llama(2).save_pretrained(base)
+    config = json.loads((base / "config.json").read_text())
+    config |= {
+        "model_type": "own",
+        "architectures": ["Own"],
+        "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Own"},
+    }
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "own.py").write_text(OWN)
+    spec = text("").replace("lora 1", 'lora 1 model "base" { trust_remote_code = true }')
+    (tmp_path / "a.lora").write_text(spec)
+    lora_fx.build(tmp_path / "a.lora", None, tmp_path / "out")
+    lora_fx.load(tmp_path / "out", backend=None)
+    monkeypatch.setenv("LORA_FX_CACHE", str(tmp_path / "somebody-elses"))
+    (base / "own.py").write_text("raise SystemExit('code of the base ran')")
+    with pytest.raises(lora_fx.LoraFxError, match="code of its own, which is not trusted"):
+        lora_fx.load(tmp_path / "out", backend=None)
+    with pytest.raises(SystemExit):
+        lora_fx.load(tmp_path / "out", backend=None, trust_cache=True)
 
-    changed(tmp_path / "trained", text(""))
+
+OWN = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class Config(LlamaConfig):
+    model_type = "own"
+class Own(LlamaForCausalLM):
+    config_class = Config
+"""
+
+
+def test_adapters_with_weights_are_taken_along(tmp_path: Path) -> None:
+    saved(tmp_path / "trained", text(""), more=1.0)
     (tmp_path / "a.lora").write_text(
         'lora 1 adapter legal { weights = "trained" } adapter other { rank = 3 target v_proj }'
     )
