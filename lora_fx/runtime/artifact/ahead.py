@@ -11,6 +11,7 @@ import inspect
 import io
 import logging
 import types
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,9 @@ def compile_ahead(entry: Any, call: tuple[Any, ...]) -> AheadFunction | None:
     Such are graphs with guards on what only this process has. `writable` is the entry's filter.
     """
     try:
-        return AheadFunction(entry.aot_compile((call, {})))
+        with warnings.catch_warnings():  # it looks at the gradients of inputs that have none
+            warnings.filterwarnings("ignore", "The .grad attribute", UserWarning)
+            return AheadFunction(entry.aot_compile((call, {})))
     except Exception as error:  # whatever it is, compiling as always says it better
         _log.info("not compiled ahead: %s: %s", type(error).__name__, error)
         return None

@@ -30,7 +30,10 @@ def new_artifact(folder: Path, force: bool) -> Iterator[Path]:
 
 def _require_free(folder: Path, force: bool) -> None:
     if is_artifact(folder):
-        message, help = f"`{folder}` is an artifact already", "replace it: `--force`, or `force=True`"
+        message, help = (
+            f"`{folder}` is an artifact already",
+            "replace it: `--force`, or `force=True`",
+        )
         fault = None if force else Diagnostic("artifact-exists", message, help=help)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         message, help = f"`{folder}` is there, and is no artifact", "choose another place"

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,25 +18,25 @@ Modes = tuple[bool, bool]
 class Precompiled:
     """Calls a compiled graph whose guards hold; else compiles, as a unit does, and says so once.
 
-    `load` returns the graphs for a module that is training or not, with gradients or without; it is
-    called when they are first needed. Copies share the graphs, pickles compile anew.
+    `load` yields the graphs for a module that is training or not, with gradients or without; each
+    is loaded when those before it do not match. Copies share the graphs, pickles compile anew.
     """
 
-    def __init__(self, unit: Unit, load: Callable[[Modes], list[AheadFunction]]) -> None:
+    def __init__(self, unit: Unit, load: Callable[[Modes], Iterator[AheadFunction]]) -> None:
         self._unit = unit
         self._load = load
-        self._loaded: dict[Modes, list[AheadFunction]] = {}
+        self._graphs: dict[Modes, _Graphs] = {}
         self._told = False
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the module's own forward."""
         modes = module.training, torch.is_grad_enabled()
-        if modes not in self._loaded:
-            self._loaded[modes] = self._load(modes)
+        if modes not in self._graphs:
+            self._graphs[modes] = _Graphs(self._load(modes))
         call = call_of(module, args, kwargs)
-        for function in self._loaded[modes]:
-            if function.matches(*call):
-                return function(*call)
+        function = self._graphs[modes].of(call)
+        if function is not None:
+            return function(*call)
         self._tell(modes)
         return self._unit(module, args, kwargs)
 
@@ -52,11 +52,30 @@ class Precompiled:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Precompiled":
         twin = Precompiled(copy.deepcopy(self._unit, memo), self._load)
-        twin._loaded = self._loaded
+        twin._graphs = self._graphs
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _itself, (self._unit,)
+
+
+class _Graphs:
+    """The graphs that have been loaded, and those that can be."""
+
+    def __init__(self, coming: Iterator[AheadFunction]) -> None:
+        self._coming = coming
+        self._there: list[AheadFunction] = []
+
+    def of(self, call: tuple[Any, ...]) -> AheadFunction | None:
+        """Return the graph of a call."""
+        for function in self._there:
+            if function.matches(*call):
+                return function
+        for function in self._coming:
+            self._there.append(function)
+            if function.matches(*call):
+                return function
+        return None
 
 
 def _itself(unit: Unit) -> Unit:

@@ -132,10 +132,10 @@ class Artifact:
             if name.startswith(prefix):
                 yield name.removeprefix(prefix), self._checked(name)
 
-    def _functions(self, modes: Modes) -> list[AheadFunction]:
+    def _functions(self, modes: Modes) -> Iterator[AheadFunction]:
         of_modes = (f for f in self.manifest.functions if (f.training, f.grad) == modes)
         loaded = (load_ahead(self._checked(function.file)) for function in of_modes)
-        return [function for function in loaded if function is not None]
+        return (function for function in loaded if function is not None)
 
     def _checked(self, name: str) -> bytes:
         """Return a file's bytes if they are what they were when the artifact was opened."""

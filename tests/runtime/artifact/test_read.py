@@ -17,7 +17,7 @@ from lora_fx.adapters.peft.write import CONFIG
 from lora_fx.runtime.artifact import key, layout, trust
 from lora_fx.runtime.artifact.manifest import read_manifest
 from lora_fx.runtime.artifact.precompiled import Precompiled
-from tests.runtime.artifact.made import BATCH, LENGTH, build, text
+from tests.runtime.artifact.made import BATCH, LENGTH, build, one_program_each, text
 from tests.runtime.test_transactions import saved
 from tests.tiny import assert_differ, graphs, llama, step, tokens
 
@@ -325,3 +325,25 @@ def test_without_an_entry_there_is_no_code(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / layout.CACHE).exists()
     model = lora_fx.load(tmp_path / "out", base, backend="eager")
     assert step(model, tokens()).keys() == step(marked(), tokens()).keys()
+
+
+@pytest.mark.slow
+def test_training_and_generating_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process that has compiled nothing of it; the numbers are those without it."""
+    one_program_each(monkeypatch)
+    build(tmp_path / "out", text("train generate"))
+    manifest = read_manifest(tmp_path / "out")
+    assert any(function.grad for function in manifest.functions)
+    torch._dynamo.reset()
+    model, other = lora_fx.load(tmp_path / "out", llama(2)), marked()
+    before = graphs()
+    found, want = step(model.train(), tokens(BATCH, LENGTH)), step(other.train(), tokens(3, 11))
+    assert found.keys() == want.keys()
+    for name in want:
+        assert torch.allclose(found[name], want[name], atol=1e-5), name
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    prompts = tokens(BATCH, 9)
+    for one in (model, other):
+        one.eval()
+    assert torch.equal(model.generate(prompts, **settings), other.generate(prompts, **settings))
+    assert graphs() == before
