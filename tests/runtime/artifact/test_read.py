@@ -17,7 +17,7 @@ from lora_fx.adapters.peft.write import CONFIG
 from lora_fx.runtime.artifact import key, layout, trust
 from lora_fx.runtime.artifact.manifest import read_manifest
 from lora_fx.runtime.artifact.precompiled import Precompiled
-from tests.runtime.artifact.made import BATCH, LENGTH, build, one_program_each, text
+from tests.runtime.artifact.made import BATCH, LENGTH, build, text
 from tests.runtime.test_transactions import saved
 from tests.tiny import assert_differ, graphs, llama, step, tokens
 
@@ -328,9 +328,8 @@ def test_without_an_entry_there_is_no_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_training_and_generating_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_and_generating_from_it(tmp_path: Path) -> None:
     """In a process that has compiled nothing of it; the numbers are those without it."""
-    one_program_each(monkeypatch)
     build(tmp_path / "out", text("train generate"))
     manifest = read_manifest(tmp_path / "out")
     assert any(function.grad for function in manifest.functions)
