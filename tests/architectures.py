@@ -1,7 +1,7 @@
-"""Tiny random models of many architectures, three layers each.
+"""Tiny random models of many architectures, three layers in each stack.
 
 `ARCHITECTURES[name]()` builds a model on the current device: under `torch.device("meta")` without
-weights, else with random ones that are the same at every call.
+weights, else with random ones that are the same at every call. It takes another count of layers.
 """
 
 from collections.abc import Callable
@@ -35,24 +35,33 @@ _ENCODER_DECODER = {
 }
 
 
-def _of(model: str, config: str, sizes: dict[str, Any], **more: Any) -> Callable[[], Any]:
-    def build() -> PreTrainedModel:
+_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_COUNTS += ("encoder_layers", "decoder_layers")
+
+
+def _deep(sizes: dict[str, Any], layers: int) -> dict[str, Any]:
+    return {name: layers if name in _COUNTS else value for name, value in sizes.items()}
+
+
+def _of(model: str, config: str, sizes: dict[str, Any], **more: Any) -> Callable[..., Any]:
+    def build(layers: int = LAYERS) -> PreTrainedModel:
         torch.manual_seed(0)
-        return getattr(hf, model)(getattr(hf, config)(**{**sizes, **more}))
+        return getattr(hf, model)(getattr(hf, config)(**_deep({**sizes, **more}, layers)))
 
     return build
 
 
-def _vision_language() -> PreTrainedModel:
+def _vision_language(layers: int = LAYERS) -> PreTrainedModel:
     torch.manual_seed(0)
-    text = hf.Qwen2Config(**{k: v for k, v in _GROUPED.items() if k != "head_dim"})
-    vision = hf.CLIPVisionConfig(**_SIZES, **_IMAGE)
+    sizes = {k: v for k, v in _GROUPED.items() if k != "head_dim"}
+    text = hf.Qwen2Config(**_deep(sizes, layers))
+    vision = hf.CLIPVisionConfig(**_deep({**_SIZES, **_IMAGE}, layers))
     return hf.LlavaForConditionalGeneration(
         hf.LlavaConfig(text_config=text, vision_config=vision, image_token_index=3)
     )
 
 
-ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
+ARCHITECTURES: dict[str, Callable[..., PreTrainedModel]] = {
     "llama": _of("LlamaForCausalLM", "LlamaConfig", _GROUPED),
     "mistral": _of("MistralForCausalLM", "MistralConfig", _GROUPED, tie_word_embeddings=True),
     "qwen2": _of("Qwen2ForCausalLM", "Qwen2Config", _GROUPED),

@@ -1,4 +1,4 @@
-"""What many tests share: the real model."""
+"""What many tests share: the real models."""
 
 import os
 from collections.abc import Iterator
@@ -27,5 +27,13 @@ def own_trust(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def smollm2() -> Path:
     """Return a checkpoint folder of SmolLM2-135M-Instruct; only for tests marked `real`."""
     from prepare_smollm2 import prepare
+
+    return prepare()
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """Return a checkpoint folder of all-MiniLM-L6-v2; only for tests marked `real`."""
+    from prepare_minilm import prepare
 
     return prepare()

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 
 class Branching(nn.Module):
@@ -70,3 +71,28 @@ class Sometimes(nn.Module):
     def forward(self, x: Tensor, side: bool = False) -> Tensor:
         x = x.to(self.side.weight.dtype)
         return self.up(x) + self.side(x) if side else self.up(x)
+
+
+class Scaled(nn.Embedding):
+    """Multiplies what it looks up, as Gemma's and BART's do."""
+
+    embed_scale = 2.5
+
+
+class Varied(nn.Module):
+    """Every kind of layer once, and a head that shares the embedding's weight: ids below 11."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = Scaled(11, 6, padding_idx=0)
+        self.mix = Conv1D(7, 6)
+        self.norm = nn.LayerNorm(7)
+        self.counts = nn.BatchNorm1d(7)
+        self.up = nn.Linear(7, 6)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.norm(torch.tanh(self.mix(self.embed(ids))))
+        return self.head(self.up(self.counts(x.transpose(1, 2)).transpose(1, 2)))

@@ -8,7 +8,6 @@ parameter is back, bit for bit.
 
 from collections.abc import Iterable, Iterator, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
@@ -34,33 +33,48 @@ class Versions(nn.Module):
         return {**self._parameters, **self._buffers}  # type: ignore[dict-item]
 
 
+class Shared(nn.Module):
+    """A version of one tensor that is another module's: of a layer whose weight is tied."""
+
+    def __init__(self, name: str, source: nn.Module, adapter: str) -> None:
+        super().__init__()
+        self._source = (name, source, adapter)  # in a tuple, or `source` would be a child
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensor by name."""
+        name, source, adapter = self._source
+        return {name: tensors(source, adapter)[name]}
+
+
 def add(module: nn.Module, adapter: str, names: Iterable[str], trainable: bool) -> None:
     """Give an adapter a version of its own of a module's tensors, with the base's values.
 
     The tensors are the module's direct ones. Not in force until `activate`.
     """
-    versions: nn.ModuleDict | None = getattr(module, _NAME, None)
-    if versions is None:
-        versions = nn.ModuleDict({_BASE: Versions({})}).train(module.training)
-        setattr(module, _NAME, versions)
-    base = versions[_BASE]
-    assert isinstance(base, Versions)
     own: dict[str, Tensor] = {}
-    for name in names:
-        if name not in base.tensors():
-            _put(base, name, _direct(module)[name])
-        tensor = base.tensors()[name]
+    for name, tensor in _base(module, names).items():
         values = values_of(module, name, tensor).to(device_of(module, tensor), copy=True)
         is_parameter = isinstance(tensor, nn.Parameter)
         own[name] = nn.Parameter(values, requires_grad=trainable) if is_parameter else values
-    versions[adapter] = Versions(own).train(module.training)
+    _versions(module)[adapter] = Versions(own).train(module.training)
 
 
 def share(module: nn.Module, adapter: str, name: str, source: nn.Module) -> None:
     """Let a tied module use an adapter's version of the tensor that it shares with `source`."""
-    add(module, adapter, [name], trainable=False)
-    versions = _versions(module)
-    versions[adapter] = Versions({name: tensors(source, adapter)[name]}).train(module.training)
+    _base(module, [name])
+    _versions(module)[adapter] = Shared(name, source, adapter).train(module.training)
+
+
+def _base(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the base's version of these tensors; from now on the module keeps it apart."""
+    if _NAME not in module._modules:
+        setattr(module, _NAME, nn.ModuleDict({_BASE: Versions({})}).train(module.training))
+    base = _versions(module)[_BASE]
+    assert isinstance(base, Versions)
+    for name in names:
+        if name not in base.tensors():
+            _put(base, name, _direct(module)[name])
+    return {name: base.tensors()[name] for name in names}
 
 
 def own_names(module: nn.Module) -> list[str]:
@@ -101,7 +115,7 @@ def adapters_of(module: nn.Module) -> list[str]:
 def tensors(module: nn.Module, adapter: str) -> dict[str, Tensor]:
     """Return an adapter's version of a module's tensors, by their names in the module."""
     version = _versions(module)[adapter]
-    assert isinstance(version, Versions)
+    assert isinstance(version, Versions | Shared)
     return version.tensors()
 
 
@@ -171,10 +185,3 @@ def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
         module._parameters[name] = tensor
     else:
         module._buffers[name] = tensor
-
-
-@torch.no_grad()
-def overwrite(module: nn.Module, adapter: str, values: Mapping[str, Tensor]) -> None:
-    """Copy values of equal shapes into an adapter's version."""
-    for name, tensor in tensors(module, adapter).items():
-        tensor.copy_(values[name])

@@ -48,15 +48,22 @@ def base_of(cls: type) -> type:
     return cls
 
 
-def specialise(module: nn.Module, mixin: type) -> None:
-    """Make `module` an instance of `mixin` too, in place.
+def specialise(module: nn.Module, mixin: type, beneath: type | None = None) -> None:
+    """Make `module` an instance of `mixin` too, in place; what the mixin `beneath` adds runs after.
 
     A `forward` of the class that is kept in the instance, as accelerate's hooks do, follows.
     """
-    module.__class__ = subclass(type(module), mixin)
-    for name in _KEPT:
-        if _is_of_class(vars(module).get(name), module):
-            vars(module)[name] = types.MethodType(type(module).forward, module)
+    kept = [name for name in _KEPT if _is_of_class(vars(module).get(name), module)]
+    module.__class__ = _specialised(type(module), mixin, beneath)
+    for name in kept:
+        vars(module)[name] = types.MethodType(type(module).forward, module)
+
+
+def _specialised(cls: type, mixin: type, beneath: type | None) -> type:
+    if beneath is not None and issubclass(cls, beneath):
+        base, own = cls.__lora_fx__  # type: ignore[attr-defined]
+        return subclass(_specialised(base, mixin, beneath), own)
+    return subclass(cls, mixin)
 
 
 def has_forward_of_its_own(module: nn.Module) -> bool:

@@ -1,13 +1,13 @@
 """Rows of an embedding that an adapter trains, and the outputs of a head that shares its weight."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import specialise
-from lora_fx.adapters.site import output_scale
+from lora_fx.adapters.site import Site, output_scale
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import ops
 from lora_fx.plan.offloaded import device_of, values_of
@@ -19,14 +19,30 @@ else:
 
 
 class Rows(nn.Module):
-    """One adapter's rows: `weight` (n, width) for the `tokens` (n,), int64."""
+    """One adapter's rows: `weight` (n, width) for the `tokens` (n,), int64.
+
+    `padding` is the number of the row that an embedding never learns, None if it is not among them.
+    """
 
     tokens: Tensor
 
-    def __init__(self, tokens: Tensor, weight: Tensor, trainable: bool) -> None:
+    def __init__(
+        self, ids: tuple[int, ...], weight: Tensor, padding: int | None, trainable: bool
+    ) -> None:
         super().__init__()
-        self.register_buffer("tokens", tokens, persistent=False)
+        self.ids = ids
+        self.padding = ids.index(padding) if padding in ids else None
         self.weight = nn.Parameter(weight, requires_grad=trainable)
+        self._place_tokens()
+
+    def _place_tokens(self) -> None:
+        tokens = torch.tensor(self.ids, dtype=torch.int64, device=self.weight.device)
+        self.register_buffer("tokens", tokens, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self._place_tokens()
+        return self
 
 
 class TokenRows(_Base):
@@ -45,7 +61,7 @@ class TokenRows(_Base):
         for rows in self.lora_active_tokens:
             if isinstance(self, nn.Embedding):
                 own = rows.weight * output_scale(self)
-                output = ops.replace_rows(output, input, rows.tokens, own)
+                output = ops.replace_rows(output, input, rows.tokens, own, rows.padding)
             else:
                 bias = self.bias
                 output = ops.replace_columns(output, input, rows.tokens, rows.weight, bias)
@@ -53,12 +69,14 @@ class TokenRows(_Base):
 
 
 def add(module: nn.Embedding, adapter: str, ids: tuple[int, ...], trainable: bool) -> Rows:
-    """Give an adapter rows of its own, with the base's values. Not active until `activate`."""
-    device = device_of(module, module.weight)
-    tokens = torch.tensor(ids, dtype=torch.int64, device=device)
+    """Give an adapter rows of its own, with the base's values. Not active until `activate`.
+
+    They are float32, or of the base's dtype if that is wider.
+    """
     whole = values_of(module, "weight", module.weight)
-    values = whole[tokens.to(whole.device)].to(device)
-    rows = Rows(tokens, values, trainable).train(module.training)
+    dtype = torch.promote_types(whole.dtype, torch.float32)
+    values = whole[list(ids)].to(device_of(module, module.weight), dtype)
+    rows = Rows(ids, values, module.padding_idx, trainable).train(module.training)
     share(module, adapter, rows)
     return rows
 
@@ -66,7 +84,7 @@ def add(module: nn.Embedding, adapter: str, ids: tuple[int, ...], trainable: boo
 def share(module: nn.Module, adapter: str, rows: Rows) -> None:
     """Let a module use an adapter's rows: the embedding, and the head tied to it."""
     if not isinstance(module, TokenRows):
-        specialise(module, TokenRows)
+        specialise(module, TokenRows, beneath=Site)
         module.lora_tokens = nn.ModuleDict().train(module.training)
         module.lora_active_tokens = ()  # type: ignore[assignment]
     module.lora_tokens[adapter] = rows  # type: ignore[index, operator]
@@ -89,8 +107,7 @@ def require_distinct(model: nn.Module, adapters: tuple[str, ...]) -> None:
     for fqn, module in holders(model):
         found: dict[int, str] = {}
         for adapter in adapters:
-            ids = [t for rows in rows_of(module, adapter) for t in rows.tokens.tolist()]
-            for token in ids:
+            for token in (t for rows in rows_of(module, adapter) for t in rows.ids):
                 other = found.setdefault(token, adapter)
                 if other != adapter:
                     message = f"`{other}` and `{adapter}` both train row {token} of `{fqn}`"
@@ -110,9 +127,3 @@ def activate(model: nn.Module, adapters: tuple[str, ...]) -> None:
     for _, module in holders(model):
         present = (name for name in adapters if name in module.lora_tokens)
         module.lora_active_tokens = tuple(module.lora_tokens[n] for n in present)  # type: ignore[misc]
-
-
-@torch.no_grad()
-def overwrite(module: TokenRows, adapter: str, values: Mapping[str, Tensor]) -> None:
-    """Copy values of equal shape into an adapter's rows."""
-    module.lora_tokens[adapter].weight.copy_(values["weight"])  # type: ignore[operator, union-attr]

@@ -4,7 +4,7 @@
     shrink(x, A, dropout, compute)                     drop(x) Aᵀ
     lookup(ids, A, padding, compute)                   columns of A, one for each id
     expand(y, h, B, scalings, branch, compute, bias)   y + (s h) Bᵀ + s b
-    replace_rows(y, ids, tokens, rows)                 y, and rows[i] where the id is tokens[i]
+    replace_rows(y, ids, tokens, rows, padding)        y, and rows[i] where the id is tokens[i]
     replace_columns(y, x, tokens, rows, bias)          y, and x rows[i]ᵀ + bias in column tokens[i]
 
 x: (*, in)   A: (r, in)   B: (out, r)   y: (*, out)   h: (*, r)   scalings: float32 (branches,)
@@ -34,7 +34,9 @@ _library.define(
     "expand(Tensor y, Tensor h, Tensor B, Tensor scalings, int branch, str compute, "
     "Tensor? bias=None) -> Tensor"
 )
-_library.define("replace_rows(Tensor y, Tensor ids, Tensor tokens, Tensor rows) -> Tensor")
+_library.define(
+    "replace_rows(Tensor y, Tensor ids, Tensor tokens, Tensor rows, int? padding) -> Tensor"
+)
 _library.define(
     "replace_columns(Tensor y, Tensor x, Tensor tokens, Tensor rows, Tensor? bias) -> Tensor"
 )
@@ -90,10 +92,15 @@ def site_reference(
     return y
 
 
-def replace_rows_reference(y: Tensor, ids: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
-    """Put a row of its own in the place of each listed token: y (*, out), ids (*) -> (*, out)."""
+def replace_rows_reference(
+    y: Tensor, ids: Tensor, tokens: Tensor, rows: Tensor, padding: int | None
+) -> Tensor:
+    """Put a row of its own in the place of each listed token: y (*, out), ids (*) -> (*, out).
+
+    Row `padding` learns nothing.
+    """
     hits = ids.unsqueeze(-1) == tokens
-    own = F.embedding(hits.to(torch.int32).argmax(-1), rows).to(y.dtype)
+    own = F.embedding(hits.to(torch.int32).argmax(-1), rows, padding).to(y.dtype)
     return torch.where(hits.any(-1, keepdim=True), own, y)
 
 
@@ -101,7 +108,7 @@ def replace_columns_reference(
     y: Tensor, x: Tensor, tokens: Tensor, rows: Tensor, bias: Tensor | None
 ) -> Tensor:
     """Compute the listed outputs from rows of their own: y (*, out), x (*, in) -> (*, out)."""
-    own = F.linear(x.to(rows.dtype), rows, None if bias is None else bias[tokens])
+    own = F.linear(x, rows.to(x.dtype), None if bias is None else bias[tokens])
     return y.index_copy(-1, tokens, own.to(y.dtype))
 
 

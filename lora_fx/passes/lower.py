@@ -72,17 +72,17 @@ def _expand(graph: Graph, node: Node) -> Node:
 
 
 def _replace_rows(graph: Graph, node: Node) -> Node:
-    y, ids, tokens, rows = node.args
+    y, ids, tokens, rows, padding = node.args
     hits = call(graph, torch.eq, call(graph, "unsqueeze", ids, -1), tokens)
     which = call(graph, "argmax", call(graph, "to", hits, torch.int32), -1)
-    own = _cast(graph, call(graph, F.embedding, which, rows), dtype(y))
+    own = _cast(graph, call(graph, F.embedding, which, rows, padding), dtype(y))
     return call(graph, torch.where, call(graph, torch.any, hits, -1, True), own, y)
 
 
 def _replace_columns(graph: Graph, node: Node) -> Node:
     y, x, tokens, rows, bias = node.args
     own = () if bias is None else (call(graph, operator.getitem, bias, tokens),)
-    delta = call(graph, F.linear, _cast(graph, x, dtype(rows)), rows, *own)
+    delta = call(graph, F.linear, x, _cast(graph, rows, dtype(x)), *own)
     return call(graph, "index_copy", y, -1, tokens, _cast(graph, delta, dtype(y)))
 
 

@@ -30,6 +30,17 @@ def from_peft(config: Any, model: ModelLike | None = None) -> Spec:
     return parse(peft_text(config, model))
 
 
+def from_peft_as_named(config: Mapping[str, Any], model: nn.Module) -> Spec:
+    """Return the spec of a config whose names are those of the model's own modules.
+
+    PEFT, on models whose experts are stacked now, takes some for the names that these had.
+    """
+    given = read_config(config)
+    named = _NamedModel(_tree(given, model))
+    named.type = None
+    return parse(to_text(given, named))
+
+
 def peft_text(config: Any, model: ModelLike | None = None) -> str:
     """Return the text of `from_peft`'s spec."""
     given = config if isinstance(config, PeftConfig) else read_config(config)

@@ -4,13 +4,13 @@ Kim et al. 2023 (SOLAR), arXiv 2312.15166, §2: depth up-scaling.
 """
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.layer_configs import configs, follow
 from lora_fx.plan.offloaded import weight_stores
 from lora_fx.plan.selector_faults import layer_range
 from lora_fx.plan.stacks import Stack, find_stacks
@@ -53,8 +53,7 @@ def replicate_layers(tree: nn.Module, spec: LayersSpec) -> LayerMap:
         _renumber(layers[-1], new)
     parent, _, name = stack.fqn.rpartition(".")
     setattr(tree.get_submodule(parent), name, nn.ModuleList(layers))
-    for config in _configs(tree):
-        _follow(config, count, old)
+    follow(tree, stack.fqn, count, old)
     return LayerMap(stack.fqn, ranges, old)
 
 
@@ -83,7 +82,7 @@ def _bounds(ranges: tuple[Range, ...], count: int) -> tuple[tuple[int, int], ...
 
 def _copy(layer: nn.Module, share: bool) -> nn.Module:
     kept = (*layer.parameters(), *_quantisation(layer)) if share else ()
-    shared = (*kept, *_configs(layer), *weight_stores(layer))
+    shared = (*kept, *configs(layer), *weight_stores(layer))
     memo: dict[int, Any] = {id(one): one for one in shared}
     return copy.deepcopy(layer, memo)
 
@@ -98,33 +97,3 @@ def _renumber(layer: nn.Module, index: int) -> None:
     for module in layer.modules():
         if isinstance(getattr(module, "layer_idx", None), int):
             module.layer_idx = index  # type: ignore[assignment]
-
-
-def _configs(tree: nn.Module) -> Iterator[Any]:
-    """Yield every distinct config object in the tree, nested ones too."""
-    seen: set[int] = set()
-    for module in tree.modules():
-        config = getattr(module, "config", None)
-        nested = [v for v in vars(config).values() if hasattr(v, "to_dict")] if config else []
-        for one in (config, *nested):
-            if one is not None and id(one) not in seen:
-                seen.add(id(one))
-                yield one
-
-
-def _follow(config: Any, count: int, old: tuple[int, ...]) -> None:
-    if getattr(config, "num_hidden_layers", None) != count:
-        return
-    lists = {
-        name: [value[i] for i in old]
-        for name, value in vars(config).items()
-        if isinstance(value, list | tuple) and len(value) == count and _is_per_layer(name)
-    }
-    config.num_hidden_layers = len(old)
-    for name, value in lists.items():
-        setattr(config, name, value)
-
-
-def _is_per_layer(name: str) -> bool:
-    """Tell lists of layers from lists that may happen to be as long."""
-    return name != "architectures" and not name.endswith(("token_id", "token_ids"))

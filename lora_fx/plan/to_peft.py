@@ -11,6 +11,7 @@ from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.expressions import show
 from lora_fx.spec.peft import names
 from lora_fx.spec.peft.methods import init_settings, variant_settings
+from lora_fx.spec.peft.moe import taken_for_experts
 from lora_fx.spec.peft.unsaid import unsaid
 
 _ONCE = ("init", "variant", "lora_bias", "dropout", "tie", "trainable")
@@ -26,6 +27,7 @@ def to_peft(plan: Plan) -> dict[str, dict[str, Any]]:
     faults = unsaid(plan.spec)
     for adapter in plan.adapters:
         faults += [*_differences(adapter.sites), *_never(adapter.sites)]
+        faults += [*_read_otherwise(adapter, plan), *_rows_beneath(adapter)]
     if faults:
         raise LoraFxError(faults)
     layers = plan.layer_map.old if plan.layer_map else None
@@ -100,6 +102,24 @@ def _never(sites: Sequence[SitePlan]) -> Iterator[Diagnostic]:
         if site is not None:
             label = f"is {show(getattr(site, name))} at `{site.name}`"
             yield _fault(f"a PEFT config has no `{name}`", _span(site, name), label)
+
+
+def _read_otherwise(adapter: AdapterPlan, plan: Plan) -> Iterator[Diagnostic]:
+    """Yield a fault if PEFT takes names of single layers for those of stacked experts."""
+    model_type = plan.blueprint and plan.blueprint.config.model_type
+    for site in adapter.sites:
+        if site.parameter is None and taken_for_experts(site.fqn, model_type):
+            message = f"on a `{model_type}` PEFT takes this name for the stacked experts"
+            yield _fault(message, site.rule, f"`{site.fqn}` is one layer")
+            return
+
+
+def _rows_beneath(adapter: AdapterPlan) -> Iterator[Diagnostic]:
+    adapted = {site.fqn for site in adapter.sites}
+    for rows in adapter.tokens:
+        if rows.fqn in adapted:
+            message = "PEFT cannot train rows of an embedding that the same adapter adapts"
+            yield _fault(message, rows.rule, f"`{rows.fqn}` is adapted too")
 
 
 def _span(site: SitePlan, name: str) -> Span:

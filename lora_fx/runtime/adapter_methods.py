@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from lora_fx.adapters.bind import activate, bind, remove, require_compatible
 from lora_fx.adapters.peft.folders import local
 from lora_fx.adapters.peft.keys import expected_shapes, live_tensors, overwrite, site_tensors
 from lora_fx.adapters.peft.read import Loaded, read
+from lora_fx.adapters.peft.task import task_of
 from lora_fx.adapters.peft.write import folder_config, write
 from lora_fx.adapters.undo import undone_on_error
 from lora_fx.diagnostics import Diagnostic, LoraFxError
@@ -142,8 +143,8 @@ class AdapterMethods(_Base):
     ) -> None:
         """Write every adapter and the spec, to be moved into `folder`."""
         for plan in self._plans():
-            place = beside if plan.name == "default" else beside / plan.name
-            write_adapter(self, plan, place, save_embedding_layers)
+            inside = "." if plan.name == "default" else plan.name
+            write_adapter(self, plan, beside / inside, save_embedding_layers, folder / inside)
         save_spec(beside, folder, self.lora_fx_plan.spec)
 
     def _plans(self) -> list[AdapterPlan]:
@@ -152,6 +153,12 @@ class AdapterMethods(_Base):
     def _layers(self) -> list[int] | None:
         layer_map = self.lora_fx_plan.layer_map
         return list(layer_map.old) if layer_map else None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Keep in force what is: torch may put a new parameter into every module."""
+        super()._apply(fn, recurse)
+        self._activate()
+        return self
 
     def _activate(self) -> None:
         activate(self, self.lora_fx_active if self.lora_fx_enabled else ())
@@ -190,12 +197,13 @@ def write_adapter(
     plan: AdapterPlan,
     folder: Path,
     save_embedding_layers: bool | Literal["auto"],
+    earlier: Path,
 ) -> None:
-    """Write one adapter of a model as a PEFT folder."""
+    """Write one adapter of a model as a PEFT folder that takes the place of an `earlier` one."""
     config = folder_config(model, plan, model._layers())
     base = getattr(getattr(model, "config", None), "_name_or_path", None) or None
-    config |= {"base_model_name_or_path": base, "task_type": _task(model)}
-    write(folder, model, plan, config, save_embedding_layers)
+    config |= {"base_model_name_or_path": base, "task_type": task_of(model, plan)}
+    write(folder, model, plan, config, save_embedding_layers, earlier)
 
 
 def _check_name(name: str) -> None:
@@ -204,9 +212,3 @@ def _check_name(name: str) -> None:
         message = f"`{name}` cannot name an adapter"
         help = "choose a name without dots and slashes, not `base` and no word of `nn.ModuleDict`"
         raise LoraFxError((Diagnostic("adapter-name", message, None, help=help),))
-
-
-def _task(model: nn.Module) -> str | None:
-    heads = {"ForCausalLM": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
-    name = type(model).__name__
-    return next((task for head, task in heads.items() if name.endswith(head)), None)

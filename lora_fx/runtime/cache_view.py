@@ -6,7 +6,7 @@ outside the compiled call, leaves nothing to tell layers apart.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from transformers.cache_utils import Cache, EncoderDecoderCache
@@ -105,3 +105,18 @@ def view(cache: Cache, index: int) -> LayerCache | LayerCaches:
         while len(cache.layers) <= index:
             cache.layers.append(cache.layer_class_to_replicate())
     return LayerCache(cache.layers[index])
+
+
+def with_views(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int
+) -> tuple[tuple[Any, ...], dict[str, Any], list[LayerCache | LayerCaches]]:
+    """Return arguments with views of layer `index` in the place of caches, and these views."""
+    views: list[LayerCache | LayerCaches] = []
+
+    def seen(value: Any) -> Any:
+        if not isinstance(value, Cache):
+            return value
+        views.append(view(value, index))
+        return views[-1]
+
+    return tuple(map(seen, args)), {name: seen(v) for name, v in kwargs.items()}, views

@@ -2,7 +2,8 @@
 
 Cross attention reads `cache.layers[self.layer_idx]` itself. A view of one layer has the same under
 every index, so nothing depends on the number; Dynamo guards on it all the same. Such a guard is
-left out where the class of the module uses its index for nothing but the cache.
+left out where the class of the module uses its index for nothing but the cache, and was given views
+of one layer alone: which layer of a whole cache it reads does depend on the number.
 """
 
 import ast
@@ -13,9 +14,10 @@ from functools import cache
 from typing import Any
 
 from torch import nn
+from transformers.cache_utils import Cache
 
 from lora_fx.adapters.dynamic_class import base_of
-from lora_fx.runtime.cache_view import INDEX, METHODS
+from lora_fx.runtime.cache_view import INDEX, METHODS, LayerCache, LayerCaches
 
 _OF_CACHES = METHODS | {"get"}
 
@@ -23,6 +25,9 @@ _OF_CACHES = METHODS | {"get"}
 def without_cache_indices(guards: Sequence[Any]) -> list[bool]:
     """Say of each guard whether it is kept: `guard_filter_fn` of `torch.compile`."""
     values = {guard.name: guard.value for guard in guards if guard.has_value}
+    caches = [value for value in values.values() if isinstance(value, Cache)]
+    if not caches or not all(isinstance(cache, LayerCache | LayerCaches) for cache in caches):
+        return [True for _ in guards]
     return [not _is_cache_index(guard.name, values) for guard in guards]
 
 

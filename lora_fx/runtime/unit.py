@@ -10,7 +10,7 @@ import itertools
 import logging
 import types
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +20,11 @@ from torch._dynamo.exc import (
     FailOnRecompileLimitHit,
     TorchDynamoException,
 )
-from transformers.cache_utils import Cache
 
 from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.meta import PlainText
-from lora_fx.runtime.cache_view import LayerCache, LayerCaches, view
+from lora_fx.runtime.cache_view import LayerCache, LayerCaches, with_views
 from lora_fx.runtime.layer_index import without_cache_indices
 from lora_fx.runtime.not_capturable import not_capturable
 from lora_fx.runtime.recorded_outputs import inner_outputs_wanted, place_hooks, unrecorded
@@ -127,20 +126,17 @@ class Compiled:
 
 @torch.compiler.disable(reason=_OUTER)
 def _enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    views = {} if module.lora_fx_index is None else _views(kwargs, module.lora_fx_index)
-    kwargs |= views
+    views: list[LayerCache | LayerCaches] = []
+    if module.lora_fx_index is not None:
+        args, kwargs, views = with_views(args, kwargs, module.lora_fx_index)
     if inner_outputs_wanted(module.lora_fx_index is None, kwargs):
         result = _forward(module, args, kwargs)
     else:
         with unrecorded(), unwatched():
             result = module.lora_fx_unit(module, args, kwargs)
-    for one in views.values():
+    for one in views:
         one.write_back()
     return result
-
-
-def _views(kwargs: Mapping[str, Any], index: int) -> dict[str, LayerCache | LayerCaches]:
-    return {name: view(v, index) for name, v in kwargs.items() if isinstance(v, Cache)}
 
 
 @torch.compiler.disable(reason=_OUTER)

@@ -2,7 +2,8 @@
 
 `start` is from a loaded base to the end of the first training step, less a later step; `process` is
 all from start to exit. "by caches" has only what Inductor keeps in the artifact, "ahead" the graphs
-too. Each process has an empty Inductor cache of its own. Rounds are interleaved; medians and ranges.
+too. Each process has an empty Inductor cache of its own. Rounds are interleaved; medians and their
+ranges.
 """
 
 import argparse

@@ -24,7 +24,7 @@ from tests.tiny import llama, tokens
 TESTS = Path(__file__).parent.parent
 PACKAGE = TESTS.parent / "lora_fx"
 OTHER_SLUGS = {
-    *("all-linear", "lora-fx", "xlm-roberta"),
+    *("all-linear", "lora-fx", "text-generation", "xlm-roberta"),
     *("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
 }
 LORA = [code for code in codes() if "```lora\n" in page(code).text]

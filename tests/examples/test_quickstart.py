@@ -19,6 +19,7 @@ def test_the_plan_covers_every_linear_layer(smollm2: Path) -> None:
     assert plan.trainable == 30 * per_layer
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # by Inductor
 def test_the_whole_job(smollm2: Path, tmp_path: Path) -> None:
     outcome = quickstart.main(steps=8, held_out_blocks=4, out=tmp_path)

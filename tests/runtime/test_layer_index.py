@@ -3,14 +3,23 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BartConfig, BartForConditionalGeneration, Mamba2Config, Mamba2ForCausalLM
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+)
+from transformers.cache_utils import DynamicCache
 
 import lora_fx
 from tests.dense import relative
 from tests.odd_models import Layered
 from tests.tiny import graphs, tokens
 
-SPEC = "lora 1 adapter default { rank = 2 init = random target linear except out_proj }"
+TARGET = r'regex ".*\.(q_proj|fc1|fc2|in_proj|c_attn|c_fc)"'
+SPEC = f"lora 1 adapter default {{ rank = 2 init = random target {TARGET} }}"
 TOKENS = {"vocab_size": 101, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
@@ -32,13 +41,20 @@ def mamba(layers: int) -> Mamba2ForCausalLM:
     return Mamba2ForCausalLM(config).eval()
 
 
+def gpt2(layers: int) -> GPT2LMHeadModel:
+    """Hands its layers the cache by position."""
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=32, n_layer=layers, n_head=4, n_positions=64, **TOKENS)
+    return GPT2LMHeadModel(config).eval()
+
+
 def generated(model: nn.Module, **settings) -> Tensor:
     ids = tokens(2, 7)
     given = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "min_new_tokens": 6}
     return model.generate(ids, do_sample=False, **given, **settings)
 
 
-@pytest.mark.parametrize(("build", "count"), [(bart, 4), (mamba, 2)])
+@pytest.mark.parametrize(("build", "count"), [(bart, 4), (mamba, 2), (gpt2, 3)])
 def test_generation_takes_as_many_graphs_at_any_depth(build, count: int) -> None:
     for layers in (2, 5):
         base = build(layers)
@@ -88,3 +104,41 @@ def test_an_index_that_is_computed_with_is_guarded(layer: type) -> None:
     before = graphs()
     assert relative(model(x), marked(x)) < 1e-6
     assert graphs() - before >= 4
+
+
+class Remembering(nn.Module):
+    """Adds up what its place in a cache has seen."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.layer_idx = index
+        self.up = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor, cache: tuple[DynamicCache]) -> Tensor:
+        y = self.up(x)[None, None]
+        keys, _ = cache[0].update(y, y, self.layer_idx)
+        return keys.sum(2)[0]
+
+
+class Stacked(Layered):
+    """Hands its layers the cache inside a tuple, where no view takes its place."""
+
+    def forward(self, x: Tensor, cache: DynamicCache) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, (cache,))
+        return x
+
+
+def test_an_index_into_a_whole_cache_is_guarded() -> None:
+    torch.manual_seed(0)
+    base = Stacked([Remembering(i) for i in range(3)])
+    spec = "lora 1 adapter default { rank = 2 init = random target up }"
+    model, marked = (lora_fx.compile(base, spec, backend=b) for b in ("eager", None))
+    caches = DynamicCache(), DynamicCache()
+    for length in (3, 1, 1, 1):
+        x = torch.randn(length, 5)
+        got, want = (m(x, cache) for m, cache in zip((model, marked), caches, strict=True))
+        assert relative(got, want) < 1e-6
+        assert [len(c.layers) for c in caches] == [3, 3]
+        sizes = ([layer.keys.shape for layer in cache.layers] for cache in caches)
+        assert next(sizes) == next(sizes)

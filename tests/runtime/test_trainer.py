@@ -58,7 +58,7 @@ def test_the_loss_falls_and_only_adapters_are_written(tmp_path: Path) -> None:
     assert "config.json" not in names(checkpoint)
     assert load_file(checkpoint / "model.safetensors").keys() == trained(model).keys()
     run.save_model(str(tmp_path / "final"))
-    assert names(tmp_path / "final") == PEFT_FILES | {"training_args.bin"}
+    assert names(tmp_path / "final") == PEFT_FILES | {"README.md", "training_args.bin"}
     assert_same_logits(from_folder(tmp_path / "final", base()), model)
     assert_same_logits(lora_fx.load(tmp_path / "final", base(), backend=None), model)
     assert_same_logits(from_folder(tmp_path / "checkpoint-12", base()), model)

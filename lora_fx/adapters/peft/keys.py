@@ -68,6 +68,12 @@ def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
     return {f"{PREFIX}{name}": tensor for name, tensor in found.items()}
 
 
+def adapted(plan: AdapterPlan, model: nn.Module) -> set[str]:
+    """Return the names of the modules that an adapter adapts, tied ones too."""
+    tied = {fqn for site in plan.sites if site.tie for fqn in _tied(model, site.fqn)}
+    return tied | {site.fqn for site in plan.sites}
+
+
 def embeddings(model: nn.Module, adapted: set[str]) -> dict[str, nn.Module]:
     """Return the model's input and output embeddings by the names of their weights in a file."""
     if not isinstance(model, PreTrainedModel):

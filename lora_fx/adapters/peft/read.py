@@ -11,13 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lora_fx.adapters import storage
 from lora_fx.adapters.not_yet import unsupported_parts
-from lora_fx.adapters.peft.keys import PREFIX, embeddings, expected_tensors
+from lora_fx.adapters.peft.keys import PREFIX, adapted, embeddings, expected_tensors
 from lora_fx.adapters.peft.write import CONFIG, TENSORS
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Source, Span
 from lora_fx.plan.modules import modules_of
 from lora_fx.plan.offloaded import values_of
-from lora_fx.plan.peft import from_peft
+from lora_fx.plan.peft import from_peft, from_peft_as_named
 from lora_fx.plan.rules import AdapterPlan, plan_adapter
 from lora_fx.plan.trained import TrainedModule
 from lora_fx.spec.peft.read import read_config
@@ -46,7 +47,7 @@ def read(folder: Path, name: str, model: nn.Module, layers: Sequence[int] | None
     faults = replication_faults(config, layers, folder)
     if faults:
         raise LoraFxError(faults)
-    plan, state = _with_embeddings(_plan(folder, config, name, model), state, model)
+    plan, state = _with_embeddings(_plan(folder, config, name, model, state), state, model)
     found = unsupported_parts(plan)
     if found:
         raise LoraFxError(_fault("adapter-unsupported", what, folder / CONFIG) for what in found)
@@ -77,11 +78,19 @@ def _config(folder: Path) -> Mapping[str, Any]:
         raise LoraFxError(replace(d, help=help) for d in error.diagnostics) from error
 
 
-def _plan(folder: Path, config: dict[str, Any], name: str, model: nn.Module) -> AdapterPlan:
+def _plan(
+    folder: Path,
+    config: dict[str, Any],
+    name: str,
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+) -> AdapterPlan:
     """Plan the config on the model; what is wrong is said of the config, not of its translation."""
+    by_name = config.get("target_modules") and _is_of_linears(state, model)
+    translate = from_peft_as_named if by_name else from_peft
     found: list[Diagnostic] = []
     try:
-        spec = from_peft(config | {"layer_replication": None}, model)
+        spec = translate(config | {"layer_replication": None}, model)
         plan = plan_adapter(replace(spec.adapters[0], name=name), modules_of(model), found)
     except LoraFxError as error:
         found += error.diagnostics
@@ -96,6 +105,14 @@ def _plan(folder: Path, config: dict[str, Any], name: str, model: nn.Module) -> 
     return plan
 
 
+def _is_of_linears(state: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Whether every pair of matrices in a file is that of a linear layer of the model."""
+    ending = ".lora_A.weight"
+    names = [k.removeprefix(PREFIX).removesuffix(ending) for k in state if k.endswith(ending)]
+    modules = storage.base_modules(model)
+    return all(isinstance(modules.get(name), nn.Linear) for name in names)
+
+
 def _with_embeddings(
     plan: AdapterPlan, state: Mapping[str, Tensor], model: nn.Module
 ) -> tuple[AdapterPlan, Mapping[str, Tensor]]:
@@ -105,7 +122,7 @@ def _with_embeddings(
     """
     expected = expected_tensors(plan, model)
     left, own = dict(state), []
-    for key, module in embeddings(model, {site.fqn for site in plan.sites}).items():
+    for key, module in embeddings(model, adapted(plan, model)).items():
         if key in expected or key not in state:
             continue
         weight = values_of(module, "weight", module.weight)  # type: ignore[arg-type]

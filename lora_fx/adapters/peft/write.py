@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.peft.keys import adapter_tensors, embeddings
+from lora_fx.adapters.peft.card import write_card
+from lora_fx.adapters.peft.keys import adapted, adapter_tensors, embeddings
 from lora_fx.plan.offloaded import values_of
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.to_peft import config_of
@@ -25,22 +26,38 @@ def write(
     plan: AdapterPlan,
     config: Mapping[str, Any],
     save_embedding_layers: bool | Literal["auto"],
+    earlier: Path,
 ) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json` into a folder.
+    """Write `adapter_model.safetensors`, `adapter_config.json` and a card into a folder.
+
+    The card has the text of the one in `earlier`, if there is one.
 
     With `save_embedding_layers` the weights of the input and output embeddings are written too,
-    with `auto` if the adapter adapts one of them, as PEFT does.
+    with `auto` of those of them that the adapter adapts, as PEFT does.
     """
     tensors = adapter_tensors(model, plan.name)
-    ends = embeddings(model, {site.fqn for site in plan.sites})
-    adapted = any(".base_layer." in name for name in ends)
-    if save_embedding_layers is True or (save_embedding_layers == "auto" and adapted):
+    if save_embedding_layers:
+        ends = embeddings(model, adapted(plan, model))
+        if save_embedding_layers == "auto":
+            ends = {name: module for name, module in ends.items() if ".base_layer." in name}
         weights = {n: values_of(m, "weight", m.weight).clone() for n, m in ends.items()}  # type: ignore[arg-type]
         tensors = weights | tensors
+    tensors = _each_its_own(tensors)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text, encoding="utf-8")
+    write_card(folder, config, earlier)
+
+
+def _each_its_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the same values, none twice in memory: a tied layer's are written for both."""
+    seen: set[int] = set()
+    own: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        own[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return own
 
 
 def folder_config(

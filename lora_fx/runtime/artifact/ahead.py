@@ -91,7 +91,7 @@ def load_ahead(data: bytes) -> AheadFunction | None:
     The data is unpickled: it must be trusted.
     """
     try:
-        file, names = io.BytesIO(data), vars(unit)
+        file, names = io.BytesIO(data), dict(vars(unit))
         function = AheadFunction(torch.compiler.load_compiled_function(file, f_globals=names))
     except Exception as error:
         _log.info("not used: %s: %s", type(error).__name__, error, exc_info=True)

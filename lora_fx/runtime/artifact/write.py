@@ -30,7 +30,7 @@ from lora_fx.spec.spec import EntrySpec, Spec
 Report = Callable[[str, int, int], None]
 
 
-def write_artifact(model: Any, folder: Path, place: Place | None, report: Report) -> None:
+def write_artifact(model: Any, folder: Path, origin: Place | None, report: Report) -> None:
     """Write everything of an artifact into an empty folder, and trust its code.
 
     The model is compiled and has not run; afterwards it has, and is of no further use. `report`
@@ -42,11 +42,12 @@ def write_artifact(model: Any, folder: Path, place: Place | None, report: Report
     _write_json(folder / layout.LOCK, lock_of(plan).to_json())
     _write_json(folder / layout.PLAN, plan.to_json())
     for adapter in plan.adapters:
-        write_adapter(model, adapter, folder / layout.ADAPTERS / adapter.name, False)
+        place = folder / layout.ADAPTERS / adapter.name
+        write_adapter(model, adapter, place, False, place)
     device = next((p.device.type for p in model.parameters()), "cpu")
     functions = _compile(model, folder, report)
     manifest = Manifest(
-        model=seen_from(place, folder),
+        model=seen_from(origin, folder),
         device=device,
         key=key_of(model, text, device) if plan.spec.compile.entries else {},
         functions=functions,

@@ -76,6 +76,12 @@ def with_stacked_experts(config: PeftConfig, model: Model) -> PeftConfig:
     return replace(config, values=values)
 
 
+def taken_for_experts(name: str, model_type: str | None) -> bool:
+    """Whether PEFT takes the name of a module for that of stacked experts on such a model."""
+    olds = (old for old, types in STACKED.items() if model_type in types)
+    return any(_is(name, one) for old in olds for one in _NEW_NAMES[old])
+
+
 def _of_both(config: PeftConfig, count: int) -> dict[str, Any]:
     key = rf".*\.{_FUSED}"
     return {

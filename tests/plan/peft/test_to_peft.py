@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 import lora_fx
 from lora_fx.diagnostics import LoraFxError
@@ -149,3 +150,32 @@ def test_a_wrong_config_would_be_seen() -> None:
     config = plan.to_peft()["default"]
     for change in ({"r": 7}, {"rank_pattern": {}}, {"lora_alpha": 3}, {"bias": "all"}):
         assert made(config | change) != by_plan(plan)
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "what"),
+    [
+        ("qwen3_moe", "target q_proj  target linear", "stacked experts"),
+        ("deepseek_v3", "target up_proj", "stacked experts"),
+        ("llama", "target embed_tokens, q_proj  tokens [3, 5] in embed_tokens", "rows"),
+    ],
+)
+def test_what_peft_would_read_otherwise(name: str, body: str, what: str) -> None:
+    with pytest.raises(LoraFxError) as raised:
+        lora_fx.plan(text(body), ARCHITECTURES[name]()).to_peft()
+    (fault,) = raised.value.diagnostics
+    assert fault.code == "peft-cannot-say"
+    assert what in fault.message
+
+
+def test_peft_trains_no_rows_of_an_embedding_that_it_adapts() -> None:
+    config = LoraConfig(target_modules=["embed_tokens"], trainable_token_indices=[3, 5])
+    with pytest.raises(TypeError, match="trainable_token_indices cannot be applied"):
+        get_peft_model(llama(3), config)
+
+
+def test_other_names_of_such_models_are_said() -> None:
+    plan = lora_fx.plan(text("target q_proj, o_proj"), ARCHITECTURES["qwen3_moe"]())
+    assert plan.to_peft()["default"]["target_modules"] == ["o_proj", "q_proj"]
+    plan = lora_fx.plan(text("target up_proj, gate_proj"), llama(3))
+    assert plan.to_peft()["default"]["target_modules"] == ["gate_proj", "up_proj"]

@@ -61,7 +61,7 @@ def test_every_file_is_held_by_its_hash(artifact: Path, tmp_path: Path) -> None:
             if path.name == layout.MANIFEST and (damaged or b"").strip() == content.strip():
                 continue  # the same JSON
             if path.name == layout.MANIFEST and damaged is None:
-                with pytest.raises(lora_fx.LoraFxError, match="holds adapters|no adapter"):
+                with pytest.raises(lora_fx.LoraFxError, match=r"holds adapters|no adapter"):
                     lora_fx.load(folder)
                 continue
             with pytest.raises(lora_fx.LoraFxError, match="artifact-damaged") as raised:
