@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lora_fx.compiler import build as build
     from lora_fx.compiler import capture as capture
     from lora_fx.compiler import compile as compile
     from lora_fx.compiler import load as load
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Diagnostic": "lora_fx.diagnostics",
     "LoraFxError": "lora_fx.diagnostics",
+    "build": "lora_fx.compiler",
     "capture": "lora_fx.compiler",
     "compile": "lora_fx.compiler",
     "from_peft": "lora_fx.plan.peft",
@@ -26,7 +28,17 @@ _HOMES = {
     "parse": "lora_fx.spec",
     "plan": "lora_fx.plan",
 }
-__all__ = ["Diagnostic", "LoraFxError", "capture", "compile", "from_peft", "load", "parse", "plan"]
+__all__ = [
+    "Diagnostic",
+    "LoraFxError",
+    "build",
+    "capture",
+    "compile",
+    "from_peft",
+    "load",
+    "parse",
+    "plan",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,11 +4,12 @@ spec → plan → marked model → captured graph → adapted → fused → lowe
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from lora_fx.adapters.bind import bind
@@ -17,6 +18,7 @@ from lora_fx.adapters.init import initialise
 from lora_fx.adapters.not_yet import require_supported
 from lora_fx.adapters.peft.folders import adapter_folders, local
 from lora_fx.adapters.reachable import require_compilable, require_reachable
+from lora_fx.adapters.undo import undone_on_error
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import backends
 from lora_fx.graph.inputs import mark_sizes, name_inputs, tensor_names
@@ -26,10 +28,14 @@ from lora_fx.passes.lower import lower
 from lora_fx.passes.share_shrinks import share_shrinks
 from lora_fx.plan.plan import Plan, plan_sites
 from lora_fx.plan.replication import replicate_layers
-from lora_fx.plan.skeleton import structure_of
 from lora_fx.plan.stacks import find_stacks
 from lora_fx.rewrite.driver import apply
 from lora_fx.rules.expand_sites import ExpandSites
+from lora_fx.runtime.artifact.base import load_model, place_of
+from lora_fx.runtime.artifact.layout import is_artifact
+from lora_fx.runtime.artifact.new import new_artifact
+from lora_fx.runtime.artifact.read import Artifact
+from lora_fx.runtime.artifact.write import Report, write_artifact
 from lora_fx.runtime.brought_in import bring_in, brought_in
 from lora_fx.runtime.given_weights import bind_weights, read_weights
 from lora_fx.runtime.provenance import annotate
@@ -42,6 +48,8 @@ from lora_fx.spec.spec import Spec, SpecLike
 
 Backend = Literal["inductor", "eager"]
 Model = TypeVar("Model", bound=nn.Module)
+Given = Mapping[str, Mapping[str, Tensor]]
+Giver = Callable[[nn.Module, Plan], Given]
 
 RULES = (ExpandSites(),)
 FUSE = (share_shrinks,)
@@ -65,11 +73,21 @@ def compile(
     """
     spec = spec if isinstance(spec, Spec) else parse(spec)
     _require_layers(spec, model)
-    if inplace:
-        _prepare(structure_of(model), spec, backend)  # nothing is changed yet if this fails
-    tree = model if inplace else clone(model)
+    if not inplace:
+        return _compiled(clone(model), spec, backend)  # type: ignore[return-value]
+    with undone_on_error(model):
+        return _compiled(model, spec, backend)
+
+
+def _compiled(
+    tree: Model,
+    spec: Spec,
+    backend: Backend | None,
+    given: Giver | None = None,
+) -> Model:
+    """Compile a tree in place; `given` has values of adapters, by their names in a PEFT folder."""
     plan, units = _prepare(tree, spec, backend)
-    _bind(tree.requires_grad_(False), plan)
+    _bind(tree.requires_grad_(False), plan, (given or _weights)(tree, plan))
     if backend is not None:
         unit = Unit(Pipeline(tree, backend, spec.compile.mode), spec.compile.dynamic)
         for fqn, index in units.items():
@@ -78,7 +96,7 @@ def compile(
     make_root(tree, plan)
     if spec.compile.checkpoint == "layers":
         checkpoint_layers(tree, [layer for stack in find_stacks(tree) for layer in stack.layers])
-    return tree  # type: ignore[return-value]
+    return tree
 
 
 def _prepare(
@@ -98,20 +116,24 @@ def _prepare(
     return plan, units
 
 
-def _bind(tree: nn.Module, plan: Plan) -> None:
-    """Put every adapter in place; folders with weights are all read before anything is changed."""
-    layers = plan.layer_map.old if plan.layer_map else None
-    given = {a.name: a.settings["weights"] for a in plan.spec.adapters if "weights" in a.settings}
-    loaded = {
-        adapter.name: read_weights(adapter, given[adapter.name], tree, layers)
-        for adapter in plan.adapters
-        if adapter.name in given
-    }
+def _bind(tree: nn.Module, plan: Plan, given: Given) -> None:
+    """Put every adapter in place."""
     for adapter in plan.adapters:
-        if adapter.name in loaded:
-            bind_weights(tree, adapter, loaded[adapter.name])
+        if adapter.name in given:
+            bind_weights(tree, adapter, given[adapter.name])
         else:
             bind(tree, adapter, initialise)
+
+
+def _weights(tree: nn.Module, plan: Plan) -> Given:
+    """Read the folder of each adapter that says `weights`."""
+    layers = plan.layer_map.old if plan.layer_map else None
+    named = {a.name: a.settings["weights"] for a in plan.spec.adapters if "weights" in a.settings}
+    return {
+        adapter.name: read_weights(adapter, named[adapter.name], tree, layers).tensors
+        for adapter in plan.adapters
+        if adapter.name in named
+    }
 
 
 def _require_layers(spec: Spec, model: nn.Module) -> None:
@@ -128,30 +150,74 @@ class Pipeline:
         self._model = model
         self._backend = backend
         self._mode = mode
+        self.seen: Callable[[Program], None] | None = None  # called with each captured graph
 
     def __call__(self, module: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         """Rewrite a captured graph and hand it on."""
         prepare(module, inputs, self._model)
+        if self.seen is not None:
+            self.seen(Program(copy.deepcopy(module), "", rewrite))
         rewrite(module, "lowered")
         if self._backend == "eager":
             return backends.eager(module)
         return backends.inductor(module, inputs, self._mode)
 
 
+def build(
+    spec: SpecLike,
+    model: nn.Module | str | Path | None = None,
+    out: str | Path = "artifact",
+    *,
+    force: bool = False,
+    report: Report = lambda step, done, of: None,
+) -> Plan:
+    """Write everything that is known ahead of training into the folder `out`, for `load`.
+
+    That is the adapters as they start and, for each `entry` of the spec, compiled code and the text
+    of every graph. `model` is a live model, a folder or a hub id; None is the model that the spec
+    names. What is loaded goes to the GPU, if there is one. With `force` an artifact that is there
+    is replaced, at once when the new one is whole. `report` hears what is being done, and how many
+    steps of how many are. Returns the plan. Raises LoraFxError with every fault, and nothing is
+    written.
+    """
+    spec = spec if isinstance(spec, Spec) else parse(spec)
+    with new_artifact(Path(out), force) as folder:
+        place = place_of(model, spec)
+        if not isinstance(model, nn.Module):
+            report("loading the model", 0, 1)
+            model = load_model(place, "cuda" if torch.cuda.is_available() else "cpu")
+        compiled = compile(model, spec)
+        write_artifact(compiled, folder, place, report)
+    return compiled.lora_fx_plan  # type: ignore[return-value]
+
+
 def load(
     folder: str | Path,
-    base: Model,
+    base: Model | None = None,
     *,
     backend: Backend | None = "inductor",
     is_trainable: bool = False,
+    trust_cache: bool = False,
 ) -> Model:
-    """Return `base` with the adapters of a folder that `save_pretrained` or PEFT wrote.
+    """Return `base` with the adapters of a folder: an artifact, or what `save_pretrained` wrote.
 
-    Layer replication is that of the folder; where it holds a spec, so are its `compile` settings
-    and each module's dropout and compute dtype, of which PEFT's config knows nothing. The adapter
-    in the folder itself is named `default`, those below it by their folders; the first is active.
-    Raises LoraFxError as `compile` and `load_adapter` do.
+    Of an artifact, `base` is by default the model that it was made for. Adapters and settings are
+    those of its spec, and so is what is trained. Its compiled code is called if this user's lora_fx
+    wrote it on this machine or `trust_cache` is set, and if model, versions and processor are the
+    same; else the model compiles when it first runs, and a warning says why.
+
+    Of any other folder, PEFT's too, layer replication is that of the folder; where it holds a spec,
+    so are its `compile` settings and each module's dropout and compute dtype, of which PEFT's
+    config knows nothing. The adapter in the folder itself is named `default`, those below it by
+    their folders; the first is active.
+
+    Raises LoraFxError as `compile` and `load_adapter` do, and if an artifact is damaged.
     """
+    if is_artifact(Path(folder)):
+        return _start(Artifact.open(Path(folder)), base, backend, trust_cache)
+    if base is None:
+        message = f"`{folder}` holds adapters and no model"
+        raise LoraFxError((Diagnostic("no-model", message, help="pass it: `base=model`"),))
     folders = adapter_folders(folder)
     frame = frame_of(local(folder), next(iter(folders.values())))
     model = compile(base, frame, backend=backend)
@@ -160,6 +226,16 @@ def load(
     restore_arithmetic(model, local(folder))
     model.set_adapter(next(iter(folders)))  # type: ignore[operator]
     return model
+
+
+def _start(
+    artifact: Artifact, base: Model | None, backend: Backend | None, trust_cache: bool
+) -> Model:
+    tree = clone(base if base is not None else artifact.load_base(trust_cache))
+    model = _compiled(tree, parse(artifact.spec), backend, artifact.adapters)
+    if backend == "inductor":
+        artifact.serve(model, trust_cache)
+    return model  # type: ignore[return-value]
 
 
 def capture(model: nn.Module, *, layer: int = 0, dynamic: bool = False, **inputs: Any) -> Program:

@@ -1,8 +1,26 @@
 """What many tests share: the real models."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from lora_fx.runtime.artifact import trust
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_trust(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trust nothing but what these tests build, and leave the user's own record alone."""
+    own = tmp_path_factory.mktemp("own-cache") / "trusted_artifacts"
+    usual = trust._path
+
+    def path() -> Path:
+        return usual() if "LORA_FX_CACHE" in os.environ else own
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trust, "_path", path)
+        yield
 
 
 @pytest.fixture(scope="session")

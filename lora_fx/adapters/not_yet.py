@@ -55,8 +55,6 @@ def _of_compile(compile: CompileSpec) -> Iterator[tuple[str, Span | None, str]]:
         yield "`checkpoint = budget(…)`", compile.span, ""
     if compile.layout == "augmented":
         yield "`layout = augmented`", compile.span, ""
-    for entry in compile.entries:
-        yield f"`entry {entry.name}`", entry.span, ""
 
 
 def _of_site(site: SitePlan) -> Iterator[tuple[str, Span | None, str]]:

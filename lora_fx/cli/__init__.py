@@ -13,7 +13,9 @@ import typer
 from lora_fx.cli.report import report
 from lora_fx.diagnostics import LoraFxError
 
-COMMANDS = ("init", "check", "explain", "fmt", "plan", "show", "diff", "import", "schema")
+COMMANDS = (
+    *("init", "check", "explain", "fmt", "plan", "compile", "show", "diff", "import", "schema"),
+)
 
 
 def main() -> None:

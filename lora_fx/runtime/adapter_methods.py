@@ -11,15 +11,18 @@ from torch import nn
 from lora_fx.adapters import storage
 from lora_fx.adapters.bind import activate, bind, remove, require_compatible
 from lora_fx.adapters.peft.folders import local
-from lora_fx.adapters.peft.keys import expected_shapes, overwrite, site_tensors
+from lora_fx.adapters.peft.keys import expected_shapes, live_tensors, overwrite, site_tensors
 from lora_fx.adapters.peft.read import Loaded, read
 from lora_fx.adapters.peft.task import task_of
 from lora_fx.adapters.peft.write import folder_config, write
+from lora_fx.adapters.undo import undone_on_error
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.memory import count_elements
+from lora_fx.plan.offloaded import distinct_parameters
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.runtime.saved_spec import save_spec
+from lora_fx.spec.together import together
 
 if TYPE_CHECKING:
     _Base = nn.Module
@@ -94,11 +97,12 @@ class AdapterMethods(_Base):
         loaded = read(local(model_id), adapter_name, self, self._layers())
         if adapter_name in self.lora_fx_adapters:
             self._require_same(adapter_name, loaded.plan)
-        else:
-            plan = loaded.plan.with_trainable(is_trainable)
-            bind(self, plan, lambda site: site_tensors(loaded.tensors, site))
-            self.lora_fx_adapters = {**self.lora_fx_adapters, adapter_name: plan}
-        self._overwrite(adapter_name, loaded)
+        with undone_on_error(self, live_tensors(self, adapter_name).values()):
+            if adapter_name not in self.lora_fx_adapters:
+                plan = loaded.plan.with_trainable(is_trainable)
+                bind(self, plan, lambda site: site_tensors(loaded.tensors, site))
+                self.lora_fx_adapters = {**self.lora_fx_adapters, adapter_name: plan}
+            self._overwrite(adapter_name, loaded)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; if none stays active, the first one left becomes active."""
@@ -113,8 +117,9 @@ class AdapterMethods(_Base):
 
     def print_trainable_parameters(self) -> None:
         """Print trainable and total parameter counts, as PEFT does."""
-        total = sum(count_elements(p) for p in self.parameters())
-        trainable = sum(count_elements(p) for p in self.parameters() if p.requires_grad)
+        parameters = list(distinct_parameters(self))
+        total = sum(count_elements(p) for p in parameters)
+        trainable = sum(count_elements(p) for p in parameters if p.requires_grad)
         print(
             f"trainable params: {trainable:,d} || all params: {total:,d} "
             f"|| trainable%: {100 * trainable / total:.4f}"
@@ -126,26 +131,21 @@ class AdapterMethods(_Base):
         """Write each adapter as a PEFT folder: `default` in the folder itself, others below it.
 
         With `save_embedding_layers` the weights of input and output embeddings are written too;
-        `auto` does so for an adapter that adapts one of them. Raises LoraFxError, with nothing
-        written, if an adapter trains modules that PEFT has no names for.
+        `auto` does so for an adapter that adapts one of them. All files appear together, in the
+        place of those that are there. Raises LoraFxError, with nothing written, if an adapter
+        trains modules that PEFT has no names for.
         """
-        configs = [folder_config(self, plan, self._layers()) for plan in self._plans()]
-        for plan, config in zip(self._plans(), configs, strict=True):
-            write(
-                Path(folder) if plan.name == "default" else Path(folder) / plan.name,
-                self,
-                plan,
-                config
-                | {
-                    "base_model_name_or_path": self._name_or_path(),
-                    "task_type": task_of(self, plan),
-                },
-                save_embedding_layers,
-            )
-        save_spec(Path(folder), self.lora_fx_plan.spec)
+        with together(Path(folder)) as beside:
+            self._write_adapters(beside, Path(folder), save_embedding_layers)
 
-    def _name_or_path(self) -> str | None:
-        return getattr(getattr(self, "config", None), "_name_or_path", None) or None
+    def _write_adapters(
+        self, beside: Path, folder: Path, save_embedding_layers: bool | Literal["auto"]
+    ) -> None:
+        """Write every adapter and the spec, to be moved into `folder`."""
+        for plan in self._plans():
+            inside = "." if plan.name == "default" else plan.name
+            write_adapter(self, plan, beside / inside, save_embedding_layers, folder / inside)
+        save_spec(beside, folder, self.lora_fx_plan.spec)
 
     def _plans(self) -> list[AdapterPlan]:
         return list(self.lora_fx_adapters.values())
@@ -190,6 +190,20 @@ class AdapterMethods(_Base):
             new = {"alpha": site.alpha, "scaling": site.scaling, "rslora": site.rslora}
             known[adapter] = replace(known[adapter], **new)
         self._activate()
+
+
+def write_adapter(
+    model: AdapterMethods,
+    plan: AdapterPlan,
+    folder: Path,
+    save_embedding_layers: bool | Literal["auto"],
+    earlier: Path,
+) -> None:
+    """Write one adapter of a model as a PEFT folder that takes the place of an `earlier` one."""
+    config = folder_config(model, plan, model._layers())
+    base = getattr(getattr(model, "config", None), "_name_or_path", None) or None
+    config |= {"base_model_name_or_path": base, "task_type": task_of(model, plan)}
+    write(folder, model, plan, config, save_embedding_layers, earlier)
 
 
 def _check_name(name: str) -> None:

@@ -19,10 +19,11 @@ from transformers import PreTrainedModel
 
 from lora_fx.adapters import copies, storage
 from lora_fx.adapters.peft.keys import adapter_tensors
-from lora_fx.adapters.peft.write import folder_config, replace_file
+from lora_fx.adapters.peft.write import folder_config
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.adapter_methods import AdapterMethods
 from lora_fx.runtime.uncalled import run_watched
+from lora_fx.spec.together import together
 
 if TYPE_CHECKING:
     _Base = PreTrainedModel
@@ -62,14 +63,13 @@ class HuggingFace(AdapterMethods, _Base):  # type: ignore[override]
         """
         if not is_main_process:
             return
-        self.save_adapters(save_directory, save_embedding_layers)
-        if re.fullmatch(r"checkpoint-\d+", Path(save_directory).name):
-            replace_file(
-                Path(save_directory) / "model.safetensors",
-                lambda path: save_file(self._adapter_state(), path, {"format": "pt"}),
-            )
-        if kwargs.get("push_to_hub"):
-            self.push_to_hub(str(kwargs.get("repo_id") or Path(save_directory).name))  # type: ignore[arg-type]
+        push, upload = kwargs.get("push_to_hub"), kwargs.get("repo_id") or Path(save_directory).name
+        with together(Path(save_directory)) as beside:
+            self._write_adapters(beside, Path(save_directory), save_embedding_layers)
+            if re.fullmatch(r"checkpoint-\d+", Path(save_directory).name):
+                save_file(self._adapter_state(), beside / "model.safetensors", {"format": "pt"})
+        if push:
+            self.push_to_hub(str(upload))  # type: ignore[arg-type]
 
     def get_adapter_state_dict(  # type: ignore[override]
         self, adapter_name: str | None = None

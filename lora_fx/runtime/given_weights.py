@@ -1,9 +1,9 @@
 """Adapters that come with weights: `weights = "folder"` in a spec."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from lora_fx.adapters.bind import bind
 from lora_fx.adapters.peft.keys import expected_shapes, overwrite, site_tensors
@@ -49,10 +49,10 @@ def read_weights(
     return loaded
 
 
-def bind_weights(model: nn.Module, adapter: AdapterPlan, loaded: Loaded) -> None:
-    """Put an adapter in place with the values that were read for it."""
-    bind(model, adapter, lambda site: site_tensors(loaded.tensors, site))
-    overwrite(model, adapter.name, loaded.tensors)
+def bind_weights(model: nn.Module, adapter: AdapterPlan, tensors: Mapping[str, Tensor]) -> None:
+    """Put an adapter in place with the values that were read for it, by their names in a file."""
+    bind(model, adapter, lambda site: site_tensors(tensors, site))
+    overwrite(model, adapter.name, tensors)
 
 
 def _differs(setting: Setting, message: str, label: str, others: int, help: str) -> LoraFxError:

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from lora_fx.adapters.peft.read import layer_ranges
-from lora_fx.adapters.peft.write import CONFIG, replace_file
+from lora_fx.adapters.peft.write import CONFIG
 from lora_fx.adapters.storage import sites
 from lora_fx.diagnostics import Source
 from lora_fx.plan.plan import plan_sites
@@ -17,11 +17,10 @@ from lora_fx.spec.spec import Spec
 NAME = "spec.lora"
 
 
-def save_spec(folder: Path, spec: Spec) -> None:
-    """Write the spec in one file, as it was read where it can be."""
+def save_spec(beside: Path, folder: Path, spec: Spec) -> None:
+    """Write the spec in one file, as it was read where it can be, to be moved into `folder`."""
     if spec.source.text:
-        text = flat_text(spec, folder)
-        replace_file(folder / NAME, lambda path: path.write_text(text, encoding="utf-8"))
+        (beside / NAME).write_text(flat_text(spec, folder), encoding="utf-8")
 
 
 def frame_of(folder: Path, adapter: Path) -> Spec:

@@ -10,7 +10,7 @@ import itertools
 import logging
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from lora_fx.runtime.recorded_outputs import inner_outputs_wanted, place_hooks, 
 from lora_fx.runtime.uncalled import unwatched
 
 Backend = Callable[[torch.fx.GraphModule, list[Any]], Callable[..., Any]]
+GuardFilter = Callable[[Sequence[Any]], Sequence[bool]]
 GRAPHS_PER_UNIT = 64
 _numbers = itertools.count()
 
@@ -69,8 +70,8 @@ class Unit:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}
 
-    def entry(self) -> Any:
-        """Return a `torch.compile` entry of (module, args, kwargs) with code of its own."""
+    def entry(self, kept: GuardFilter = without_cache_indices) -> Any:
+        """Return a `torch.compile` entry of (module, args, kwargs), with its own code object."""
         limits: dict[str, Any] = {}
         if "recompile_limit" in inspect.signature(torch.compile).parameters:
             limits = {"recompile_limit": GRAPHS_PER_UNIT, "isolate_recompiles": True}
@@ -85,7 +86,7 @@ class Unit:
             backend=self.backend,
             fullgraph=True,
             dynamic=self.dynamic,
-            options={"guard_filter_fn": without_cache_indices},  # type: ignore[dict-item]
+            options={"guard_filter_fn": kept},  # type: ignore[dict-item]
             **limits,
         )
 

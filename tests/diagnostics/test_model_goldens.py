@@ -112,6 +112,29 @@ def hooks_in_the_way() -> None:
     lora_fx.compile(base, ONE_GRAPH)
 
 
+def damaged_artifact() -> None:
+    lora_fx.build(spec(), llama(2), "artifact")
+    Path("artifact/plan.json").unlink()
+    with Path("artifact/spec.lora").open("a") as file:
+        file.write("# rank 8 was too small")
+    lora_fx.load("artifact", llama(2))
+
+
+def artifact_of_another() -> None:
+    lora_fx.build(spec(), llama(2), "artifact")
+    lora_fx.load("artifact", llama(2, hidden_size=64))
+
+
+def artifact_twice() -> None:
+    for _ in range(2):
+        lora_fx.build(spec(), llama(2), "artifact")
+
+
+GENERATE = """lora 1
+adapter default { target q_proj }
+compile { entry generate { batch = 1  sequence = 8 } }
+"""
+
 CASES: dict[str, Callable[[], object]] = {
     "unknown-adapter": lambda: model().set_adapter("defualt"),
     "adapter-twice": lambda: model().set_adapter(["default", "default"]),
@@ -143,6 +166,10 @@ CASES: dict[str, Callable[[], object]] = {
     ).memory(8),
     "replaced-forward": replaced_forward,
     "hook-in-the-way": hooks_in_the_way,
+    "artifact-damaged": damaged_artifact,
+    "artifact-exists": artifact_twice,
+    "artifact-other-model": artifact_of_another,
+    "entry-impossible": lambda: lora_fx.build(GENERATE, llama(2).model, "artifact"),
     "no-model": lambda: lora_fx.plan("lora 1"),
     "ambiguous-stack": lambda: lora_fx.plan(
         "lora 1 layers { replicate 0..2 }", nn.ModuleDict({"a": Tower(2), "b": Tower(3)})

@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ def test_programs_and_commands(
     with pytest.raises(LoraFxError) as raised:
         run(wrong, code)
     assert {diagnostic.code for diagnostic in raised.value.diagnostics} == {code}
+    shutil.rmtree("artifact", ignore_errors=True)  # where an example writes one
     run(right, code)
 
 

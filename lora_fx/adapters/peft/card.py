@@ -9,16 +9,15 @@ from huggingface_hub import ModelCard, ModelCardData
 NAME = "README.md"
 
 
-def write_card(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write the card of the adapter with this PEFT config; the text of one that is there stays.
+def write_card(folder: Path, config: Mapping[str, Any], earlier: Path) -> None:
+    """Write the card of the adapter with this PEFT config, with the text of an earlier one.
 
     Base model, library, tags and pipeline are those that PEFT writes. A base that is a folder of
     this machine is not named.
     """
-    path = folder / NAME
     base = config.get("base_model_name_or_path")
     base = None if base is None or Path(base).exists() else base
-    card = ModelCard.load(path) if path.exists() else ModelCard(_text(base))
+    card = ModelCard.load(earlier / NAME) if (earlier / NAME).exists() else ModelCard(_text(base))
     data = cast(ModelCardData, card.data)
     data.library_name = "peft"
     tags = {*(data.tags or ()), "lora", "transformers"}
@@ -28,7 +27,7 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
     data.tags = sorted(tags)
     if data.pipeline_tag is None and config.get("task_type") == "CAUSAL_LM":
         data.pipeline_tag = "text-generation"
-    path.write_text(str(card), encoding="utf-8")
+    (folder / NAME).write_text(str(card), encoding="utf-8")
 
 
 def _text(base: str | None) -> str:

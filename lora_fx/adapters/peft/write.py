@@ -1,8 +1,7 @@
 """Write one adapter as a PEFT folder."""
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +26,11 @@ def write(
     plan: AdapterPlan,
     config: Mapping[str, Any],
     save_embedding_layers: bool | Literal["auto"],
+    earlier: Path,
 ) -> None:
-    """Write `adapter_model.safetensors`, `adapter_config.json` and a card; each appears whole.
+    """Write `adapter_model.safetensors`, `adapter_config.json` and a card into a folder.
+
+    The card has the text of the one in `earlier`, if there is one.
 
     With `save_embedding_layers` the weights of the input and output embeddings are written too,
     with `auto` of those of them that the adapter adapts, as PEFT does.
@@ -42,10 +44,10 @@ def write(
         tensors = weights | tensors
     tensors = _each_its_own(tensors)
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / TENSORS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
     text = json.dumps(config, indent=2, sort_keys=True)
-    replace_file(folder / CONFIG, lambda path: path.write_text(text))
-    write_card(folder, config)
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    write_card(folder, config, earlier)
 
 
 def _each_its_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -77,13 +79,3 @@ def folder_config(
     transposed = any(site.layer.kind == "transposed" for site in plan.sites)
     now = {"fan_in_fan_out": transposed, "inference_mode": True, "init_lora_weights": True}
     return config | now
-
-
-def replace_file(path: Path, write_to: Callable[[Path], Any]) -> None:
-    """Let `write_to` write a file beside `path` and move it there once it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write_to(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
