@@ -3,13 +3,15 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import networkx as nx
 from torch.fx import GraphModule
 
 from lora_fx.graph.text import text
 from lora_fx.graph.verify import Stage
-from lora_fx.graph.view import dependencies
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Program:
         """Return the graph at a stage as stable text; weights are named within `fqn`."""
         return text(self.at(stage), self.fqn)
 
-    def to_networkx(self, stage: Stage = "lowered") -> nx.DiGraph:
+    def to_networkx(self, stage: Stage = "lowered") -> "nx.DiGraph":
         """Return the data dependencies at a stage."""
+        from lora_fx.graph.view import dependencies
+
         return dependencies(self.at(stage))

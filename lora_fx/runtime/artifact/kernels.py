@@ -43,16 +43,19 @@ def kept_in(folder: Path) -> Iterator[None]:
             path.unlink()
 
 
-def put_in_place(files: Iterable[tuple[str, bytes]]) -> None:
-    """Put files, by their path in the folder, where Inductor looks for them."""
+def put_in_place(files: Iterable[tuple[str, bytes]]) -> list[Path]:
+    """Put files, by their path in the folder, where Inductor looks for them; return where."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     place = Path(cache_dir())
+    paths = []
     for name, data in files:
         path = place / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, data)
+        paths.append(path)
+    return paths
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -23,6 +23,7 @@ from lora_fx.runtime.artifact.key import differences, key_of
 from lora_fx.runtime.artifact.manifest import Manifest, damaged, read_manifest
 from lora_fx.runtime.artifact.precompiled import Modes, Precompiled
 from lora_fx.runtime.artifact.trust import is_trusted
+from lora_fx.runtime.artifact.vector_isa import accept_loaded
 from lora_fx.runtime.unit import Compiled
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -98,7 +99,8 @@ class Artifact:
         if reason:
             warnings.warn(f"{reason}: the model compiles anew", stacklevel=3)
             return
-        put_in_place(self._kernels())
+        kernels = put_in_place(self._kernels())
+        accept_loaded({path for path in kernels if path.suffix == ".so"})
         units = [module for module in model.modules() if isinstance(module, Compiled)]
         if self.manifest.functions:
             unit = Precompiled(units[0].lora_fx_unit, self._functions)  # type: ignore[arg-type]
