@@ -1,7 +1,7 @@
 """Time the start of training in a new process: cold, and from an artifact (goal C2).
 
-`imports` is what importing torch's compiler takes, which no artifact can save; `start` is what comes
-then, from a loaded base to the end of the first training step, less a later step; "three entries":
+`imports` is what importing torch's compiler takes, which no artifact can save; `start` is then
+from a loaded base to the end of the first training step, less a later step; "three entries":
 to the end of a training step, an evaluation and a short generation. `process` is all from start to
 exit. "by caches" has only what Inductor keeps in the artifact, "ahead" the graphs too. Each process
 has an empty Inductor cache of its own. Rounds are interleaved; medians and their ranges.
