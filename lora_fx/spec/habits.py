@@ -24,6 +24,7 @@ _SIGNS = (
 _COMMENT = re.compile(r"//|/\*.*?(\*/|\Z)", re.DOTALL)
 _BEFORE_CLAUSE = re.compile(r",\s*(except|in|where)\s*\Z")
 _FRACTION = re.compile(r"\.[0-9]+")
+_NAMED_BLOCK = re.compile(r"=?\s*([A-Za-z_]\w*)\s*\{")
 _CONDITIONAL = re.compile(r"if\b([^{}]*?)\belse\b")
 
 
@@ -31,6 +32,7 @@ def habits(failure: Failure, patched: Patched) -> Iterator[Correction]:
     """Yield corrections; whether one helps is not known yet."""
     yield from _comment(failure, patched)
     yield from _conditional(failure, patched)
+    yield from _named_optimizer(failure, patched)
     yield from _sign(failure, patched)
     yield from pattern_habits(failure, patched)
     yield from _comma(failure, patched)
@@ -59,6 +61,14 @@ def _conditional(failure: Failure, patched: Patched) -> Iterator[Correction]:
     message = "the condition comes before the values"
     diagnostic = Diagnostic("syntax-error", message, span, help=f"write `{ours} …`")
     yield Correction(diagnostic, start, found.end(), ours)
+
+
+def _named_optimizer(failure: Failure, patched: Patched) -> Iterator[Correction]:
+    found = _NAMED_BLOCK.match(patched.text, failure.start)
+    if found and last(failure, "OPTIMIZER"):
+        ours = f"{{ name = {found[1]} "
+        message = "the name of the optimizer stands inside its block"
+        yield instead(found, message, f"write `optimizer {ours}… }}`", ours, patched)
 
 
 def _sign(failure: Failure, patched: Patched) -> Iterator[Correction]:
