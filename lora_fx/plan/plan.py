@@ -8,6 +8,7 @@ from torch import nn
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.alike import once_each
+from lora_fx.plan.base_merges import base_merge_faults
 from lora_fx.plan.blueprint import Blueprint, blueprint_of
 from lora_fx.plan.checks import failed_checks
 from lora_fx.plan.explain import Part, explain
@@ -151,6 +152,7 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         estimate(tree, adapters, quantized, spec.optimizer),
     )
     diagnostics += _slot_faults(plan) + merge_faults(spec.merges, adapters)
+    diagnostics += base_merge_faults(spec.merges, adapters, quantized, tree)
     if not any(d.severity == "error" for d in diagnostics):
         diagnostics += failed_checks(spec.checks, _totals(plan), modules)
     if any(d.severity == "error" for d in diagnostics):

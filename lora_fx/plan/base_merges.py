@@ -1,0 +1,101 @@
+"""Merges into the base: what must hold of the weights that they change."""
+
+from collections.abc import Collection, Iterator, Sequence
+
+from torch import Tensor, nn
+
+from lora_fx.diagnostics import Diagnostic
+from lora_fx.plan.alike import once_each
+from lora_fx.plan.rules import AdapterPlan
+from lora_fx.plan.sites import SitePlan
+from lora_fx.plan.stacks import every_stack, place_of
+from lora_fx.spec.spec import MergeSpec
+
+
+def base_merge_faults(
+    merges: Sequence[MergeSpec],
+    adapters: Sequence[AdapterPlan],
+    quantized: Collection[str],
+    tree: nn.Module,
+) -> list[Diagnostic]:
+    """Refuse to change a weight that other modules share, and one that is packed, unasked.
+
+    What `tie` adapts in all of the modules that share a weight may be merged into it once.
+    `quantized` are the modules that the spec quantises; those that come so are found. `merges` come
+    each after those that it takes from.
+    """
+    sharing = _sharing(tree)
+    packed = {*quantized, *_packed(tree)}
+    sources: dict[str, set[str]] = {adapter.name: {adapter.name} for adapter in adapters}
+    faults = []
+    for merge in merges:
+        sources[merge.name] = {
+            name for term in merge.mix.terms for name in sources.get(term.name, ())
+        }
+        if merge.into_base:
+            for adapter in adapters:
+                if adapter.name in sources[merge.name]:
+                    faults += _faults(merge, adapter, packed, sharing, tree)
+    return once_each(faults)
+
+
+def _faults(
+    merge: MergeSpec,
+    adapter: AdapterPlan,
+    packed: set[str],
+    sharing: dict[str, list[str]],
+    tree: nn.Module,
+) -> Iterator[Diagnostic]:
+    for site in adapter.sites:
+        others = sharing.get(site.fqn, []) if site.parameter is None else sharing.get(site.name, [])
+        if others and not site.tie:
+            yield _shared(merge, site, others[0], tree)
+        if site.fqn in packed and not merge.dequantize:
+            yield Diagnostic(
+                "cannot-apply",
+                f"merge `{merge.name}` goes into weights that are stored in 4 or 8 bits",
+                merge.span,
+                f"`{site.name}`",
+                ((site.rule, "adapted here"),),
+                help="write `into = base(dequantize = true)`; what is merged into is not "
+                "quantised any more then",
+            )
+
+
+def _shared(merge: MergeSpec, site: SitePlan, other: str, tree: nn.Module) -> Diagnostic:
+    stacks = tuple(every_stack(tree))
+    replicated = place_of(site.name, stacks) is not None and place_of(other, stacks) is not None
+    help = "write `tie = true` in the target, so that they share the adapter too"
+    if replicated:
+        help = "write `share = nothing` in `layers`, so that copies have weights of their own"
+    return Diagnostic(
+        "cannot-apply",
+        f"merge `{merge.name}` goes into weights that several modules share",
+        merge.span,
+        f"that of `{site.name}` is also `{other}`'s",
+        ((site.rule, "adapted here"),),
+        help=help,
+    )
+
+
+def _packed(tree: nn.Module) -> Iterator[str]:
+    for fqn, module in tree.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and not weight.is_floating_point():
+            yield fqn
+
+
+def _sharing(tree: nn.Module) -> dict[str, list[str]]:
+    """Return the other modules that have the same weight, by module, and so for parameters."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in tree.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    shared: dict[str, list[str]] = {}
+    for group in names.values():
+        for name in group if len(group) > 1 else ():
+            others = [other for other in group if other != name]
+            shared[name] = others
+            owner, _, kind = name.rpartition(".")
+            if kind == "weight":
+                shared[owner] = [other.rpartition(".")[0] for other in others]
+    return shared
