@@ -50,4 +50,4 @@ def assert_same(got: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: fl
     assert len(wanted) >= 6
     for key, tensor in wanted.items():
         assert tensor.norm() > 0, key
-        assert relative(got[key], tensor) < tolerance, key
+        assert relative(got[key], tensor) < tolerance, (key, relative(got[key], tensor))

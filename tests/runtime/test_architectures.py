@@ -10,6 +10,7 @@ from functools import cache
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor import config as inductor
 from transformers import PreTrainedModel
 
 import lora_fx
@@ -19,6 +20,9 @@ from tests.dense import relative
 from tests.example_inputs import example_inputs
 
 FLOAT32 = ("mixtral", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3")
+# Of this one Inductor 2.13 makes a kernel whose gradients are wrong by 8 % on two threads; those of
+# PEFT's own model, compiled layer by layer, are the same.
+WRONG_ON_THREADS = ("falcon",)
 DENSE_FIRST = ("qwen3_moe", "deepseek_v3")
 
 
@@ -88,7 +92,9 @@ def test_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", quick("llama", "qwen3", "gpt2", "gpt_neox", "bert", "vit"))
-def test_inductor(name: str) -> None:
+def test_inductor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name in WRONG_ON_THREADS:
+        monkeypatch.setattr(inductor.cpp, "threads", 1)
     layers = 2 if name in DENSE_FIRST else 1
     model = adapted(name, "layers", "inductor", layers)
     inputs = example_inputs(model)
