@@ -2,13 +2,13 @@
 
 from collections.abc import Collection, Iterator, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_fx.diagnostics import Diagnostic
 from lora_fx.plan.alike import once_each
+from lora_fx.plan.modules import Modules
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
-from lora_fx.plan.stacks import every_stack, place_of
 from lora_fx.spec.spec import MergeSpec
 
 
@@ -16,7 +16,7 @@ def base_merge_faults(
     merges: Sequence[MergeSpec],
     adapters: Sequence[AdapterPlan],
     quantized: Collection[str],
-    tree: nn.Module,
+    modules: Modules,
 ) -> list[Diagnostic]:
     """Refuse to change a weight that other modules share, and one that is packed, unasked.
 
@@ -24,8 +24,8 @@ def base_merge_faults(
     `quantized` are the modules that the spec quantises; those that come so are found. `merges` come
     each after those that it takes from.
     """
-    sharing = _sharing(tree)
-    packed = {*quantized, *_packed(tree)}
+    sharing = _sharing(modules)
+    packed = {*quantized, *_packed(modules)}
     sources: dict[str, set[str]] = {adapter.name: {adapter.name} for adapter in adapters}
     faults = []
     for merge in merges:
@@ -35,7 +35,7 @@ def base_merge_faults(
         if merge.into_base:
             for adapter in adapters:
                 if adapter.name in sources[merge.name]:
-                    faults += _faults(merge, adapter, packed, sharing, tree)
+                    faults += _faults(merge, adapter, packed, sharing, modules)
     return once_each(faults)
 
 
@@ -44,12 +44,12 @@ def _faults(
     adapter: AdapterPlan,
     packed: set[str],
     sharing: dict[str, list[str]],
-    tree: nn.Module,
+    modules: Modules,
 ) -> Iterator[Diagnostic]:
     for site in adapter.sites:
-        others = sharing.get(site.fqn, []) if site.parameter is None else sharing.get(site.name, [])
+        others = sharing.get(site.name, [])
         if others and not site.tie:
-            yield _shared(merge, site, others[0], tree)
+            yield _shared(merge, site, others[0], modules)
         if site.fqn in packed and not merge.dequantize:
             yield Diagnostic(
                 "cannot-apply",
@@ -62,9 +62,8 @@ def _faults(
             )
 
 
-def _shared(merge: MergeSpec, site: SitePlan, other: str, tree: nn.Module) -> Diagnostic:
-    stacks = tuple(every_stack(tree))
-    replicated = place_of(site.name, stacks) is not None and place_of(other, stacks) is not None
+def _shared(merge: MergeSpec, site: SitePlan, other: str, modules: Modules) -> Diagnostic:
+    replicated = modules.place(site.name) is not None and modules.place(other) is not None
     help = "write `tie = true` in the target, so that they share the adapter too"
     if replicated:
         help = "write `share = nothing` in `layers`, so that copies have weights of their own"
@@ -78,24 +77,21 @@ def _shared(merge: MergeSpec, site: SitePlan, other: str, tree: nn.Module) -> Di
     )
 
 
-def _packed(tree: nn.Module) -> Iterator[str]:
-    for fqn, module in tree.named_modules():
+def _packed(modules: Modules) -> Iterator[str]:
+    for fqn, module in modules.by_fqn.items():
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and not weight.is_floating_point():
             yield fqn
 
 
-def _sharing(tree: nn.Module) -> dict[str, list[str]]:
+def _sharing(modules: Modules) -> dict[str, list[str]]:
     """Return the other modules that have the same weight, by module, and so for parameters."""
     names: dict[int, list[str]] = {}
-    for name, parameter in tree.named_parameters(remove_duplicate=False):
+    for name, parameter in modules.parameters.items():
         names.setdefault(id(parameter), []).append(name)
     shared: dict[str, list[str]] = {}
     for group in names.values():
         for name in group if len(group) > 1 else ():
-            others = [other for other in group if other != name]
-            shared[name] = others
-            owner, _, kind = name.rpartition(".")
-            if kind == "weight":
-                shared[owner] = [other.rpartition(".")[0] for other in others]
+            others = [other.removesuffix(".weight") for other in group if other != name]
+            shared[name] = shared[name.removesuffix(".weight")] = others
     return shared

@@ -152,7 +152,7 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         estimate(tree, adapters, quantized, spec.optimizer),
     )
     diagnostics += _slot_faults(plan) + merge_faults(spec.merges, adapters)
-    diagnostics += base_merge_faults(spec.merges, adapters, quantized, tree)
+    diagnostics += base_merge_faults(spec.merges, adapters, quantized, modules)
     if not any(d.severity == "error" for d in diagnostics):
         diagnostics += failed_checks(spec.checks, _totals(plan), modules)
     if any(d.severity == "error" for d in diagnostics):

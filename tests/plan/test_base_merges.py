@@ -48,6 +48,16 @@ def test_a_tied_head(tied: bool) -> None:
     assert not refused(f"{TIED % '{ tie = true }'}\n{INTO % ''}", model)
 
 
+def test_a_module_with_two_names_is_one() -> None:
+    model = llama(1)
+    model.again = model.model.layers[0].self_attn.q_proj
+    assert not refused(f"{COPIES}\n{INTO % ''}", model)
+    other = nn.Linear(*reversed(model.again.weight.shape), bias=False)
+    other.weight = model.again.weight
+    model.other = other
+    assert refused(f"{COPIES}\n{INTO % ''}", model)
+
+
 def test_what_goes_into_an_adapter_is_not_refused() -> None:
     assert not refused(f"{REPLICATED % ''}\n{COPIES}\nmerge all {{ from a }}", llama(4))
 

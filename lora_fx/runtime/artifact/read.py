@@ -100,7 +100,8 @@ class Artifact:
             warnings.warn(f"{reason}: the model compiles anew", stacklevel=3)
             return
         kernels = put_in_place(self._kernels())
-        accept_loaded({path for path in kernels if path.suffix == ".so"})
+        if self.manifest.device == "cpu":
+            accept_loaded({path for path in kernels if path.suffix == ".so"})
         units = [module for module in model.modules() if isinstance(module, Compiled)]
         if self.manifest.functions:
             unit = Precompiled(units[0].lora_fx_unit, self._functions)  # type: ignore[arg-type]

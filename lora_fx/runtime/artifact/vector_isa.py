@@ -3,7 +3,7 @@
 Inductor compiles a small library for each kind and loads it in a process of its own, in every
 process that uses it. An artifact holds these libraries, and its key the processor's flags.
 
-Relies on `VecISA._probe_load` (torch 2.13 and later; before it, each is tried as always) and
+Relies on `VecISA._probe_load` (where torch has none, each is tried as always) and
 `valid_vec_isa_list` of `torch._inductor.cpu_vec_isa`; `tests/runtime/artifact/test_vector_isa.py`
 holds what is used of them.
 """
