@@ -24,6 +24,7 @@ from lora_fx.graph import backends
 from lora_fx.graph.inputs import mark_sizes, name_inputs, tensor_names
 from lora_fx.graph.program import Program
 from lora_fx.graph.verify import STAGES, Stage, verify
+from lora_fx.passes.accumulate_products import accumulate_products
 from lora_fx.passes.lower import lower
 from lora_fx.passes.share_shrinks import share_shrinks
 from lora_fx.plan.plan import Plan, plan_sites
@@ -53,6 +54,7 @@ Giver = Callable[[nn.Module, Plan], Given]
 
 RULES = (ExpandSites(),)
 FUSE = (share_shrinks,)
+ATEN = (accumulate_products,)
 
 
 def compile(
@@ -160,7 +162,7 @@ class Pipeline:
         rewrite(module, "lowered")
         if self._backend == "eager":
             return backends.eager(module)
-        return backends.inductor(module, inputs, self._mode)
+        return backends.inductor(module, inputs, self._mode, ATEN)
 
 
 def build(

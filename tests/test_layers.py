@@ -18,10 +18,11 @@ BELOW = {
     "rewrite": "graph diagnostics",
     "adapters": "plan spec graph diagnostics",
     "rules": "adapters plan spec rewrite graph diagnostics",
-    "passes": "adapters plan spec rewrite graph diagnostics",
-    "runtime": "passes rules adapters plan spec rewrite graph diagnostics",
-    "compiler": "runtime passes rules adapters plan spec rewrite graph diagnostics",
-    "cli": "compiler runtime passes rules adapters plan spec rewrite graph diagnostics",
+    "kernels": "graph diagnostics",
+    "passes": "kernels adapters plan spec rewrite graph diagnostics",
+    "runtime": "passes kernels rules adapters plan spec rewrite graph diagnostics",
+    "compiler": "runtime passes kernels rules adapters plan spec rewrite graph diagnostics",
+    "cli": "compiler runtime passes kernels rules adapters plan spec rewrite graph diagnostics",
 }
 
 

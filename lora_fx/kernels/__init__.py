@@ -1,0 +1,1 @@
+"""Kernels behind operators of compiled graphs, each with its plain reference."""

@@ -1,0 +1,43 @@
+"""`lora_fx::sum_of_products`: a sum of matrix products in one buffer, added up by the products.
+
+    sum_of_products([P₀, P₁, …], [Q₀, Q₁, …], b)  =  P₀ Q₀ + b + P₁ Q₁ + …
+
+Pᵢ: (m, kᵢ)   Qᵢ: (kᵢ, n)   b: (n,) or None
+
+Each product after the first reads what is there while it multiplies and writes the sum (β = 1 in
+GEMM's terms), so a low-rank product before a large one costs one write of the output, and no pass
+that adds. Rounding: in float32 within a product, to the dtype after each.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_library = torch.library.Library("lora_fx", "FRAGMENT")
+_library.define(
+    "sum_of_products(Tensor[] left, Tensor[] right, Tensor? bias=None) -> Tensor",
+    tags=(torch.Tag.flexible_layout,),
+)
+
+
+def _accumulated(
+    left: Sequence[Tensor], right: Sequence[Tensor], bias: Tensor | None = None
+) -> Tensor:
+    if bias is None:
+        total = torch.mm(left[0], right[0])
+    else:
+        total = torch.addmm(bias, left[0], right[0])
+    for p, q in zip(left[1:], right[1:], strict=True):
+        torch.addmm(total, p, q, out=total)
+    return total
+
+
+def _shape(left: Sequence[Tensor], right: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
+    return left[0].new_empty((left[0].shape[0], right[0].shape[1]))
+
+
+_library.impl("sum_of_products", _accumulated, "CompositeExplicitAutograd")
+torch.library.register_fake("lora_fx::sum_of_products", _shape, lib=_library)
+
+sum_of_products = torch.ops.lora_fx.sum_of_products.default
