@@ -24,10 +24,8 @@ _library.define(
 def _accumulated(
     left: Sequence[Tensor], right: Sequence[Tensor], bias: Tensor | None = None
 ) -> Tensor:
-    if bias is None:
-        total = torch.mm(left[0], right[0])
-    else:
-        total = torch.addmm(bias, left[0], right[0])
+    first = left[0], right[0]
+    total = torch.mm(*first) if bias is None else torch.addmm(bias, *first)
     for p, q in zip(left[1:], right[1:], strict=True):
         torch.addmm(total, p, q, out=total)
     return total

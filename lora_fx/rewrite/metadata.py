@@ -30,7 +30,7 @@ def call(graph: Graph, target: Any, *args: Any) -> Node:
         node = graph.call_function(target, args)
     values = map_arg(args, lambda n: n.meta[EXAMPLE])
     function = getattr(torch.Tensor, target) if isinstance(target, str) else target
-    with _fake_mode(values), enable_python_dispatcher(), _own_saved_tensors():
+    with fake_mode(values), enable_python_dispatcher(), _own_saved_tensors():
         node.meta[EXAMPLE] = function(*values)
     return node
 
@@ -47,7 +47,8 @@ def inherit(node: Node, source: Node) -> None:
             node.meta.setdefault(key, source.meta[key])
 
 
-def _fake_mode(values: Any) -> Any:
+def fake_mode(values: Any) -> Any:
+    """Return the fake mode that made the first of these values, or a null context."""
     modes = (getattr(tensor, "fake_mode", None) for tensor in _tensors(values))
     return next((mode for mode in modes if mode is not None), nullcontext())
 

@@ -16,15 +16,14 @@ from collections.abc import Iterator
 
 import torch
 from torch.fx import Graph, Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lora_fx.kernels.sum_of_products import sum_of_products
+from lora_fx.passes.aten.nodes import call, same_size, value
 
 _aten = torch.ops.aten
 _ADD = _aten.add.Tensor
 _PRODUCTS = (_aten.mm.default, _aten.addmm.default)
 _VIEWS = (_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default)
-_VALUE = "val"
 
 
 def accumulate_products(graph: Graph) -> int:
@@ -40,31 +39,45 @@ def accumulate_products(graph: Graph) -> int:
 
 def _rewrite(graph: Graph, total: Node) -> bool:
     terms = list(_terms(total))
-    products = {term: product for term in terms if (product := _product(term)) is not None}
-    alike = {t: p for t, p in products.items() if _same_shape(p, next(iter(products.values())))}
-    biased = [term for term, product in alike.items() if product.target is _aten.addmm.default]
-    for term in biased[1:]:
-        del alike[term]
-    if len(alike) < 2:
+    products = _products(terms)
+    if len(products) < 2:
         return False
     with graph.inserting_before(total):
-        value = _sum(graph, list(alike.values()))
-        some = next(iter(alike))
+        result = _sum(graph, list(products.values()))
+        some = next(iter(products))
         if some.target in _VIEWS:
-            value = _call(graph, some, _aten.reshape.default, value, some.args[1])
+            result = call(graph, some, _aten.reshape.default, result, some.args[1])
         for term in terms:
-            if term not in alike:
-                value = _call(graph, total, _ADD, value, term)
-    total.replace_all_uses_with(value)
+            if term not in products:
+                result = call(graph, total, _ADD, result, term)
+    total.replace_all_uses_with(result)
     graph.erase_node(total)
     return True
 
 
+def _products(terms: list[Node]) -> dict[Node, Node]:
+    """Return the products among the terms that can share a buffer: at most one has a bias."""
+    found: dict[Node, Node] = {}
+    biased = False
+    for term in terms:
+        product = _product(term)
+        if product is None or (biased and _has_bias(product)):
+            continue
+        if all(same_size(value(product), value(other)) for other in found.values()):
+            found[term] = product
+            biased = biased or _has_bias(product)
+    return found
+
+
+def _has_bias(product: Node) -> bool:
+    return product.target is _aten.addmm.default
+
+
 def _sum(graph: Graph, products: list[Node]) -> Node:
     factors = sorted((product.args[-2:] for product in products), key=_inner)
-    bias = [p.args[0] for p in products if p.target is _aten.addmm.default]
+    bias = [p.args[0] for p in products if _has_bias(p)]
     left, right = map(list, zip(*factors, strict=True))
-    return _call(graph, products[0], sum_of_products, left, right, *bias)
+    return call(graph, products[0], sum_of_products, left, right, *bias)
 
 
 def _terms(total: Node) -> Iterator[Node]:
@@ -78,14 +91,14 @@ def _terms(total: Node) -> Iterator[Node]:
 
 def _is_sum(node: Node) -> bool:
     """Whether two tensors of one shape and floating dtype are added, and neither is scaled."""
-    if node.target is not _ADD or node.kwargs:
+    if node.target is not _ADD or node.kwargs or node.args[0] is node.args[1]:
         return False
-    values = [node.meta[_VALUE], *(a.meta[_VALUE] for a in node.args if isinstance(a, Node))]
+    result, *terms = (value(n) for n in (node, *node.args) if isinstance(n, Node))
     return (
-        len(values) == 3
-        and all(isinstance(v, torch.Tensor) and v.dtype == values[0].dtype for v in values)
-        and values[0].is_floating_point()
-        and all(_equal(v.shape, values[0].shape) for v in values)
+        len(terms) == 2
+        and result.is_floating_point()
+        and all(isinstance(v, torch.Tensor) and v.dtype == result.dtype for v in terms)
+        and all(same_size(v, result) for v in terms)
     )
 
 
@@ -98,27 +111,12 @@ def _product(term: Node) -> Node | None:
     while term.target in _VIEWS and len(term.users) == 1:
         term = term.args[0]  # type: ignore[assignment]
     known = term.target in _PRODUCTS and not term.kwargs and len(term.users) == 1
-    if not known or (len(term.args) == 3 and term.args[0].meta[_VALUE].dim() != 1):  # type: ignore[union-attr]
+    if not known or (_has_bias(term) and value(term.args[0]).dim() != 1):  # type: ignore[union-attr]
         return None
     return term
 
 
 def _inner(factors: tuple[Node, Node]) -> int:
     """Return a product's inner dimension; one that is not known goes last."""
-    size = factors[1].meta[_VALUE].shape[0]
+    size = value(factors[1]).shape[0]
     return size if isinstance(size, int) else 1 << 62
-
-
-def _same_shape(one: Node, other: Node) -> bool:
-    return _equal(one.meta[_VALUE].shape, other.meta[_VALUE].shape)
-
-
-def _equal(one: torch.Size, other: torch.Size) -> bool:
-    pairs = zip(one, other, strict=False)
-    return len(one) == len(other) and all(statically_known_true(a == b) for a, b in pairs)
-
-
-def _call(graph: Graph, like: Node, target: object, *args: object) -> Node:
-    node = graph.call_function(target, args)  # type: ignore[arg-type]
-    node.meta = {**like.meta}
-    return node

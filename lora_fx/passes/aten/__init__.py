@@ -1,0 +1,1 @@
+"""Passes on what torch compiles: one direction's graph of aten operators, autograd done."""

@@ -1,0 +1,78 @@
+"""Read the gradient of an output once for both gradients of its branch. A pass on compiled graphs.
+
+    before   %dh = aten.mm(%dy, %B)                after   %p, %q = lora_fx.expand_backward(
+             %dB = aten.mm(%dyᵀ, %h)                            %dy, %B, %h)
+                                                           %dh = sum(%p, 0)   %dB = sum(%q, 0)
+
+dy (m, n) is by far the largest of these tensors, and each product takes as long as reading it.
+Left alone: ranks above `MAX_RANK`, whose partial sums are no longer small beside dy; what does not
+run in half precision on a GPU; and factors that come later than a product is needed.
+"""
+
+import operator
+from collections.abc import Iterator
+
+import torch
+from torch.fx import Graph, Node
+
+from lora_fx.kernels.expand_backward import MAX_RANK, expand_backward
+from lora_fx.passes.aten.nodes import call, value
+
+_aten = torch.ops.aten
+_MM = _aten.mm.default
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def share_gradient_reads(graph: Graph) -> int:
+    """Rewrite every such pair of products; return how many there were."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    pairs = [pair for node in graph.nodes for pair in _pairs(node)]
+    made = sum(_rewrite(graph, *pair, order) for pair in pairs)
+    if made:
+        graph.eliminate_dead_code()
+    return made
+
+
+def _pairs(dy: Node) -> Iterator[tuple[Node, Node]]:
+    """Yield products `dy B` and `dyᵀ h` whose small factors have one rank."""
+    left = [user for user in dy.users if _is_small_product(user, dy)]
+    transposed = [user for user in dy.users if user.target is _aten.permute.default]
+    for dB in (user for t in transposed for user in t.users if _is_small_product(user, t)):
+        dh = next((one for one in left if _rank(one) == _rank(dB)), None)
+        if dh is not None:
+            left.remove(dh)
+            yield dh, dB
+
+
+def _is_small_product(node: Node, left: Node) -> bool:
+    if node.target is not _MM or node.args[0] is not left:
+        return False
+    result = value(node)
+    small = isinstance(_rank(node), int) and _rank(node) <= MAX_RANK
+    return small and result.device.type == "cuda" and result.dtype in _HALF
+
+
+def _rank(product: Node) -> int:
+    return value(product).shape[1]
+
+
+def _rewrite(graph: Graph, dh: Node, dB: Node, order: dict[Node, int]) -> bool:
+    dy, B, h = dh.args[0], dh.args[1], dB.args[1]
+    last: Node = max((dy, B, h), key=order.__getitem__)  # type: ignore[type-var, arg-type]
+    if any(order[user] < order[last] for product in (dh, dB) for user in product.users):
+        return False
+    with graph.inserting_after(last):
+        both = call(graph, dh, expand_backward, dy, B, h)
+    at = both
+    for i, product in enumerate((dh, dB)):
+        with graph.inserting_after(at):
+            part = call(graph, product, operator.getitem, both, i)
+        with graph.inserting_after(part):
+            total = call(graph, product, _aten.sum.dim_IntList, part, [0])
+        with graph.inserting_after(total):
+            at = call(graph, product, _CAST, total, value(product).dtype)
+        product.replace_all_uses_with(at)
+    return True
+
+
+_CAST = torch.ops.prims.convert_element_type.default
