@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.benchmarks import decoders as d
+from tests.benchmarks.adapted import Adapter
 from tests.benchmarks.interleaved import DEVICE, machine, measure
 from tests.benchmarks.record import Record
 from tests.benchmarks.table import Goal, show, show_goals
@@ -43,7 +44,7 @@ def main(arguments: argparse.Namespace) -> None:
         "dtype": "bf16",
     }
     record = Record(given.json, {"benchmark": "training step"} | settings, machine())
-    adapter = d.Adapter(given.rank, given.dropout, d.ATTENTION if given.attention else d.LINEARS)
+    adapter = Adapter(given.rank, given.dropout, d.ATTENTION + (() if given.attention else d.MLP))
     base = d.frozen_base(given.shape, given.layers)
     builds = d.training_steps(base, adapter, given.samples, given.tokens)
     names = chosen(list(builds), given.only)
