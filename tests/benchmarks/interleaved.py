@@ -6,10 +6,12 @@ one round are compared (`record.py`).
 
 import gc
 import hashlib
+import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import peft
 import torch
@@ -18,12 +20,14 @@ from rich.console import Console
 from rich.progress import track
 from torch._dynamo.utils import counters
 
-from tests.benchmarks.record import Record, Run
+from tests.benchmarks.record import Record
 
+T = TypeVar("T")
 Step = Callable[[], None]
 Build = Callable[[], Step]
 WARM_UP = 3
-REPEATS = 3
+LEAST_REPEATS = 3
+LEAST_MS = 100  # in a row, so that starting and waiting weigh little
 GIB = 2**30
 SOURCES = Path(__file__).parents[2] / "lora_fx"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,29 +40,43 @@ def measure(builds: dict[str, Build], rounds: int, record: Record, always: tuple
     The file is written after each round: a process that was stopped can be continued.
     """
     lacking = record.lacking(builds, rounds)
-    if not lacking:
-        return
-    torch.compiler.config.recompile_limit = 64
-    torch._dynamo.config.fail_on_recompile_limit_hit = True  # not silently eager
+    wanted = {n: build for n, build in builds.items() if n in lacking or n in always}
+    if lacking:
+        # more graphs than one model needs, and an error beyond them: not silently eager
+        limits = {"recompile_limit": 64, "fail_on_recompile_limit_hit": True}
+        with torch._dynamo.config.patch(limits):
+            _measure(wanted, max(lacking.values()), record, always)
+
+
+def _measure(
+    builds: dict[str, Build], rounds: int, record: Record, always: tuple[str, ...]
+) -> None:
     run = record.new()
-    steps: dict[str, Step] = {}
-    names = [name for name in builds if name in lacking or name in always]
-    for name in _track(names, "compiling"):
+    timed: dict[str, Timed] = {}
+    for name, build in _track(builds.items(), "compiling"):
+        facts: dict[str, float] = {}
         try:
-            steps[name] = warm_up(builds[name], run.facts.setdefault(name, {}))
+            timed[name] = warm_up(build, facts)
+            run.facts[name] = facts
         except Exception as error:
             if name in always:
                 raise
-            run.failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    for step in steps.values():
-        step()
-    shuffle = random.Random(0).sample
-    for _ in _track(range(max(lacking.values())), "timing"):
-        run.rounds.append(one_round(steps, shuffle(list(steps), len(steps)), run))
+            run.failed[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+    one_round(timed, list(timed), run.facts)  # lets the candidates meet before they are timed
+    order = random.Random(0)
+    for _ in _track(range(rounds), "timing"):
+        run.rounds.append(one_round(timed, order.sample(list(timed), len(timed)), run.facts))
         record.save()
 
 
-def warm_up(build: Build, facts: dict[str, float]) -> Step:
+class Timed(NamedTuple):
+    """A step, and how many of it are timed together."""
+
+    step: Step
+    repeats: int
+
+
+def warm_up(build: Build, facts: dict[str, float]) -> Timed:
     """Build and compile a step, and note what it takes.
 
     `held`: GiB between steps beyond what was there before; `step`: the most in a step beyond that;
@@ -67,8 +85,7 @@ def warm_up(build: Build, facts: dict[str, float]) -> Step:
     before, graphs = allocated(), captured()
     step = build()
     facts["first_s"] = milliseconds(step, 1) / 1e3
-    for _ in range(WARM_UP - 1):
-        step()
+    later = milliseconds(step, WARM_UP)
     facts["graphs"] = captured() - graphs
     facts["recompiled"] = 0
     if DEVICE == "cuda":
@@ -78,16 +95,18 @@ def warm_up(build: Build, facts: dict[str, float]) -> Step:
         torch.cuda.synchronize()
         facts["held"] = (held - before) / GIB
         facts["step"] = (torch.cuda.max_memory_allocated() - held) / GIB
-    return step
+    return Timed(step, max(LEAST_REPEATS, math.ceil(LEAST_MS / later)))
 
 
-def one_round(steps: dict[str, Step], order: list[str], run: Run) -> dict[str, float]:
+def one_round(
+    timed: dict[str, Timed], order: list[str], facts: dict[str, dict[str, float]]
+) -> dict[str, float]:
     """Return the milliseconds of each; graphs that were captured meanwhile are noted."""
     times: dict[str, float] = {}
     for name in order:
         graphs = captured()
-        times[name] = milliseconds(steps[name], REPEATS)
-        run.facts[name]["recompiled"] += captured() - graphs
+        times[name] = milliseconds(*timed[name])
+        facts[name]["recompiled"] += captured() - graphs
     return times
 
 
@@ -134,5 +153,5 @@ def _synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def _track(items, what: str):
+def _track(items: Iterable[T], what: str) -> Iterable[T]:
     return track(list(items), what, console=Console(stderr=True))

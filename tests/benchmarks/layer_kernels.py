@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tests.benchmarks import decoders as d
 from tests.benchmarks.adapted import Adapter
+from tests.benchmarks.command import parser, settings
 from tests.benchmarks.interleaved import DEVICE, WARM_UP, Step, machine
 
 STEPS = 10
@@ -48,15 +49,13 @@ class Kernel:
 Kernels = dict[str, Kernel]
 
 
-def main(arguments: argparse.Namespace) -> None:
+def main(given: argparse.Namespace) -> None:
     """Print one table for both, kinds first and their kernels below them."""
-    given = arguments
     adapter = Adapter(given.rank, given.dropout, d.ATTENTION + d.MLP)
     base = d.frozen_base(given.shape, 1)
     builds = d.training_steps(base, adapter, given.samples, given.tokens)
     floor, ours = (kernels(builds[name]()) for name in (d.FLOOR, d.OURS))
-    told = vars(given) | {"dtype": "bf16"} | machine()
-    told.pop("json")
+    told = settings(given, benchmark="layer kernels", layers=1) | machine()
     show(floor, ours, ", ".join(f"{key} {value}" for key, value in told.items()))
     if given.json is not None:
         found = {
@@ -137,13 +136,6 @@ def short(name: str) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shape", choices=d.SHAPES, default="llama-8b")
-    parser.add_argument("--samples", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
-    main(parser.parse_args())
+    arguments = parser(__doc__, of_times=False)
+    arguments.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    main(arguments.parse_args())

@@ -21,6 +21,9 @@ class Goal:
     bound: float | None = None
     least: bool = False
 
+    def wanted(self) -> str:
+        return f"{'≥' if self.least else '≤'} {self.bound}" if self.bound else NONE
+
     def met(self) -> str:
         if self.ratio is None or self.bound is None:
             return NONE
@@ -45,7 +48,7 @@ def show(record: Record, floor: str) -> None:
     for name in record.names():
         table.add_row(name, *row(record, name, floor))
     for name, error in record.failed().items():
-        table.add_row(name, "failed")
+        table.add_row(name, "absent" if error.startswith("ModuleNotFound") else "failed")
         table.caption = f"{table.caption or ''}{name}: {error}\n"
     Console(width=160).print(table)
 
@@ -65,15 +68,15 @@ def row(record: Record, name: str, floor: str) -> list[str]:
     ]  # fmt: skip
 
 
-def show_goals(goals: list[Goal]) -> None:
-    """Print a row for each goal whose candidates took part."""
+def show_goals(goals: list[Goal], stated: bool) -> None:
+    """Print the goals whose candidates took part; bounds only where they are `stated`."""
     table = Table("goal", "ratio of", title="goals")
     for column in ("measured", "wanted", "met"):
         table.add_column(column, justify="right")
     for goal in goals:
         if goal.ratio is not None:
-            wanted = f"{'≥' if goal.least else '≤'} {goal.bound}" if goal.bound else NONE
-            table.add_row(goal.number, goal.what, f"{goal.ratio:.3f}", wanted, goal.met())
+            told = (goal.wanted(), goal.met()) if stated else (NONE, NONE)
+            table.add_row(goal.number, goal.what, f"{goal.ratio:.3f}", *told)
     Console(width=160).print(table)
 
 
