@@ -1,6 +1,7 @@
 """One base adapted by lora_fx and by PEFT, on the same weights, and the training step of either."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -49,7 +50,9 @@ def by_peft(base: nn.Module, adapter: Adapter, upcast: bool) -> nn.Module:
         lora_dropout=adapter.dropout,
         target_modules=list(adapter.targets),
     )
-    model = get_peft_model(twin(base), config, autocast_adapter_dtype=upcast)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        model = get_peft_model(twin(base), config, autocast_adapter_dtype=upcast)  # type: ignore[arg-type]
     return trained(model)
 
 

@@ -21,7 +21,6 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 from tests.benchmarks import decoders as d
-from tests.benchmarks import fused_functions
 from tests.benchmarks.adapted import (
     Adapter,
     by_lora_fx,
@@ -31,6 +30,7 @@ from tests.benchmarks.adapted import (
     twin,
 )
 from tests.benchmarks.command import chosen, parser, settings
+from tests.benchmarks.fused_functions import Forward, Fused, checked, lorafusion, unsloth
 from tests.benchmarks.interleaved import DEVICE, Build, Step, machine, measure
 from tests.benchmarks.record import Record
 from tests.benchmarks.table import Goal, show, show_goals
@@ -79,18 +79,6 @@ class Output(nn.Module):
         return self.o_proj(x)
 
 
-class Fused(nn.Module):
-    """A fused function in the place of a PEFT model's own forward."""
-
-    def __init__(self, function: fused_functions.Forward, model: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        self.model = model
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self.model.get_submodule("base_model.model"), x)
-
-
 BLOCKS: dict[str, Callable[[LlamaConfig], nn.Module]] = {"qkv": QKV, "o": Output, "mlp": LlamaMLP}
 
 
@@ -122,23 +110,29 @@ def training_steps(block: str, given: argparse.Namespace) -> dict[str, Build]:
         model = build()
         return training_step(lambda: outputs(model(x)), gradients, [x, *trainable(model)])
 
-    models = candidates(block, base, adapter)
+    models = candidates(block, base, adapter, x)
     return {name: lambda build=build: built(build) for name, build in models.items()}
 
 
-def candidates(block: str, base: nn.Module, adapter: Adapter) -> dict[str, Callable[[], Any]]:
-    """Return how to build each candidate, all on the weights of `base`."""
+def candidates(
+    block: str, base: nn.Module, adapter: Adapter, x: Tensor
+) -> dict[str, Callable[[], Any]]:
+    """Return how to build each candidate, all on the weights of `base`, to run with input `x`."""
     peft_bf16 = partial(by_peft, base, adapter, upcast=False)
     peft_fp32 = partial(by_peft, base, adapter, upcast=True)
     dry = {OURS_DRY: lambda: by_lora_fx(base, adapter.dry(), "model")}
+
+    def fused(library: Callable[[str], Forward], model: Callable[[], nn.Module]) -> Fused:
+        return checked(Fused(library(block), model()), x)
+
     rivals = (
         lambda: torch.compile(peft_bf16()),
         lambda: torch.compile(peft_fp32()),
         peft_bf16,
         peft_fp32,
-        lambda: Fused(fused_functions.unsloth(block), peft_bf16()),
-        lambda: Fused(fused_functions.unsloth(block), peft_fp32()),
-        lambda: Fused(fused_functions.lorafusion(block), peft_bf16()),
+        lambda: fused(unsloth, peft_bf16),
+        lambda: fused(unsloth, peft_fp32),
+        lambda: fused(lorafusion, peft_bf16),
     )
     return {
         FLOOR: lambda: torch.compile(twin(base)),
