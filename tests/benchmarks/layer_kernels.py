@@ -79,10 +79,10 @@ def kernels(step: Step) -> Kernels:
     totals: Kernels = defaultdict(Kernel)
     for event in recorded.events() or []:
         if gpu and event.device_type.name == "CUDA" and not event.is_user_annotation:
-            totals[event.name] += Kernel(1 / STEPS, event.self_device_time_total / STEPS)
+            totals[event.name] += Kernel(1, event.self_device_time_total)
         if not gpu and event.name.startswith(("aten::", "mkl", "cpp_fused")):
-            totals[event.name] += Kernel(1 / STEPS, event.self_cpu_time_total / STEPS)
-    return dict(totals)
+            totals[event.name] += Kernel(1, event.self_cpu_time_total)
+    return {name: Kernel(of.launches / STEPS, of.us / STEPS) for name, of in totals.items()}
 
 
 def kind_of(name: str) -> str:
