@@ -62,7 +62,9 @@ def main(given: argparse.Namespace) -> None:
             name: {key: vars(kernel) for key, kernel in of.items()}
             for name, of in ((d.FLOOR, floor), (d.OURS, ours))
         }
-        given.json.write_text(json.dumps({"settings": told, "kernels": found}, indent=1))
+        known = json.loads(given.json.read_text()) if given.json.exists() else []
+        entry = {"settings": told, "kernels": found}
+        given.json.write_text(json.dumps([*known, entry], indent=1))
 
 
 def kernels(step: Step) -> Kernels:
@@ -137,5 +139,5 @@ def short(name: str) -> str:
 
 if __name__ == "__main__":
     arguments = parser(__doc__, of_times=False)
-    arguments.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    arguments.add_argument("--json", type=Path, metavar="FILE", help="add the numbers to this file")
     main(arguments.parse_args())

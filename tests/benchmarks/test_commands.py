@@ -60,9 +60,12 @@ def test_blocks(tmp_path: Path) -> None:
 
 def test_layer_kernels(tmp_path: Path) -> None:
     file = tmp_path / "kernels.json"
+    file.write_text("[0]")
     text = run("layer_kernels", "--json", str(file))
     assert "matrix products" in text
-    kernels = json.loads(file.read_text())["kernels"]
+    before, entry = json.loads(file.read_text())
+    assert before == 0
+    kernels = entry["kernels"]
     floor, ours = (
         sum(of["launches"] for n, of in k.items() if n == "aten::mm") for k in kernels.values()
     )
