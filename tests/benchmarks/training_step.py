@@ -1,116 +1,79 @@
-"""Time a training step of Llama-3-8B-shaped layers beside the frozen base and PEFT, on one GPU.
+"""Goals T1 to T4: a training step beside the frozen base and PEFT.
 
-Forward and backward of the decoder, bf16 base, rank 16 on all linears. Runs are interleaved;
-medians, spread, ratios to the frozen base compiled per layer, and memory on top of the models.
+Forward and backward of Llama-shaped layers in bf16, with gradients to the embeddings, interleaved.
+T1 is lora_fx over the frozen base, T2 what PEFT takes over what lora_fx takes, T3 dropout over
+none (with `--dropout`), T4 the memory beyond the base. The goals hold for the default shapes on a
+GPU; on a CPU (`--shape tiny --layers 2 --tokens 64`) the command shows that it works.
 """
 
 import argparse
-import copy
-import statistics
-import time
-from collections.abc import Callable
+import sys
+from pathlib import Path
 
-import torch
-from peft import LoraConfig, get_peft_model
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import lora_fx
+from tests.benchmarks import decoders as d
+from tests.benchmarks.adapted import Adapter
+from tests.benchmarks.command import chosen, parser, settings
+from tests.benchmarks.interleaved import DEVICE, machine, measure
+from tests.benchmarks.record import Record
+from tests.benchmarks.table import Goal, show, show_goals
 
-SPEC = """lora 1
-adapter default { rank = 16 alpha = 32 target linear }
-compile { unit = layers }"""
-
-
-def main(layers: int, samples: int, tokens: int, rounds: int) -> None:
-    """Print the table."""
-    decoders = candidates(frozen_base(layers))
-    embeddings = torch.randn(
-        samples, tokens, 4096, device="cuda", dtype=torch.bfloat16, requires_grad=True
-    )
-    for decoder in track(list(decoders.values()), "compiling", console=Console(stderr=True)):
-        for _ in range(2):
-            step(decoder, embeddings)
-    times: dict[str, list[float]] = {name: [] for name in decoders}
-    for _ in track(range(rounds), "timing", console=Console(stderr=True)):
-        for name, decoder in decoders.items():
-            times[name].append(milliseconds(lambda d=decoder: step(d, embeddings)))
-    floor = statistics.median(times["frozen base, compiled per layer"])
-    shape = f"{layers} layers, {samples}×{tokens} tokens, bf16, {torch.cuda.get_device_name()}"
-    table = Table("training step", "ms", "spread", "ratio", "GiB", title=shape)
-    for name, decoder in decoders.items():
-        median, low, high = statistics.median(times[name]), min(times[name]), max(times[name])
-        gib = peak(lambda d=decoder: step(d, embeddings))
-        spread = f"{low:.1f}–{high:.1f}"
-        table.add_row(name, f"{median:.1f}", spread, f"{median / floor:.3f}", f"{gib:.2f}")
-    Console().print(table)
+ALWAYS = (d.FLOOR, d.OURS)
+PEFT_GOALS = {
+    d.PEFT_LAYERS: 1.09,
+    d.PEFT_LAYERS_FP32: 1.33,
+    d.PEFT_WHOLE: 1.42,
+    d.PEFT_EAGER: None,
+    d.PEFT_EAGER_FP32: 2.0,
+}
+STATED = {"shape": "llama-8b", "layers": 8, "tokens": "2×4096", "rank": 16, "linears": "all"}
 
 
-def frozen_base(layers: int) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=1000,
-    )
-    with torch.device("cuda"):
-        return LlamaForCausalLM(config).to(torch.bfloat16).requires_grad_(False).train()
+def main(given: argparse.Namespace) -> None:
+    """Measure what the file lacks, and print all that it has at these settings."""
+    linears = "attention" if given.attention else "all"
+    told = settings(given, benchmark="training step", layers=given.layers, linears=linears)
+    adapter = Adapter(given.rank, given.dropout, d.ATTENTION + (() if given.attention else d.MLP))
+    base = d.frozen_base(given.shape, given.layers)
+    builds = d.training_steps(base, adapter, given.samples, given.tokens)
+    names = chosen(list(builds), given.only, ALWAYS)
+    record = Record(given.json, told, machine())
+    measure({name: builds[name] for name in names}, given.rounds, record, ALWAYS)
+    show(record, d.FLOOR)
+    show_goals(goals(record), stated=DEVICE == "cuda" and STATED.items() <= told.items())
 
 
-def candidates(base: LlamaForCausalLM) -> dict[str, nn.Module]:
-    return {
-        "frozen base, compiled per layer": per_layer(copy.deepcopy(base).model),
-        "lora_fx, float32 adapters": lora_fx.compile(base, SPEC).model,
-        "PEFT as shipped (float32), compiled per layer": per_layer(peft(base, upcast=True)),
-        "PEFT with bf16 adapters, compiled per layer": per_layer(peft(base, upcast=False)),
-        "PEFT as shipped, eager": peft(base, upcast=True),
-    }
+def goals(record: Record) -> list[Goal]:
+    """Return the goals of `architecture.md`; T1 is over the fastest floor that took part."""
+    floors = [name for name in (d.FLOOR, d.FLOOR_WHOLE) if record.ratio(name, d.FLOOR)]
+    floor = min(floors, key=lambda name: record.ratio(name, d.FLOOR) or 0)
+    t2 = [
+        Goal("T2", f"{name} / {d.OURS}", record.ratio(name, d.OURS), bound, least=True)
+        for name, bound in PEFT_GOALS.items()
+    ]
+    return [
+        Goal("T1", f"{d.OURS} / {floor}", record.ratio(d.OURS, floor), 1.06),
+        *t2,
+        Goal("T3", f"dropout / {d.OURS_DRY}", record.ratio(d.OURS, d.OURS_DRY), 1.04),
+        Goal("T4", f"memory / {d.PEFT_LAYERS}", memory(record, d.OURS, d.PEFT_LAYERS), 1.0),
+        Goal("", f"{d.OURS_WHOLE} / {d.OURS}", record.ratio(d.OURS_WHOLE, d.OURS), 1.0),
+    ]
 
 
-def peft(base: LlamaForCausalLM, upcast: bool) -> nn.Module:
-    config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(copy.deepcopy(base), config, autocast_adapter_dtype=upcast)
-    return model.base_model.model.model
-
-
-def per_layer(decoder: nn.Module) -> nn.Module:
-    for layer in decoder.layers:
-        layer.compile()
-    return decoder
-
-
-def step(decoder: nn.Module, embeddings: torch.Tensor) -> None:
-    hidden = decoder(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-    hidden.backward(torch.ones_like(hidden))
-
-
-def milliseconds(run: Callable[[], None], repeats: int = 3) -> float:
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats * 1e3
-
-
-def peak(run: Callable[[], None]) -> float:
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**30
+def memory(record: Record, over: str, under: str) -> float | None:
+    """Return the ratio of what two hold at most beyond the base, adapters and a step together."""
+    totals = []
+    for name in (over, under):
+        held, step = record.fact(name, "held"), record.fact(name, "step")
+        if held is None or step is None:
+            return None
+        totals.append(held + step)
+    return totals[0] / totals[1]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--samples", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=10)
-    main(**vars(parser.parse_args()))
+    arguments = parser(__doc__)
+    arguments.add_argument("--layers", type=int, default=8)
+    arguments.add_argument("--attention", action="store_true", help="no adapters on the MLP")
+    main(arguments.parse_args())

@@ -1,0 +1,73 @@
+"""The commands themselves, at tiny shapes; no time is asserted."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+SMALL = ["--shape", "tiny", "--tokens", "24", "--rank", "3"]
+
+
+def run(name: str, *arguments: str, module: bool = False) -> str:
+    script = str(ROOT / "tests" / "benchmarks" / f"{name}.py")
+    start = ["-m", f"tests.benchmarks.{name}"] if module else [script]
+    done = subprocess.run(
+        [sys.executable, *start, *SMALL, *arguments],
+        cwd=ROOT if module else "/",
+        env={**os.environ, "PYTHONPATH": str(ROOT) if module else "", "COLUMNS": "160"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_training_step_goes_on_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "numbers.json"
+    few = ["--layers", "1", "--json", str(file), "--only"]
+    run("training_step", *few, "bf16 adapters, eager", "--rounds", "2")
+    text = run("training_step", *few, "eager", "--rounds", "2", module=True)
+    for row in (
+        "T1 ",
+        "T2 ",
+        "lora_fx, unit = layers",
+        "as shipped (fp32 adapters), eager",
+        "1.000",
+    ):
+        assert row in text
+    assert "compiled whole" not in text
+    took_part = [list(entry["rounds"][0]) for entry in json.loads(file.read_text())]
+    assert sorted(map(len, took_part)) == [3, 3]
+    assert set(took_part[0]) != set(took_part[1])
+
+
+def test_blocks(tmp_path: Path) -> None:
+    file = tmp_path / "numbers.json"
+    arguments = ["--blocks", "qkv", "mlp", "--rounds", "1", "--only", "eager", "LoRAFusion"]
+    text = run("blocks", *arguments, "--json", str(file))
+    assert text.count("frozen base, compiled") == 2
+    assert "block qkv" in text
+    assert "block mlp" in text
+    assert len(re.findall("LoRAFusion's linear, bf16 adapters +│ +absent", text)) == 2
+    assert [entry["settings"]["block"] for entry in json.loads(file.read_text())] == ["qkv", "mlp"]
+
+
+def test_layer_kernels(tmp_path: Path) -> None:
+    file = tmp_path / "kernels.json"
+    file.write_text("[0]")
+    text = run("layer_kernels", "--json", str(file))
+    assert "matrix products" in text
+    before, entry = json.loads(file.read_text())
+    assert before == 0
+    kernels = entry["kernels"]
+    floor, ours = (
+        sum(of["launches"] for n, of in k.items() if n == "aten::mm") for k in kernels.values()
+    )
+    assert floor == 2 * 7, "a product forward and one backward for each linear"
+    assert ours > floor
