@@ -25,6 +25,8 @@ from lora_fx.graph.inputs import mark_sizes, name_inputs, tensor_names
 from lora_fx.graph.program import Program
 from lora_fx.graph.verify import STAGES, Stage, verify
 from lora_fx.passes.aten.accumulate_products import accumulate_products
+from lora_fx.passes.aten.cast_together import cast_together
+from lora_fx.passes.aten.keep_float32 import keep_float32
 from lora_fx.passes.aten.share_gradient_reads import share_gradient_reads
 from lora_fx.passes.lower import lower
 from lora_fx.passes.share_shrinks import share_shrinks
@@ -55,7 +57,7 @@ Giver = Callable[[nn.Module, Plan], Given]
 
 RULES = (ExpandSites(),)
 FUSE = (share_shrinks,)
-ATEN = (share_gradient_reads, accumulate_products)
+ATEN = (share_gradient_reads, accumulate_products, keep_float32, cast_together)
 
 
 def compile(

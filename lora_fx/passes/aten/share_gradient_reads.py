@@ -5,10 +5,12 @@
                                                            %dh = sum(%p, 0)   %dB = sum(%q, 0)
 
 dy (m, n) is by far the largest of these tensors, and each product takes as long as reading it.
-Left alone: ranks above `MAX_RANK`, whose partial sums are no longer small beside dy; what does not
-run in half precision on a GPU; and factors that come later than a product is needed.
+Left alone: a dy that the GPU's cache holds, so that the second read is cheap; ranks above
+`MAX_RANK`, whose partial sums are no longer small beside dy; what does not run in half precision on
+a GPU; and factors that come later than a product is needed.
 """
 
+import math
 import operator
 from collections.abc import Iterator
 
@@ -21,6 +23,8 @@ from lora_fx.passes.aten.nodes import call, value
 _aten = torch.ops.aten
 _MM = _aten.mm.default
 _HALF = (torch.bfloat16, torch.float16)
+_CAST = torch.ops.prims.convert_element_type.default
+_CACHED = 1 << 24  # elements: with 32 MiB most of a 50 MiB cache is taken
 
 
 def share_gradient_reads(graph: Graph) -> int:
@@ -35,6 +39,8 @@ def share_gradient_reads(graph: Graph) -> int:
 
 def _pairs(dy: Node) -> Iterator[tuple[Node, Node]]:
     """Yield products `dy B` and `dyᵀ h` whose small factors have one rank."""
+    if not _is_large(dy):
+        return
     left = [user for user in dy.users if _is_small_product(user, dy)]
     transposed = [user for user in dy.users if user.target is _aten.permute.default]
     for dB in (user for t in transposed for user in t.users if _is_small_product(user, t)):
@@ -42,6 +48,12 @@ def _pairs(dy: Node) -> Iterator[tuple[Node, Node]]:
         if dh is not None:
             left.remove(dh)
             yield dh, dB
+
+
+def _is_large(dy: Node) -> bool:
+    size = getattr(dy.meta.get("val"), "shape", ())
+    static = all(isinstance(one, int) for one in size)
+    return len(size) == 2 and (not static or math.prod(size) > _CACHED)
 
 
 def _is_small_product(node: Node, left: Node) -> bool:
@@ -59,20 +71,14 @@ def _rank(product: Node) -> int:
 def _rewrite(graph: Graph, dh: Node, dB: Node, order: dict[Node, int]) -> bool:
     dy, B, h = dh.args[0], dh.args[1], dB.args[1]
     last: Node = max((dy, B, h), key=order.__getitem__)  # type: ignore[type-var, arg-type]
-    if any(order[user] < order[last] for product in (dh, dB) for user in product.users):
+    computed = (node for node in graph.nodes if node.op != "placeholder" and node in order)
+    following = next(node for node in computed if order[node] > order[last])
+    if any(order[user] < order[following] for product in (dh, dB) for user in product.users):
         return False
-    with graph.inserting_after(last):
+    with graph.inserting_before(following):
         both = call(graph, dh, expand_backward, dy, B, h)
-    at = both
-    for i, product in enumerate((dh, dB)):
-        with graph.inserting_after(at):
+        for i, product in enumerate((dh, dB)):
             part = call(graph, product, operator.getitem, both, i)
-        with graph.inserting_after(part):
             total = call(graph, product, _aten.sum.dim_IntList, part, [0])
-        with graph.inserting_after(total):
-            at = call(graph, product, _CAST, total, value(product).dtype)
-        product.replace_all_uses_with(at)
+            product.replace_all_uses_with(call(graph, product, _CAST, total, value(product).dtype))
     return True
-
-
-_CAST = torch.ops.prims.convert_element_type.default
