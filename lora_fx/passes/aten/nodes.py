@@ -17,12 +17,12 @@ def value(node: Any) -> torch.Tensor:
     return node.meta[_VALUE]
 
 
-def call(graph: Graph, like: Node, target: Any, *args: Any) -> Node:
-    """Add `target(*args)` with its fake result and the place in the model's source of `like`."""
-    node = graph.call_function(target, args)
+def call(graph: Graph, like: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
+    """Add a call with its fake result, and the place in the model's source of `like`."""
+    node = graph.call_function(target, args, kwargs)
     values = map_arg(args, value)
-    with fake_mode(values):
-        node.meta = {**like.meta, _VALUE: target(*values)}
+    with fake_mode([values, value(like)]):
+        node.meta = {**like.meta, _VALUE: target(*values, **kwargs)}
     return node
 
 

@@ -1,0 +1,63 @@
+"""`lora_fx::augmented_products`: layers with one input, each with its branches in one product.
+
+    yᵢ = [x | h | 0] [Wᵢ | Bᵢ]ᵀ + bᵢ          Wᵢ: (outᵢ, in), with room   bᵢ: (outᵢ,) or None
+
+xa: (m, in + ROOM), x and beside it nothing yet      hidden: all branches' h, (m, rⱼ) each
+Bᵢ: (outᵢ, ROOM), the layer's own B in the columns of its h, zero in the others
+
+h is written beside x, and B into the room beside W (`graph/room.py`), before the products. What
+lies in either place is nobody's but this operator's: x and W are what they were. Sums are in
+float32 and rounded once.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lora_fx.graph.room import ROOM, has_room, room_of
+
+_library = torch.library.Library("lora_fx", "FRAGMENT")
+_library.define(
+    "augmented_products(Tensor xa, Tensor[] hidden, Tensor[] weights, Tensor[] factors, "
+    "Tensor?[] biases) -> Tensor[]",
+    tags=(torch.Tag.flexible_layout,),
+)
+
+
+def _products(
+    xa: Tensor,
+    hidden: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+) -> list[Tensor]:
+    start = weights[0].shape[1]
+    for h in hidden:
+        xa[:, start : start + h.shape[1]].copy_(h)
+        start += h.shape[1]
+    return [_product(xa, *rest) for rest in zip(weights, factors, biases, strict=True)]
+
+
+def _product(xa: Tensor, W: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
+    assert has_room(W)
+    room_of(W).copy_(B)
+    rows, columns = W.shape
+    whole = W.as_strided((rows, columns + ROOM), W.stride(), W.storage_offset()).t()
+    return torch.mm(xa, whole) if bias is None else torch.addmm(bias, xa, whole)
+
+
+def _shapes(
+    xa: Tensor,
+    hidden: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+) -> list[Tensor]:
+    return [xa.new_empty((xa.shape[0], weight.shape[0])) for weight in weights]
+
+
+_library.impl("augmented_products", _products, "CompositeExplicitAutograd")
+torch.library.register_fake("lora_fx::augmented_products", _shapes, lib=_library)
+
+augmented_products = torch.ops.lora_fx.augmented_products.default

@@ -1,0 +1,120 @@
+"""Compute a layer and its branches in one product, where the weight has room for B beside it.
+
+    before   %q = lora_fx.sum_of_products([%hq, %x], [%Bqᵀ, %Wqᵀ])
+             %k = lora_fx.sum_of_products([%hk, %x], [%Bkᵀ, %Wkᵀ])
+    after    %xa = aten.cat([%x, 0], 1)                                    (m, in + ROOM)
+             %q, %k = lora_fx.augmented_products(
+                 %xa, [%hq, %hk], [%Wq, %Wk], [[%Bq | 0 | 0], [0 | %Bk | 0]], …)
+
+A pass on compiled graphs, after `accumulate_products`. The branches of all layers that share an
+input lie beside it, each layer's B is zero in the others' columns. What writes x writes it into xa.
+Left alone: weights without room (`graph/room.py`), ranks that add up to more than there is room
+for, and an x that is not computed element by element, which would be copied.
+"""
+
+import operator
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+from torch.fx import Graph, Node
+
+from lora_fx.graph.room import ROOM, has_room
+from lora_fx.kernels.augmented_products import augmented_products
+from lora_fx.kernels.sum_of_products import sum_of_products
+from lora_fx.passes.aten.nodes import call, value
+
+_aten = torch.ops.aten
+_CAST = torch.ops.prims.convert_element_type.default
+_VIEWS = (_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default)
+_CHEAP = (*_VIEWS, _CAST, _aten.mul.Tensor, _aten.select.int)  # of an adapter's factors
+
+
+def augment_products(graph: Graph) -> int:
+    """Rewrite the sums of each input; return how many inputs there were."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    groups: dict[Node, list[Node]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.target is sum_of_products and _has_room(node):
+            groups[node.args[0][-1]].append(node)  # type: ignore[index]
+    made = sum(_rewrite(graph, x, sums, order) for x, sums in groups.items() if _is_computed(x))
+    if made:
+        graph.eliminate_dead_code()
+    return made
+
+
+def _has_room(product: Node) -> bool:
+    *factors, weight = product.args[1]  # type: ignore[misc]
+    return (
+        all(one.target is _aten.permute.default for one in (*factors, weight))
+        and weight.args[0].op == "placeholder"
+        and has_room(value(weight.args[0]))
+    )
+
+
+def _is_computed(x: Node) -> bool:
+    while x.target in _VIEWS:
+        x = x.args[0]  # type: ignore[assignment]
+    return torch.Tag.pointwise in getattr(x.target, "tags", ())
+
+
+def _rewrite(graph: Graph, x: Node, sums: list[Node], order: dict[Node, int]) -> bool:
+    hidden = [h for product in sums for h in product.args[0][:-1]]  # type: ignore[index]
+    factors = [one.args[0] for product in sums for one in product.args[1][:-1]]  # type: ignore[index, union-attr]
+    if sum(map(_rank, hidden)) > ROOM:
+        return False
+    if not all(_comes_before(one, sums[0], order) for one in (*hidden, *factors)):
+        return False
+    with graph.inserting_before(sums[0]):
+        weights = [product.args[1][-1].args[0] for product in sums]  # type: ignore[index, union-attr]
+        biases = [product.args[2] if len(product.args) > 2 else None for product in sums]
+        xa = _with_room(graph, x)
+        wide = list(_columns(graph, sums))
+        results = call(graph, sums[0], augmented_products, xa, hidden, weights, wide, biases)
+        for i, product in enumerate(sums):
+            product.replace_all_uses_with(call(graph, product, operator.getitem, results, i))
+    return True
+
+
+def _with_room(graph: Graph, x: Node) -> Node:
+    """Let x be the first columns of a wider matrix, for everything that reads it."""
+    rows, columns = value(x).shape
+    like = {"dtype": value(x).dtype, "device": value(x).device}
+    with graph.inserting_after(x):
+        zeros = call(graph, x, _aten.full.default, [rows, ROOM], 0, **like)
+    with graph.inserting_after(zeros):
+        xa = call(graph, x, _aten.cat.default, [x, zeros], 1)
+    with graph.inserting_after(xa):
+        own = call(graph, x, _aten.slice.Tensor, xa, 1, 0, columns)
+    x.replace_all_uses_with(own, lambda user: user is not xa and user is not own)
+    return xa
+
+
+def _comes_before(node: Node, first: Node, order: dict[Node, int]) -> bool:
+    """Whether a value is there when `first` needs it; what is cheap to make is brought forward."""
+    if order[node] < order[first]:
+        return True
+    inputs = node.all_input_nodes
+    if node.target not in _CHEAP or not all(_comes_before(one, first, order) for one in inputs):
+        return False
+    first.prepend(node)
+    order[node] = order[first] - 1
+    return True
+
+
+def _columns(graph: Graph, sums: list[Node]) -> Iterator[Node]:
+    """Lay each layer's factors in the columns of their h; the other columns are zero."""
+    start = 0
+    for product in sums:
+        factors = [one.args[0] for one in product.args[1][:-1]]  # type: ignore[index, union-attr]
+        B = factors[0]
+        if len(factors) > 1:
+            B = call(graph, factors[0], _aten.cat.default, factors, 1)  # type: ignore[arg-type]
+        width = _rank(B)  # type: ignore[arg-type]
+        room = [start, ROOM - start - width]
+        yield call(graph, product, _aten.constant_pad_nd.default, B, room)
+        start += width
+
+
+def _rank(factor: Node) -> int:
+    return value(factor).shape[1]
