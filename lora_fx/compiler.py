@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from lora_fx.adapters.augmented import augment
 from lora_fx.adapters.bind import bind
 from lora_fx.adapters.clone import clone
 from lora_fx.adapters.init import initialise
@@ -25,6 +26,7 @@ from lora_fx.graph.inputs import mark_sizes, name_inputs, tensor_names
 from lora_fx.graph.program import Program
 from lora_fx.graph.verify import STAGES, Stage, verify
 from lora_fx.passes.aten.accumulate_products import accumulate_products
+from lora_fx.passes.aten.augment_products import augment_products
 from lora_fx.passes.aten.cast_together import cast_together
 from lora_fx.passes.aten.keep_float32 import keep_float32
 from lora_fx.passes.aten.share_gradient_reads import share_gradient_reads
@@ -57,7 +59,7 @@ Giver = Callable[[nn.Module, Plan], Given]
 
 RULES = (ExpandSites(),)
 FUSE = (share_shrinks,)
-ATEN = (share_gradient_reads, accumulate_products, keep_float32, cast_together)
+ATEN = (share_gradient_reads, accumulate_products, augment_products, keep_float32, cast_together)
 
 
 def compile(
@@ -93,6 +95,8 @@ def _compiled(
     """Compile a tree in place; `given` has values of adapters, by their names in a PEFT folder."""
     plan, units = _prepare(tree, spec, backend)
     _bind(tree.requires_grad_(False), plan, (given or _weights)(tree, plan))
+    if spec.compile.layout == "augmented":
+        augment(tree)
     if backend is not None:
         unit = Unit(Pipeline(tree, backend, spec.compile.mode), spec.compile.dynamic)
         for fqn, index in units.items():

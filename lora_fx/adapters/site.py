@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.graph import ops
+from lora_fx.graph.room import has_room, with_room
 from lora_fx.graph.structure import Branch, Structure
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Site(_Base):
     _branches: tuple["Factors", ...]
     _training_key: str
     _evaluation_key: str
+    lora_room: bool = False
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the base module, then announce the active branches."""
@@ -88,7 +90,22 @@ class Site(_Base):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
         self._place_scalings()
+        self._keep_room()
         return self
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        self._keep_room()
+
+    def make_room(self) -> None:
+        """Give the base weight (out, in) room beside it, and again whenever it is moved."""
+        self.lora_room = True
+        self._keep_room()
+
+    def _keep_room(self) -> None:
+        if self.lora_room and not has_room(self.weight):
+            wide = with_room(self.weight.detach())
+            self._parameters["weight"] = nn.Parameter(wide, self.weight.requires_grad)
 
 
 def output_scale(module: nn.Module) -> float:

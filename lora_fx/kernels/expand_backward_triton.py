@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_ROWS = 64  # of a tile: the least that a warpgroup's matrix instruction takes
+_ROWS = 32  # of a tile
 
 
 def launch(dy: Tensor, B: Tensor, h: Tensor, dh: Tensor, dB: Tensor, columns: int, rows: int):
