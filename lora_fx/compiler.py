@@ -27,7 +27,6 @@ from lora_fx.graph.program import Program
 from lora_fx.graph.verify import STAGES, Stage, verify
 from lora_fx.passes.aten.accumulate_products import accumulate_products
 from lora_fx.passes.aten.augment_products import augment_products
-from lora_fx.passes.aten.cast_together import cast_together
 from lora_fx.passes.aten.keep_float32 import keep_float32
 from lora_fx.passes.aten.share_gradient_reads import share_gradient_reads
 from lora_fx.passes.lower import lower
@@ -59,7 +58,7 @@ Giver = Callable[[nn.Module, Plan], Given]
 
 RULES = (ExpandSites(),)
 FUSE = (share_shrinks,)
-ATEN = (share_gradient_reads, accumulate_products, augment_products, keep_float32, cast_together)
+ATEN = (share_gradient_reads, accumulate_products, augment_products, keep_float32)
 
 
 def compile(

@@ -48,6 +48,7 @@ class Site(_Base):
     _branches: tuple["Factors", ...]
     _training_key: str
     _evaluation_key: str
+    weight: Tensor
     lora_room: bool = False
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 MAX_RANK = 32
-COLUMNS = 512  # of dy, that one program goes down
+COLUMNS = 256  # of dy, that one program goes down
 _library = torch.library.Library("lora_fx", "FRAGMENT")
 _library.define(
     "expand_backward(Tensor dy, Tensor B, Tensor h) -> (Tensor, Tensor)",

@@ -1,10 +1,11 @@
 """The Triton kernel behind `lora_fx::expand_backward`; imported where there is a GPU."""
 
+# pyright: reportMissingImports=false, reportIndexIssue=false
 import triton
 import triton.language as tl
 from torch import Tensor
 
-_ROWS = 32  # of a tile
+_ROWS = 64  # of a tile: the least that a warpgroup's matrix instruction takes
 
 
 def launch(dy: Tensor, B: Tensor, h: Tensor, dh: Tensor, dB: Tensor, columns: int, rows: int):

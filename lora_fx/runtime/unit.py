@@ -95,7 +95,24 @@ def _let_models_warn() -> None:
     """Leave out of graphs what transformers logs once, instead of refusing models that do."""
     once = (getattr(logging.Logger, name, None) for name in ("warning_once", "info_once"))
     ignored = torch._dynamo.config.ignore_logger_methods
-    torch._dynamo.config.ignore_logger_methods = {*ignored, *filter(None, once)}
+    torch._dynamo.config.ignore_logger_methods = {*ignored, *map(_Method, filter(None, once))}
+
+
+class _Method(str):
+    """A method in a set that torch 2.11 wants to sort and log as text; equal to the method."""
+
+    method: Callable[..., Any]
+
+    def __new__(cls, method: Callable[..., Any]) -> "_Method":
+        self = super().__new__(cls, method.__qualname__)
+        self.method = method
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return getattr(other, "method", other) is self.method
+
+    def __hash__(self) -> int:
+        return hash(self.method)
 
 
 def _forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

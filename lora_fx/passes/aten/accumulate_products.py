@@ -9,7 +9,8 @@ products, which stay added. So a base output is joined with its branches, and so
 of an input that several layers share (Hu et al. 2021, §4.1: dx = dy W + s dy B A). The products go
 from the smallest inner dimension to the largest, which reads what it adds while it multiplies.
 
-Left alone: products and partial sums that something else reads too, and sums of different dtypes.
+Left alone: sums so small that launching is what they cost, products and partial sums that something
+else reads too, and sums of different dtypes.
 """
 
 from collections.abc import Iterator
@@ -18,11 +19,12 @@ import torch
 from torch.fx import Graph, Node
 
 from lora_fx.kernels.sum_of_products import sum_of_products
-from lora_fx.passes.aten.nodes import call, same_size, value
+from lora_fx.passes.aten.nodes import args, call, elements, same_size, value
 
 _aten = torch.ops.aten
 _ADD = _aten.add.Tensor
 _PRODUCTS = (_aten.mm.default, _aten.addmm.default)
+_LEAST = 1 << 23  # elements: 16 MiB, which an H100 reads in 5 µs
 _VIEWS = (_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default)
 
 
@@ -40,13 +42,13 @@ def accumulate_products(graph: Graph) -> int:
 def _rewrite(graph: Graph, total: Node) -> bool:
     terms = list(_terms(total))
     products = _products(terms)
-    if len(products) < 2:
+    if len(products) < 2 or (elements(value(total)) or _LEAST) < _LEAST:
         return False
     with graph.inserting_before(total):
         result = _sum(graph, list(products.values()))
         some = next(iter(products))
         if some.target in _VIEWS:
-            result = call(graph, some, _aten.reshape.default, result, some.args[1])
+            result = call(graph, some, _aten.reshape.default, result, args(some)[1])
         for term in terms:
             if term not in products:
                 result = call(graph, total, _ADD, result, term)
@@ -74,26 +76,26 @@ def _has_bias(product: Node) -> bool:
 
 
 def _sum(graph: Graph, products: list[Node]) -> Node:
-    factors = sorted((product.args[-2:] for product in products), key=_inner)
-    bias = [p.args[0] for p in products if _has_bias(p)]
+    factors = sorted((args(product)[-2:] for product in products), key=_inner)
+    bias = [args(p)[0] for p in products if _has_bias(p)]
     left, right = map(list, zip(*factors, strict=True))
     return call(graph, products[0], sum_of_products, left, right, *bias)
 
 
 def _terms(total: Node) -> Iterator[Node]:
     """Yield what a sum adds up, through partial sums that nothing else reads."""
-    for term in total.args:
-        if _is_sum(term) and _is_partial(term):  # type: ignore[arg-type, union-attr]
-            yield from _terms(term)  # type: ignore[arg-type]
+    for term in args(total):
+        if _is_sum(term) and _is_partial(term):
+            yield from _terms(term)
         else:
-            yield term  # type: ignore[misc]
+            yield term
 
 
 def _is_sum(node: Node) -> bool:
     """Whether two tensors of one shape and floating dtype are added, and neither is scaled."""
-    if node.target is not _ADD or node.kwargs or node.args[0] is node.args[1]:
+    if node.target is not _ADD or node.kwargs or args(node)[0] is args(node)[1]:
         return False
-    result, *terms = (value(n) for n in (node, *node.args) if isinstance(n, Node))
+    result, *terms = (value(n) for n in (node, *args(node)) if isinstance(n, Node))
     return (
         len(terms) == 2
         and result.is_floating_point()
@@ -109,9 +111,9 @@ def _is_partial(total: Node) -> bool:
 def _product(term: Node) -> Node | None:
     """Return the matrix product that a term is, or a reshape of, if nothing else reads it."""
     while term.target in _VIEWS and len(term.users) == 1:
-        term = term.args[0]  # type: ignore[assignment]
+        term = args(term)[0]
     known = term.target in _PRODUCTS and not term.kwargs and len(term.users) == 1
-    if not known or (_has_bias(term) and value(term.args[0]).dim() != 1):  # type: ignore[union-attr]
+    if not known or (_has_bias(term) and value(args(term)[0]).dim() != 1):
         return None
     return term
 

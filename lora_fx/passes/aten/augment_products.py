@@ -22,7 +22,7 @@ from torch.fx import Graph, Node
 from lora_fx.graph.room import ROOM, has_room
 from lora_fx.kernels.augmented_products import augmented_products
 from lora_fx.kernels.sum_of_products import sum_of_products
-from lora_fx.passes.aten.nodes import call, value
+from lora_fx.passes.aten.nodes import args, call, value
 
 _aten = torch.ops.aten
 _CAST = torch.ops.prims.convert_element_type.default
@@ -36,7 +36,7 @@ def augment_products(graph: Graph) -> int:
     groups: dict[Node, list[Node]] = defaultdict(list)
     for node in graph.nodes:
         if node.target is sum_of_products and _has_room(node):
-            groups[node.args[0][-1]].append(node)  # type: ignore[index]
+            groups[args(node)[0][-1]].append(node)
     made = sum(_rewrite(graph, x, sums, order) for x, sums in groups.items() if _is_computed(x))
     if made:
         graph.eliminate_dead_code()
@@ -44,30 +44,31 @@ def augment_products(graph: Graph) -> int:
 
 
 def _has_room(product: Node) -> bool:
-    *factors, weight = product.args[1]  # type: ignore[misc]
+    *factors, weight = args(product)[1]
     return (
         all(one.target is _aten.permute.default for one in (*factors, weight))
-        and weight.args[0].op == "placeholder"
-        and has_room(value(weight.args[0]))
+        and args(weight)[0].op == "placeholder"
+        and has_room(value(args(weight)[0]))
     )
 
 
 def _is_computed(x: Node) -> bool:
-    while x.target in _VIEWS:
-        x = x.args[0]  # type: ignore[assignment]
-    return torch.Tag.pointwise in getattr(x.target, "tags", ())
+    """Whether x is made element by element, with the columns that the layers see."""
+    base = _computed(x)
+    pointwise = torch.Tag.pointwise in getattr(base.target, "tags", ())
+    return pointwise and value(base).shape[-1] == value(x).shape[-1]
 
 
 def _rewrite(graph: Graph, x: Node, sums: list[Node], order: dict[Node, int]) -> bool:
-    hidden = [h for product in sums for h in product.args[0][:-1]]  # type: ignore[index]
-    factors = [one.args[0] for product in sums for one in product.args[1][:-1]]  # type: ignore[index, union-attr]
+    hidden = [h for product in sums for h in args(product)[0][:-1]]
+    factors = [args(one)[0] for product in sums for one in args(product)[1][:-1]]
     if sum(map(_rank, hidden)) > ROOM:
         return False
     if not all(_comes_before(one, sums[0], order) for one in (*hidden, *factors)):
         return False
     with graph.inserting_before(sums[0]):
-        weights = [product.args[1][-1].args[0] for product in sums]  # type: ignore[index, union-attr]
-        biases = [product.args[2] if len(product.args) > 2 else None for product in sums]
+        weights = [args(args(product)[1][-1])[0] for product in sums]
+        biases = [args(product)[2] if len(args(product)) > 2 else None for product in sums]
         xa = _with_room(graph, x)
         wide = list(_columns(graph, sums))
         results = call(graph, sums[0], augmented_products, xa, hidden, weights, wide, biases)
@@ -77,17 +78,30 @@ def _rewrite(graph: Graph, x: Node, sums: list[Node], order: dict[Node, int]) ->
 
 
 def _with_room(graph: Graph, x: Node) -> Node:
-    """Let x be the first columns of a wider matrix, for everything that reads it."""
-    rows, columns = value(x).shape
+    """Let x be the first columns of a wider matrix, where it is computed."""
+    base = _computed(x)
+    *rows, columns = value(base).shape
     like = {"dtype": value(x).dtype, "device": value(x).device}
-    with graph.inserting_after(x):
-        zeros = call(graph, x, _aten.full.default, [rows, ROOM], 0, **like)
-    with graph.inserting_after(zeros):
-        xa = call(graph, x, _aten.cat.default, [x, zeros], 1)
-    with graph.inserting_after(xa):
+    with graph.inserting_before(base.next):
+        sizes = [_size(graph, base, i) for i in range(len(rows))]
+        zeros = call(graph, x, _aten.full.default, [*sizes, ROOM], 0, **like)
+        wide = call(graph, x, _aten.cat.default, [base, zeros], -1)
+    with graph.inserting_before(x.next if x is not base else wide.next):
+        xa = call(graph, x, _aten.reshape.default, wide, [-1, columns + ROOM])
         own = call(graph, x, _aten.slice.Tensor, xa, 1, 0, columns)
-    x.replace_all_uses_with(own, lambda user: user is not xa and user is not own)
+    x.replace_all_uses_with(own, lambda user: user is not wide)
     return xa
+
+
+def _size(graph: Graph, tensor: Node, dim: int) -> object:
+    size = value(tensor).shape[dim]
+    return size if isinstance(size, int) else call(graph, tensor, _aten.sym_size.int, tensor, dim)
+
+
+def _computed(x: Node) -> Node:
+    while x.target in _VIEWS:
+        x = args(x)[0]
+    return x
 
 
 def _comes_before(node: Node, first: Node, order: dict[Node, int]) -> bool:
@@ -106,11 +120,11 @@ def _columns(graph: Graph, sums: list[Node]) -> Iterator[Node]:
     """Lay each layer's factors in the columns of their h; the other columns are zero."""
     start = 0
     for product in sums:
-        factors = [one.args[0] for one in product.args[1][:-1]]  # type: ignore[index, union-attr]
+        factors = [args(one)[0] for one in args(product)[1][:-1]]
         B = factors[0]
         if len(factors) > 1:
-            B = call(graph, factors[0], _aten.cat.default, factors, 1)  # type: ignore[arg-type]
-        width = _rank(B)  # type: ignore[arg-type]
+            B = call(graph, factors[0], _aten.cat.default, factors, 1)
+        width = _rank(B)
         room = [start, ROOM - start - width]
         yield call(graph, product, _aten.constant_pad_nd.default, B, room)
         start += width

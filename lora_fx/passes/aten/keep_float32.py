@@ -10,7 +10,7 @@ in float32 as before, and no longer rounded in between.
 import torch
 from torch.fx import Graph, Node
 
-from lora_fx.passes.aten.nodes import call, value
+from lora_fx.passes.aten.nodes import args, call, value
 
 _aten = torch.ops.aten
 _CAST = torch.ops.prims.convert_element_type.default
@@ -22,8 +22,8 @@ def keep_float32(graph: Graph) -> int:
     casts = [node for node in graph.nodes if node.target is _CAST and _casts_a_product(node)]
     for cast in casts:
         with graph.inserting_before(cast):
-            product = cast.args[0]
-            wide = call(graph, cast, _aten.mm.dtype, *product.args, torch.float32)  # type: ignore[union-attr]
+            product = args(cast)[0]
+            wide = call(graph, cast, _aten.mm.dtype, *args(product), torch.float32)
         cast.replace_all_uses_with(wide)
     if casts:
         graph.eliminate_dead_code()
@@ -31,9 +31,9 @@ def keep_float32(graph: Graph) -> int:
 
 
 def _casts_a_product(cast: Node) -> bool:
-    product: Node = cast.args[0]  # type: ignore[assignment]
+    product: Node = args(cast)[0]
     return (
-        cast.args[1] == torch.float32
+        args(cast)[1] == torch.float32
         and product.target is _aten.mm.default
         and len(product.users) == 1
         and value(product).dtype in _HALF

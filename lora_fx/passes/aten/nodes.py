@@ -1,5 +1,6 @@
 """Nodes of aten graphs: their values, and new ones."""
 
+import math
 from typing import Any
 
 import torch
@@ -17,12 +18,17 @@ def value(node: Any) -> torch.Tensor:
     return node.meta[_VALUE]
 
 
-def call(graph: Graph, like: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
+def args(node: Node) -> tuple[Any, ...]:
+    """Return a node's arguments: nodes, numbers, and lists of them."""
+    return node.args
+
+
+def call(graph: Graph, like: Node, target: Any, *inputs: Any, **options: Any) -> Node:
     """Add a call with its fake result, and the place in the model's source of `like`."""
-    node = graph.call_function(target, args, kwargs)
-    values = map_arg(args, value)
+    node = graph.call_function(target, inputs, options)
+    values = map_arg(inputs, value)
     with fake_mode([values, value(like)]):
-        node.meta = {**like.meta, _VALUE: target(*values, **kwargs)}
+        node.meta = {**like.meta, _VALUE: target(*values, **options)}
     return node
 
 
@@ -30,3 +36,9 @@ def same_size(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two shapes are known to be equal; symbols are not guarded on."""
     pairs = zip(one.shape, other.shape, strict=False)
     return one.dim() == other.dim() and all(statically_known_true(a == b) for a, b in pairs)
+
+
+def elements(tensor: torch.Tensor) -> int | None:
+    """Return how many elements a tensor has, None if that depends on symbols."""
+    sizes = tensor.shape
+    return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else None
