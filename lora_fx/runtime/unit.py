@@ -114,6 +114,9 @@ class _Method(str):
     def __hash__(self) -> int:
         return hash(self.method)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Method, (self.method,)
+
 
 def _forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return super(Compiled, module).forward(*args, **kwargs)  # type: ignore[misc]
