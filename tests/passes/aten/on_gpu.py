@@ -1,6 +1,7 @@
-"""Graphs of aten operators as Inductor sees them on a GPU, traced without one."""
+"""Graphs of aten operators as Inductor sees them, traced as on a GPU without one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,8 +9,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+cast = torch.ops.prims.convert_element_type.default
 
-def traced(function: Callable[..., object], *inputs: Tensor, device: str = "cuda") -> GraphModule:
+
+def traced(function: Callable[..., Any], *inputs: Tensor, device: str = "cpu") -> GraphModule:
     """Trace `function` on fakes like `inputs` on a device; the graph runs on the inputs too."""
     with FakeTensorMode():
         fakes = [
@@ -18,6 +21,15 @@ def traced(function: Callable[..., object], *inputs: Tensor, device: str = "cuda
         return make_fx(function)(*fakes)
 
 
-def targets(graph: GraphModule) -> list[str]:
+def rewritten(rewrite: Callable[..., int], module: GraphModule, made: int = 1) -> GraphModule:
+    """Apply a pass that is to make so many changes."""
+    assert rewrite(module.graph) == made
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def operators(module: GraphModule) -> list[str]:
     """Return the names of the operators, in order."""
-    return [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
+    calls = (node for node in module.graph.nodes if node.op == "call_function")
+    return [str(node.target).removeprefix("aten.").split(".default")[0] for node in calls]
