@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import lora_fx
+from lora_fx import compiler
+from tests.dense import relative
 from tests.tiny import assert_equal, checkpointing, generate, llama, spec, step, tokens
 
 # Inductor warns of what it could do better.
@@ -48,3 +50,32 @@ def test_modes(mode: str, unit: str) -> None:
         for _ in range(3):
             got, want = model(tokens().cuda()).logits.clone(), marked(tokens().cuda()).logits
         assert torch.allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["plain", "augmented"])
+def test_large_batches_are_as_precise_as_the_marked_model(
+    layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def counted(rewrite):
+        def run(graph):
+            made.extend([rewrite.__name__] * rewrite(graph))
+            return 0
+
+        run.__name__ = f"counted_{rewrite.__name__}"
+        return run
+
+    monkeypatch.setattr(compiler, "ATEN", tuple(map(counted, compiler.ATEN)))
+    base = llama(2, hidden_size=512, intermediate_size=1024).bfloat16()
+    text = spec().replace("unit", f"layout = {layout}  unit")
+    model = lora_fx.compile(base, text).cuda()
+    marked = lora_fx.compile(base, text, backend=None).cuda()
+    torch.manual_seed(1)
+    ids = torch.randint(1, 101, (2, 8192), device="cuda")
+    got, plain = step(model, ids), step(marked, ids)
+    exact = step(marked.double(), ids)
+    errors = [sum(relative(one[name], exact[name]) for name in exact) for one in (got, plain)]
+    assert 0 < errors[0] < 1.2 * errors[1]
+    wanted = {"accumulate_products", "share_gradient_reads", "keep_float32"}
+    assert set(made) == wanted | ({"augment_products"} if layout == "augmented" else set())

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "lora_fx"
 BELOW = {
     "diagnostics": "",
     "spec": "diagnostics",
-    "plan": "spec diagnostics",
     "graph": "diagnostics",
+    "plan": "spec graph diagnostics",
     "rewrite": "graph diagnostics",
     "adapters": "plan spec graph diagnostics",
     "rules": "adapters plan spec rewrite graph diagnostics",

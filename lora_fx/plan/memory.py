@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_fx.graph.room import ROOM
 from lora_fx.plan.gradients import tensors_with_gradients
 from lora_fx.plan.offloaded import distinct_parameters
 from lora_fx.plan.optimizer_state import state_bytes
 from lora_fx.plan.quantization import QuantizedModule
+from lora_fx.plan.room import weights_with_room
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.spec.spec import OptimizerSpec
 
@@ -45,14 +47,19 @@ def estimate(
     adapters: Iterable[AdapterPlan],
     quantized: Mapping[str, QuantizedModule],
     optimizer: OptimizerSpec | None,
+    augmented: bool = False,
 ) -> Memory:
-    """Return the bytes that training needs beside its activations."""
+    """Return the bytes that training needs beside its activations.
+
+    With `augmented`, adapted weights are held a second time, with room beside them.
+    """
     sizes = {id(tensor): tensor.nbytes for tensor in _tensors(tree)}
     for fqn, module in quantized.items():
         weight = tree.get_submodule(fqn).weight
         if getattr(weight, "quant_state", None) is None:
             sizes[id(weight)] = module.bytes
-    added, trained = 0, []
+    adapters = list(adapters)
+    added, trained = _with_room(tree, adapters) if augmented else 0, []
     for adapter in adapters:
         of_base = [*_copies(tree, adapter), *_rows(tree, adapter), *_biases(tree, adapter)]
         added += sum(size.elements * size.width for _, size in of_base)
@@ -83,6 +90,12 @@ def _of_sites(adapter: AdapterPlan, optimizer: OptimizerSpec | None) -> Iterator
     for site in adapter.sites:
         for name in tensors_with_gradients(site, optimizer):
             yield _Size(math.prod(site.tensors[name]), _width(site.dtype))
+
+
+def _with_room(tree: nn.Module, adapters: list[AdapterPlan]) -> int:
+    sites = dict.fromkeys(s.fqn for a in adapters for s in a.sites if s.layer.kind == "linear")
+    weights = weights_with_room(tree, sites).values()
+    return sum(w.shape[0] * (w.shape[1] + ROOM) * w.element_size() for w in weights)
 
 
 def _copies(tree: nn.Module, adapter: AdapterPlan) -> Iterator[tuple[bool, _Size]]:

@@ -149,7 +149,7 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         sum(count_elements(parameter) for parameter in distinct_parameters(tree)),
         tuple(d for d in diagnostics if d.severity != "error"),
         blueprint_of(tree),
-        estimate(tree, adapters, quantized, spec.optimizer),
+        estimate(tree, adapters, quantized, spec.optimizer, spec.compile.layout == "augmented"),
     )
     diagnostics += _slot_faults(plan) + merge_faults(spec.merges, adapters)
     diagnostics += base_merge_faults(spec.merges, adapters, quantized, modules)

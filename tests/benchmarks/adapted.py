@@ -29,7 +29,7 @@ class Adapter:
         return replace(self, dropout=0.0)
 
 
-def by_lora_fx(base: Model, adapter: Adapter, unit: str) -> Model:
+def by_lora_fx(base: Model, adapter: Adapter, unit: str, layout: str = "plain") -> Model:
     """Adapt with lora_fx: fp32 adapters, compiled on the first call."""
     spec = f"""lora 1
     adapter default {{
@@ -38,7 +38,7 @@ def by_lora_fx(base: Model, adapter: Adapter, unit: str) -> Model:
       dropout = {adapter.dropout}
       target {", ".join(adapter.targets)}
     }}
-    compile {{ unit = {unit} }}"""
+    compile {{ unit = {unit}  layout = {layout} }}"""
     return trained(lora_fx.compile(base, spec))
 
 

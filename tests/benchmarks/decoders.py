@@ -20,6 +20,7 @@ from tests.benchmarks.interleaved import DEVICE, Build, Step
 FLOOR = "frozen base, compiled per layer"
 FLOOR_WHOLE = "frozen base, compiled whole"
 OURS = "lora_fx, unit = layers"
+OURS_AUGMENTED = "lora_fx, layout = augmented"
 OURS_WHOLE = "lora_fx, unit = model"
 OURS_DRY = "lora_fx, unit = layers, dropout 0"
 PEFT_LAYERS = "PEFT, bf16 adapters, compiled per layer"
@@ -84,6 +85,7 @@ def decoders(base: LlamaModel, adapter: Adapter) -> dict[str, Callable[[], Any]]
         FLOOR: lambda: per_layer(twin(base)),
         FLOOR_WHOLE: lambda: torch.compile(twin(base)),
         OURS: lambda: by_lora_fx(base, adapter, "layers"),
+        OURS_AUGMENTED: lambda: by_lora_fx(base, adapter, "layers", "augmented"),
         OURS_WHOLE: lambda: by_lora_fx(base, adapter, "model"),
         **(dry if adapter.dropout else {}),
         PEFT_LAYERS: lambda: per_layer(by_peft(base, adapter, upcast=False)),

@@ -31,6 +31,17 @@ adapter z { rank = 1 trainable = false target "1" }"""
     }
 
 
+def test_augmented_weights_are_held_twice() -> None:
+    model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3), nn.Embedding(9, 4)).to(torch.bfloat16)
+    text = 'lora 1 adapter x { rank = 2 target "0", "1", "2" } compile { layout = plain }'
+    plain = lora_fx.plan(text, model).memory()["adapters"]
+    augmented = lora_fx.plan(text.replace("plain", "augmented"), model).memory()["adapters"]
+    assert augmented - plain == 2 * (7 * (5 + 64) + 3 * (7 + 64))
+    held = lora_fx.compile(model, text.replace("plain", "augmented"), backend=None)
+    storages = [held[i].weight.untyped_storage().nbytes() for i in (0, 1)]
+    assert augmented - plain == sum(storages)
+
+
 def test_shared_weights_count_once() -> None:
     plan = lora_fx.plan("lora 1 adapter x { rank = 1 target first }", Shared())
     assert plan.base == 5 * 7 + 7 + 7 * 3 + 3
