@@ -24,6 +24,8 @@ from lora_fx.graph import backends
 from lora_fx.graph.inputs import mark_sizes, name_inputs, tensor_names
 from lora_fx.graph.program import Program
 from lora_fx.graph.verify import STAGES, Stage, verify
+from lora_fx.passes.causal_attention import causal_attention
+from lora_fx.passes.grouped_attention import grouped_attention
 from lora_fx.passes.lower import lower
 from lora_fx.passes.share_shrinks import share_shrinks
 from lora_fx.plan.plan import Plan, plan_sites
@@ -52,7 +54,7 @@ Given = Mapping[str, Mapping[str, Tensor]]
 Giver = Callable[[nn.Module, Plan], Given]
 
 RULES = (ExpandSites(),)
-FUSE = (share_shrinks,)
+FUSE = (share_shrinks, causal_attention, grouped_attention)
 
 
 def compile(

@@ -27,6 +27,7 @@ from lora_fx.graph.meta import PlainText
 from lora_fx.runtime.cache_view import LayerCache, LayerCaches, with_views
 from lora_fx.runtime.layer_index import without_cache_indices
 from lora_fx.runtime.not_capturable import not_capturable
+from lora_fx.runtime.plain_arguments import note_plain, with_plain
 from lora_fx.runtime.recorded_outputs import inner_outputs_wanted, place_hooks, unrecorded
 from lora_fx.runtime.uncalled import unwatched
 
@@ -99,6 +100,7 @@ def _let_models_warn() -> None:
 
 
 def _forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    args, kwargs = with_plain(args, kwargs)
     return super(Compiled, module).forward(*args, **kwargs)  # type: ignore[misc]
 
 
@@ -132,6 +134,8 @@ def _enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if inner_outputs_wanted(module.lora_fx_index is None, kwargs):
         result = _forward(module, args, kwargs)
     else:
+        if module.lora_fx_index is None:
+            kwargs = note_plain(super(Compiled, module).forward, args, kwargs)
         with unrecorded(), unwatched():
             result = module.lora_fx_unit(module, args, kwargs)
     for one in views:
