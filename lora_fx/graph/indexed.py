@@ -68,7 +68,10 @@ def _value(node: Node, known: Known) -> Value:
 
 def _changed(node: Node) -> Iterator[Node]:
     """Yield what an operator changes in place, judged by its name and schema."""
-    if not node.op.startswith("call") or node.target in RULES:
+    if not node.op.startswith("call"):
+        return
+    yield from _nodes(node.kwargs.get("out"))
+    if node.target in RULES:
         return
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     in_place = (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE
@@ -77,7 +80,6 @@ def _changed(node: Node) -> Iterator[Node]:
         yield from node.all_input_nodes
     elif in_place or node.kwargs.get("inplace") is True:
         yield from _nodes(node.args[:1])
-    yield from _nodes(node.kwargs.get("out"))
 
 
 _IN_PLACE = frozenset(

@@ -22,7 +22,6 @@ from lora_fx.graph.lines import Line, Region
 from lora_fx.rewrite.driver import graph_modules
 from lora_fx.rewrite.metadata import EXAMPLE
 
-ATTENTION = F.scaled_dot_product_attention
 _NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
@@ -31,17 +30,17 @@ def causal_attention(module: GraphModule) -> int:
     known = indexed(module)
     changed = 0
     for part in graph_modules(module):
-        calls = [node for node in part.graph.nodes if node.target is ATTENTION]
-        changed += sum(_without_mask(node, known) for node in calls)
+        changed += sum(_without_mask(*call, known) for call in attention_calls(part))
         _erase_unused(part, known)
         part.graph.lint()
         part.recompile()
     return changed
 
 
-def attention_arguments(node: Node) -> dict[str, Any]:
-    """Return the arguments of a call of attention by name."""
-    return {**dict(zip(_NAMES, node.args, strict=False)), **node.kwargs}
+def attention_calls(part: GraphModule) -> list[tuple[Node, dict[str, Any]]]:
+    """Return the calls of attention in one graph, with their arguments by name."""
+    calls = part.graph.find_nodes(op="call_function", target=F.scaled_dot_product_attention)
+    return [(n, {**dict(zip(_NAMES, n.args, strict=False)), **n.kwargs}) for n in calls]
 
 
 def replace_arguments(node: Node, arguments: dict[str, Any], rule: str) -> None:
@@ -53,8 +52,7 @@ def replace_arguments(node: Node, arguments: dict[str, Any], rule: str) -> None:
     node.meta["lora_fx"] = {**known, "rule": "/".join(steps)}
 
 
-def _without_mask(node: Node, known: Known) -> bool:
-    arguments = attention_arguments(node)
+def _without_mask(node: Node, arguments: dict[str, Any], known: Known) -> bool:
     mask = arguments.get("attn_mask")
     region = known.get(mask) if isinstance(mask, Node) else None
     if not isinstance(region, Region) or not isinstance(mask, Node):

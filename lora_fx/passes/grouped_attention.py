@@ -10,12 +10,13 @@ one that writes the scores; transformers draws the same line.
 """
 
 import operator
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from lora_fx.passes.causal_attention import ATTENTION, attention_arguments, replace_arguments
+from lora_fx.passes.causal_attention import attention_calls, replace_arguments
 from lora_fx.rewrite.driver import graph_modules
 from lora_fx.rewrite.metadata import EXAMPLE
 
@@ -28,15 +29,13 @@ def grouped_attention(module: GraphModule) -> int:
     """Take the repeated heads away; return of how many calls of attention."""
     changed = 0
     for part in graph_modules(module):
-        calls = [node for node in part.graph.nodes if node.target is ATTENTION]
-        changed += sum(_shared(node) for node in calls)
+        changed += sum(_shared(*call) for call in attention_calls(part))
         part.graph.lint()
         part.recompile()
     return changed
 
 
-def _shared(node: Node) -> bool:
-    arguments = attention_arguments(node)
+def _shared(node: Node, arguments: dict[str, Any]) -> bool:
     key, value = (_repeated(arguments[name]) for name in ("key", "value"))
     if arguments.get("attn_mask") is not None or key is None or value is None:
         return False
