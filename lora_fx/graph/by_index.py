@@ -235,6 +235,12 @@ def _is_one(size: Size) -> bool:
     return isinstance(size, int) and size == 1
 
 
+def _spellings(name: str) -> list[Any]:
+    """Return an operator as a method, as a function and as Python's own, as far as there are."""
+    functions = getattr(torch, name, None), getattr(operator, name, None)
+    return [name, *(function for function in functions if function is not None)]
+
+
 _NAMED: dict[str, Rule] = {
     "arange": _arange,
     **dict.fromkeys(("ones", "ones_like", "new_ones"), _constant(1)),
@@ -259,8 +265,11 @@ _NAMED: dict[str, Rule] = {
     "cumsum": _cumsum,
 }
 RULES: dict[Any, Rule] = {
-    target: rule
-    for name, rule in _NAMED.items()
-    for target in (name, getattr(torch, name, None), getattr(operator, name, None))
-    if target is not None
+    target: rule for name, rule in _NAMED.items() for target in _spellings(name)
 }
+VIEWS = frozenset(  # what may return its operand, or a view of it
+    target
+    for name, rule in _NAMED.items()
+    if rule in (_same, _unsqueeze, _getitem)
+    for target in _spellings(name)
+)

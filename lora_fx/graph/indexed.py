@@ -1,52 +1,60 @@
 """Find the values of a graph whose elements are known from their indices alone.
 
-Every operator of `by_index` is pure. If a graph changes in place what one of these values may be
-stored in, nothing of it is known.
+What a graph may change in place is not known, nor what is read off it.
 """
 
 import inspect
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from lora_fx.graph.by_index import RULES, Operand, fit
+from lora_fx.graph.by_index import RULES, VIEWS, Operand, fit
 from lora_fx.graph.inputs import body_of
 from lora_fx.graph.lines import Unknown, Value
 
 Known = dict[Node, Value]
 _EXAMPLE = "example_value"
+_CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
 
 
 def indexed(module: GraphModule) -> Known:
-    """Return the line or region that each known node is, in bodies of higher-order operators too.
+    """Return the line or region that each known node is, in checkpointed bodies too.
 
     Holds for every value of the graph's inputs and of its symbolic sizes.
     """
+    nodes = list(_in_order(module))
+    given = {inner: outer for _, operands in nodes for inner, outer in operands}
+    changed = _changed_in_place([node for node, _ in nodes], given)
     known: Known = {}
-    return known if _fill(known, module) else {}
-
-
-def _fill(known: Known, module: GraphModule) -> bool:
-    """Add what a graph and its bodies have; return whether nothing is changed in place."""
-    for node in module.graph.nodes:
-        body, arguments = body_of(module, node)
-        if body is not None:
-            placeholders = [inner for inner in body.graph.nodes if inner.op == "placeholder"]
-            pairs = zip(placeholders, arguments, strict=False)
-            known.update({p: known[a] for p, a in pairs if a in known})
-            if not _fill(known, body):
-                return False
-        elif any(_may_alias(target, known) for target in _changed(node)):
-            return False
+    for node, _ in nodes:
+        if node in changed:
+            continue
+        if given.get(node) in known:
+            known[node] = known[given[node]]
         else:
             try:
                 known[node] = _value(node, known)
             except Unknown:
                 continue
-    return True
+    return known
+
+
+def _in_order(module: GraphModule) -> Iterator[tuple[Node, list[tuple[Node, Node]]]]:
+    """Yield every node, and what the placeholders of its body are given, before those of a body."""
+    for node in module.graph.nodes:
+        body, arguments = body_of(module, node)
+        if body is None or node.target is not _CHECKPOINT or len(node.args[0].users) > 1:
+            yield node, []
+            continue
+        placeholders = [inner for inner in body.graph.nodes if inner.op == "placeholder"]
+        pairs = zip(placeholders, arguments, strict=False)
+        yield node, [(inner, outer) for inner, outer in pairs if isinstance(outer, Node)]
+        yield from _in_order(body)
 
 
 def _value(node: Node, known: Known) -> Value:
@@ -66,20 +74,40 @@ def _value(node: Node, known: Known) -> Value:
     return fit(rule(*args, **kwargs), example)
 
 
-def _changed(node: Node) -> Iterator[Node]:
-    """Yield what an operator changes in place, judged by its name and schema."""
-    if not node.op.startswith("call"):
-        return
-    yield from _nodes(node.kwargs.get("out"))
-    if node.target in RULES:
-        return
+def _changed_in_place(nodes: list[Node], given: dict[Node, Node]) -> set[Node]:
+    """Return the nodes that may share their storage with something that is written to.
+
+    Floating point is left out: nothing of it is known, and a view has the dtype of what it views.
+    """
+    found: set[Node] = set()
+    ahead = [target for node in nodes for target in _written(node)]
+    while ahead:
+        node = ahead.pop()
+        example = node.meta.get(_EXAMPLE)
+        if node in found or not isinstance(example, Tensor) or example.is_floating_point():
+            continue
+        found.add(node)
+        if node in given:
+            ahead.append(given[node])
+        elif node.target not in RULES or node.target in VIEWS:
+            ahead += node.all_input_nodes
+    return found
+
+
+def _written(node: Node) -> list[Node]:
+    """Return what an operator writes to, judged by its name and schema."""
+    out = _nodes(node.kwargs.get("out"))
+    if not node.op.startswith("call") or node.target in RULES:
+        return out
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     in_place = (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE
     schema = getattr(node.target, "_schema", None)
-    if schema is not None and schema.is_mutable:
-        yield from node.all_input_nodes
-    elif in_place or node.kwargs.get("inplace") is True:
-        yield from _nodes(node.args[:1])
+    other_body = isinstance(node.target, HigherOrderOperator) and node.target is not _CHECKPOINT
+    if other_body or (schema is not None and schema.is_mutable):
+        return node.all_input_nodes
+    if in_place or node.kwargs.get("inplace") is True:
+        return [*out, *_nodes(node.args[:1])]
+    return out
 
 
 _IN_PLACE = frozenset(
@@ -92,21 +120,3 @@ def _nodes(arguments: Any) -> list[Node]:
     found: list[Node] = []
     map_arg(arguments, found.append)
     return found
-
-
-def _may_alias(node: Node, known: Known) -> bool:
-    """Whether a tensor may share its storage with a known one: it is made of it, by no floats.
-
-    Nothing of floating point is known, and a view has the dtype of what it views.
-    """
-    seen, ahead = set(), [node]
-    while ahead:
-        one = ahead.pop()
-        example = one.meta.get(_EXAMPLE)
-        if one in seen or not isinstance(example, Tensor) or example.is_floating_point():
-            continue
-        if one in known:
-            return True
-        seen.add(one)
-        ahead += one.all_input_nodes
-    return False

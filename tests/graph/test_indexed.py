@@ -239,6 +239,48 @@ def test_what_is_changed_elsewhere_does_not_matter() -> None:
     assert last(function, torch.zeros(4)) is not None
 
 
+def test_what_is_not_changed_stays_known() -> None:
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        order, other = torch.arange(4), torch.arange(5)
+        before, zeros = order + 1, torch.zeros_like(order)
+        order[:2].add_(1)
+        return order, before, zeros, other
+
+    graph, _ = graph_of(function, torch.zeros(4))
+    known = compared(function, torch.zeros(4))
+    returned = [node.name for node in graph.graph.find_nodes(op="output")[0].args[0]]
+    assert [name in known for name in returned] == [False, False, True, True]
+
+
+def test_a_body_that_changes_what_it_is_given() -> None:
+    def function(x: Tensor) -> Tensor:
+        order, other = torch.arange(4), torch.arange(5)
+
+        def body(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+            a.add_(1)
+            return x * (a <= 2) + b.sum()
+
+        return torch.utils.checkpoint.checkpoint(body, order, other, x, use_reentrant=False)
+
+    graph, _ = graph_of(function, torch.zeros(4, requires_grad=True))
+    parts = list(graph_modules(graph))
+    names = {node.name for node in indexed(graph)}
+    assert len(parts) == 2
+    assert "other" in names
+    assert names.isdisjoint({"order", "le", "add_"})
+
+
+def test_bodies_of_which_it_is_not_known_what_they_are_given() -> None:
+    def function(x: Tensor) -> Tensor:
+        order, other = torch.arange(4), torch.arange(5)
+        branches = (lambda n, x: x + n[:2].sum(), lambda n, x: x - n[:3].sum())
+        return torch.cond(x.sum() > 0, *branches, (order * 2, x)) + other.sum() + order.sum()
+
+    graph, _ = graph_of(function, torch.zeros(4))
+    assert len(list(graph_modules(graph))) == 3
+    assert {node.name for node in indexed(graph)} == {"order", "other"}
+
+
 def test_bodies_of_higher_order_operators() -> None:
     def body(mask: Tensor, x: Tensor) -> Tensor:
         return (mask & (x > 0)).sum() + mask[:2].sum()

@@ -48,7 +48,9 @@ def build(**settings) -> tuple[Grouped, Tensor]:
 def test_text() -> None:
     graph = capture_module(*build())
     assert grouped_attention(graph) == 1
-    assert_expected_inline(text(graph), """\
+    assert_expected_inline(
+        text(graph),
+        """\
 %l_x_: f32[3, 5, 7] = input
 %linear: f32[3, 5, 24] = linear(%l_x_, @q.weight, @q.bias)
 %view: f32[3, 5, 6, 4] = .view(%linear, 3, 5, -1, 4)
@@ -60,7 +62,8 @@ def test_text() -> None:
 %view_2: f32[3, 5, 2, 4] = .view(%linear_2, 3, 5, -1, 4)
 %v: f32[3, 2, 5, 4] = .transpose(%view_2, 1, 2)
 %y: f32[3, 6, 5, 4] = scaled_dot_product_attention(%q, %k, %v, attn_mask=None, is_causal=True, enable_gqa=True)   # grouped_attention
-return (%y)""")
+return (%y)""",
+    )
 
 
 @pytest.mark.parametrize(
