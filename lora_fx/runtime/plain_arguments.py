@@ -22,10 +22,10 @@ Place = int | str  # an argument's number, or its name
 def note_plain(forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the keyword arguments with a note of which of all arguments are plain.
 
-    `forward` is the function that they are for. Positions decide a mask only if no mask is given.
+    `forward` is the method that they are for. Positions decide a mask only if no mask is given.
     """
-    names = enumerate(_parameters(getattr(forward, "__func__", forward))[: len(args)])
-    given = {name: (place, args[place]) for place, name in names}
+    names = _parameters(forward.__func__)[1 : len(args) + 1]
+    given = {name: (place, args[place]) for place, name in enumerate(names)}
     given |= {name: (name, value) for name, value in kwargs.items()}
     masks = [n for n, (_, v) in given.items() if n.endswith("attention_mask") and v is not None]
     asked = {name: given[name] for name in masks or [_POSITIONS] if name in given}

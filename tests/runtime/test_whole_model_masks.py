@@ -3,12 +3,14 @@
 The marked model runs eagerly: there transformers looks at the values of masks and positions itself.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.utils import run_and_get_code
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -27,6 +29,7 @@ from tests.tiny import (
     VOCABULARY,
     assert_differ,
     assert_equal,
+    graphs,
     llama,
     mistral,
     spec,
@@ -219,3 +222,111 @@ def test_the_windows_matter(name: str) -> None:
     ids = {"input_ids": tokens(3, LENGTH)}
     with torch.no_grad():
         assert_differ([wide(**ids | inputs).logits], [marked(**ids | inputs).logits])
+
+
+def added_graphs(run: Callable[[], Any]) -> int:
+    before = graphs()
+    run()
+    return graphs() - before
+
+
+def test_padded_and_whole_batches_take_two_graphs() -> None:
+    model, marked, told = pair(llama())
+    whole, hidden = {"attention_mask": ONES}, {"attention_mask": RIGHT}
+
+    def run(*given: Inputs) -> None:
+        for inputs in given:
+            assert_equal(step(model, inputs), step(marked, inputs), 1e-5)
+
+    assert added_graphs(lambda: run(whole, hidden)) == 2
+    assert added_graphs(lambda: run(hidden, whole, hidden, whole)) == 0
+    assert told == [{CAUSAL}, {MASK}]
+    for length in (11, 13, 12):  # the first makes the length a symbol
+        for mask in (padded(length=length), padded((1, slice(None, 3)), length=length)):
+            inputs = {"input_ids": tokens(3, length), "attention_mask": mask}
+            expected = 1 if length == 11 else 0
+            assert added_graphs(lambda inputs=inputs: run(inputs)) == expected
+    assert told == [{CAUSAL}, {MASK}] * 2
+
+
+def test_lengths_on_both_sides_of_a_window_take_a_graph_each() -> None:
+    text = spec("model").replace("unit", "dynamic = true unit")
+    model, marked = (lora_fx.compile(mistral(), text, backend=b) for b in ("eager", None))
+    for lengths, count in (((5, 8, 7), 1), ((9, 13), 1), ((6, 12), 0)):
+        for length in lengths:
+            inputs = {"input_ids": tokens(3, length), "attention_mask": padded(length=length)}
+            inputs |= NO_CACHE
+            with torch.no_grad():
+                got = []
+                added = added_graphs(lambda i=inputs, g=got: g.append(model(**i).logits))
+                assert added == (count if length == lengths[0] else 0)
+                assert_equal(
+                    {"a": got[0], "b": got[0]}, dict.fromkeys("ab", marked(**inputs).logits)
+                )
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("build", [llama, mistral, gemma3])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_generation(build: Callable[[], PreTrainedModel], cache: str | None, hidden: bool) -> None:
+    model, marked, _ = pair(build())
+    settings: Inputs = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+    settings |= {"pad_token_id": 0, "return_dict_in_generate": True, "output_logits": True}
+    settings |= {"cache_implementation": cache} if cache else {}
+    masks = (LEFT, ONES) if hidden else (ONES, LEFT)
+
+    def logits(of: nn.Module, mask: Tensor) -> Tensor:
+        result = of.generate(tokens(3, LENGTH), attention_mask=mask, **settings)
+        return torch.stack(result.logits)
+
+    got: list[Tensor] = []
+    count = added_graphs(lambda: got.append(logits(model, masks[0])))
+    assert count <= (2 if cache else 3)
+    want, other = (logits(marked, mask) for mask in masks)
+    assert_equal({"a": got[0], "b": got[0]}, {"a": want, "b": want}, 1e-5)
+    assert added_graphs(lambda: logits(model, masks[0])) == 0
+    assert_differ([other], [want])
+
+
+def test_a_mask_may_be_positional() -> None:
+    model, marked, told = pair(bert())
+    ids = tokens(3, LENGTH)
+    for mask, what in ((ONES, NOTHING), (RIGHT, MASK)):
+        with torch.no_grad():
+            got, want = model(ids, mask).logits, marked(ids, mask).logits
+        assert_equal({"a": got, "b": got}, {"a": want, "b": want}, 1e-5)
+        assert told[-1] == {what}
+
+
+def test_recomputed_layers_are_told_too() -> None:
+    model, marked, told = pair(llama(3), "checkpoint = layers")
+    model.train(), marked.train()
+    for mask, what in ((ONES, CAUSAL), (LEFT, MASK)):
+        given = {"attention_mask": mask}
+        assert_equal(step(model, given), step(marked, given), 1e-5)
+        assert told[-1] == {what}
+
+
+def test_what_is_read_once_a_call_is_not_written_to() -> None:
+    model, _, _ = pair(llama())
+    mask, positions = ONES.clone(), order().clone()
+    with torch.no_grad():
+        model(tokens(3, LENGTH), attention_mask=mask, position_ids=positions)
+    assert torch.equal(mask, ONES)
+    assert torch.equal(positions, order())
+
+
+def test_compiled_code_calls_the_causal_kernel() -> None:
+    """Inductor's code of forward and backward; keys keep their 2 heads."""
+    base = llama()
+    model, marked = (lora_fx.compile(base, spec("model"), backend=b) for b in ("inductor", None))
+    for mask, causal in ((ONES, True), (RIGHT, False)):
+        given = {"attention_mask": mask}
+        got, codes = run_and_get_code(lambda given=given: step(model, given))
+        assert_equal(got, step(marked, given), 1e-5)
+        calls = re.findall(r"= torch\.ops\.aten\._scaled_dot_product.*", "\n".join(codes))
+        assert len(calls) == 4
+        for call in calls:
+            assert ("attn_mask" not in call) == causal
+            assert ("0.0, True, scale" in call) == causal
+        assert ("(3, 2, 17, 8)" in calls[0]) == causal
