@@ -1,7 +1,8 @@
 """Run a rewritten graph: with TorchInductor or as it is.
 
 Relies on `torch._inductor.compile` and `list_mode_options`, torch's documented way to hand Inductor
-an FX graph; `tests/graph/test_backends.py` holds what is used of them.
+an FX graph, and on the setting `activation_memory_budget` of its partitioner, which has no public
+name before torch 2.13; `tests/graph/test_backends.py` holds what is used of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,13 +10,28 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+_LEAST = 1e-6  # of nothing at all, torch's partitioner keeps no seeds of dropout either
 
-def inductor(module: GraphModule, inputs: Sequence[Any], mode: str) -> Callable[..., Any]:
-    """Compile with TorchInductor, forward and backward; `mode` as in `torch.compile`."""
+
+def inductor(
+    module: GraphModule, inputs: Sequence[Any], mode: str, budget: float = 1.0
+) -> Callable[..., Any]:
+    """Compile with TorchInductor, forward and backward; `mode` as in `torch.compile`.
+
+    `budget` is the share that is kept, for the backward pass, of what would be kept without it,
+    the graph's inputs aside; the rest is computed again there, the cheapest to compute first.
+    """
+    import torch._functorch.config
     import torch._inductor
 
     options = {} if mode == "default" else torch._inductor.list_mode_options(mode)
-    return torch._inductor.compile(module, list(inputs), options=options)  # type: ignore[return-value]
+    if budget == 1:
+        return torch._inductor.compile(module, list(inputs), options=options)  # type: ignore[return-value]
+    from lora_fx.graph.keep_random import KeepRandom
+
+    options = {**options, "joint_custom_post_pass": KeepRandom()}
+    with torch._functorch.config.patch(activation_memory_budget=max(budget, _LEAST)):
+        return torch._inductor.compile(module, list(inputs), options=options)  # type: ignore[return-value]
 
 
 def eager(module: GraphModule) -> Callable[..., Any]:
