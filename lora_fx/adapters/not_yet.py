@@ -51,8 +51,6 @@ def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
 
 
 def _of_compile(compile: CompileSpec) -> Iterator[tuple[str, Span | None, str]]:
-    if compile.checkpoint == "budget":
-        yield "`checkpoint = budget(…)`", compile.span, ""
     if compile.layout == "augmented":
         yield "`layout = augmented`", compile.span, ""
 

@@ -5,7 +5,8 @@ backward pass: others than in the forward, and gradients are wrong without a wor
 draw are marked as to be kept; of dropout that is a seed, from which Inductor computes the rest.
 
 Relies on what torch's partitioner reads in `meta["recompute"]` and on `CustomGraphPass`, Inductor's
-way to see a graph of forward and backward before it is cut; `test_dropout_within_a_budget` holds it.
+way to see a graph of forward and backward before it is cut; `tests/runtime/test_memory_budget.py`
+holds them.
 """
 
 import torch
