@@ -1,4 +1,4 @@
-"""What activation checkpointing needs of a model and a backend: without it, nothing would be saved."""
+"""What activation checkpointing needs of a model and a backend, to save anything."""
 
 from torch import nn
 
