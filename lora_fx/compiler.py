@@ -97,9 +97,9 @@ def _compiled(
             install_unit(tree.get_submodule(fqn), unit, index)
         bring_in(tree)
     make_root(tree, plan)
-    tree.lora_fx_checkpoint = spec.compile.checkpoint  # type: ignore[assignment]
     if spec.compile.checkpoint == "layers":
         checkpoint_layers(tree, [layer for stack in find_stacks(tree) for layer in stack.layers])
+    tree.lora_fx_checkpoint = spec.compile.checkpoint  # type: ignore[assignment]
     return tree
 
 

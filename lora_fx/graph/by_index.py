@@ -56,7 +56,7 @@ def fit(value: Value, example: Tensor) -> Value:
 
 
 def _arange(start: Size, end: Size = None, step: int = 1, **_: Any) -> Line:
-    return Line((), 0 if end is None else start) + Line((1,), 0).times(_int(step))
+    return _line(0 if end is None else start) + Line((1,), 0).times(_int(step))
 
 
 def _constant(value: int) -> Rule:

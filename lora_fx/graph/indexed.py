@@ -100,7 +100,7 @@ def _written(node: Node) -> list[Node]:
     if not node.op.startswith("call") or node.target in RULES:
         return out
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place = (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE
+    in_place = (name.endswith("_") and not name.endswith("__")) or name.strip("_") in _IN_PLACE
     schema = getattr(node.target, "_schema", None)
     other_body = isinstance(node.target, HigherOrderOperator) and node.target is not _CHECKPOINT
     if other_body or (schema is not None and schema.is_mutable):
@@ -111,7 +111,7 @@ def _written(node: Node) -> list[Node]:
 
 
 _IN_PLACE = frozenset(
-    ["setitem", "__setitem__"]
+    ["setitem"]
     + [f"i{name}" for name in ("add", "sub", "mul", "and", "or", "xor", "floordiv", "mod", "pow")]
 )
 

@@ -73,9 +73,9 @@ class Region:
     def __invert__(self) -> "Region":
         if not self.lines:
             return NOWHERE
-        if len(self.lines) > 1:
+        line, *more = self.lines
+        if more:
             raise Unknown
-        (line,) = self.lines
         return Region((line.times(-1) + Line((), -1),))
 
     def fitted(self, shape: Sequence[Size]) -> "Region":

@@ -102,8 +102,7 @@ def _let_models_warn() -> None:
 
 def _forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     args, kwargs = with_plain(args, kwargs)
-    if module.lora_fx_windows:
-        compare(module.lora_fx_windows, args, kwargs)
+    compare(module.lora_fx_windows, args, kwargs)  # type: ignore[arg-type]
     return super(Compiled, module).forward(*args, **kwargs)  # type: ignore[misc]
 
 
@@ -140,7 +139,8 @@ def _enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = _forward(module, args, kwargs)
     else:
         if module.lora_fx_index is None:
-            kwargs = note_plain(super(Compiled, module).forward, args, kwargs)
+            own: Any = super(Compiled, module)
+            kwargs = note_plain(own.forward, args, kwargs)
         with unrecorded(), unwatched():
             result = module.lora_fx_unit(module, args, kwargs)
     for one in views:
