@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from lora_fx.adapters.augmented import augment
 from lora_fx.adapters.bind import bind
+from lora_fx.adapters.checkpoint import require_effect
 from lora_fx.adapters.clone import clone
 from lora_fx.adapters.init import initialise
 from lora_fx.adapters.not_yet import require_supported
@@ -29,6 +30,8 @@ from lora_fx.passes.aten.accumulate_products import accumulate_products
 from lora_fx.passes.aten.augment_products import augment_products
 from lora_fx.passes.aten.keep_float32 import keep_float32
 from lora_fx.passes.aten.share_gradient_reads import share_gradient_reads
+from lora_fx.passes.causal_attention import causal_attention
+from lora_fx.passes.grouped_attention import grouped_attention
 from lora_fx.passes.lower import lower
 from lora_fx.passes.share_shrinks import share_shrinks
 from lora_fx.plan.plan import Plan, plan_sites
@@ -49,7 +52,7 @@ from lora_fx.runtime.saved_spec import frame_of, restore_arithmetic
 from lora_fx.runtime.uncalled import require_called
 from lora_fx.runtime.unit import Compiled, Unit, arguments_of, install_unit
 from lora_fx.spec import parse
-from lora_fx.spec.spec import Spec, SpecLike
+from lora_fx.spec.spec import CompileSpec, Spec, SpecLike
 
 Backend = Literal["inductor", "eager"]
 Model = TypeVar("Model", bound=nn.Module)
@@ -57,7 +60,7 @@ Given = Mapping[str, Mapping[str, Tensor]]
 Giver = Callable[[nn.Module, Plan], Given]
 
 RULES = (ExpandSites(),)
-FUSE = (share_shrinks,)
+FUSE = (share_shrinks, causal_attention, grouped_attention)
 ATEN = (share_gradient_reads, accumulate_products, augment_products, keep_float32)
 
 
@@ -78,7 +81,6 @@ def compile(
     Raises LoraFxError with every fault of spec and plan; nothing is half done.
     """
     spec = spec if isinstance(spec, Spec) else parse(spec)
-    _require_layers(spec, model)
     if not inplace:
         return _compiled(clone(model), spec, backend)  # type: ignore[return-value]
     with undone_on_error(model):
@@ -92,18 +94,20 @@ def _compiled(
     given: Giver | None = None,
 ) -> Model:
     """Compile a tree in place; `given` has values of adapters, by their names in a PEFT folder."""
+    require_effect(spec.compile, tree, backend)
     plan, units = _prepare(tree, spec, backend)
     _bind(tree.requires_grad_(False), plan, (given or _weights)(tree, plan))
     if spec.compile.layout == "augmented":
         augment(tree)
     if backend is not None:
-        unit = Unit(Pipeline(tree, backend, spec.compile.mode), spec.compile.dynamic)
+        unit = Unit(Pipeline(tree, backend, spec.compile), spec.compile.dynamic)
         for fqn, index in units.items():
             install_unit(tree.get_submodule(fqn), unit, index)
         bring_in(tree)
     make_root(tree, plan)
     if spec.compile.checkpoint == "layers":
         checkpoint_layers(tree, [layer for stack in find_stacks(tree) for layer in stack.layers])
+    tree.lora_fx_checkpoint = spec.compile.checkpoint  # type: ignore[assignment]
     return tree
 
 
@@ -144,20 +148,14 @@ def _weights(tree: nn.Module, plan: Plan) -> Given:
     }
 
 
-def _require_layers(spec: Spec, model: nn.Module) -> None:
-    if spec.compile.checkpoint == "layers" and not find_stacks(model):
-        message = "`checkpoint = layers` needs a model with repeated layers; this one has none"
-        help = "write `checkpoint = none`"
-        raise LoraFxError((Diagnostic("no-layers", message, spec.compile.span, help=help),))
-
-
 class Pipeline:
     """The `torch.compile` backend of one compiled model."""
 
-    def __init__(self, model: nn.Module, backend: Backend, mode: str) -> None:
+    def __init__(self, model: nn.Module, backend: Backend, compile: CompileSpec) -> None:
         self._model = model
         self._backend = backend
-        self._mode = mode
+        self._mode = compile.mode
+        self._budget = 1.0 if compile.budget is None else compile.budget
         self.seen: Callable[[Program], None] | None = None  # called with each captured graph
 
     def __call__(self, module: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
@@ -168,7 +166,7 @@ class Pipeline:
         rewrite(module, "lowered")
         if self._backend == "eager":
             return backends.eager(module)
-        return backends.inductor(module, inputs, self._mode, ATEN)
+        return backends.inductor(module, inputs, self._mode, ATEN, self._budget)
 
 
 def build(

@@ -7,7 +7,7 @@ from lora_fx.plan.alike import once_each
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
-from lora_fx.spec.spec import CompileSpec, Spec
+from lora_fx.spec.spec import Spec
 
 _INITS = ("default", "gaussian", "random")
 _WHAT = {
@@ -47,12 +47,6 @@ def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
         yield "`merge`", merge.span, ""
     for quantize in spec.quantize:
         yield "`quantize`", quantize.span, ""
-    yield from _of_compile(spec.compile)
-
-
-def _of_compile(compile: CompileSpec) -> Iterator[tuple[str, Span | None, str]]:
-    if compile.checkpoint == "budget":
-        yield "`checkpoint = budget(…)`", compile.span, ""
 
 
 def _of_site(site: SitePlan) -> Iterator[tuple[str, Span | None, str]]:

@@ -22,7 +22,7 @@ def program(spec_path: Path, model: str | None, layer: int, evaluation: bool) ->
     Raises LoraFxError for anything wrong with spec, model or layer.
     """
     spec = parse(spec_path)
-    compiled = compile(tree_of(model, spec), spec, backend="eager").train(not evaluation)
+    compiled = compile(tree_of(model, spec), spec).train(not evaluation)
     with torch.set_grad_enabled(not evaluation):
         return capture(compiled, layer=layer, dynamic=True, **_inputs(compiled))
 

@@ -47,7 +47,7 @@ def name_inputs(module: GraphModule, inputs: Sequence[Any], names: Mapping[int, 
 
 def _name_bodies(module: GraphModule) -> None:
     for node in module.graph.nodes:
-        body, arguments = _body(module, node)
+        body, arguments = body_of(module, node)
         if body is None:
             continue
         inner = [n for n in body.graph.nodes if n.op == "placeholder"]
@@ -57,7 +57,7 @@ def _name_bodies(module: GraphModule) -> None:
         _name_bodies(body)
 
 
-def _body(module: GraphModule, node: Node) -> tuple[GraphModule | None, Sequence[Any]]:
+def body_of(module: GraphModule, node: Node) -> tuple[GraphModule | None, Sequence[Any]]:
     """Return the graph a higher-order call takes first, and what it is given; else None."""
     first = node.args[0] if node.args else None
     if not isinstance(first, Node) or first.op != "get_attr":

@@ -121,7 +121,8 @@ class HuggingFace(AdapterMethods, _Base):  # type: ignore[override]
     ) -> None:
         """Every way to switch activation checkpointing on or off comes through here."""
         if self.lora_fx_checkpoint != "none":
-            warnings.warn("`checkpoint = layers` in the spec is in force already", stacklevel=2)
+            message = f"`checkpoint = {self.lora_fx_checkpoint}` in the spec is in force already"
+            warnings.warn(message, stacklevel=2)
             return
         settings = dict(getattr(gradient_checkpointing_func, "keywords", {}))
         if settings.get("use_reentrant") and self.lora_fx_plan.spec.compile.unit == "model":

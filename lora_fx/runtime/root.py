@@ -45,7 +45,6 @@ def checkpoint_layers(tree: nn.Module, layers: list[nn.Module]) -> None:
     else:
         for layer in layers:
             specialise(layer, Checkpointed)
-    tree.lora_fx_checkpoint = "layers"  # type: ignore[assignment]
 
 
 class Checkpointed:

@@ -27,8 +27,10 @@ from lora_fx.graph.meta import PlainText
 from lora_fx.runtime.cache_view import LayerCache, LayerCaches, with_views
 from lora_fx.runtime.layer_index import without_cache_indices
 from lora_fx.runtime.not_capturable import not_capturable
+from lora_fx.runtime.plain_arguments import note_plain, with_plain
 from lora_fx.runtime.recorded_outputs import inner_outputs_wanted, place_hooks, unrecorded
 from lora_fx.runtime.uncalled import unwatched
+from lora_fx.runtime.window_lengths import compare, windows_of
 
 Backend = Callable[[torch.fx.GraphModule, list[Any]], Callable[..., Any]]
 GuardFilter = Callable[[Sequence[Any]], Sequence[bool]]
@@ -119,6 +121,8 @@ class _Method(str):
 
 
 def _forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    args, kwargs = with_plain(args, kwargs)
+    compare(module.lora_fx_windows, args, kwargs)  # type: ignore[arg-type]
     return super(Compiled, module).forward(*args, **kwargs)  # type: ignore[misc]
 
 
@@ -131,11 +135,13 @@ _OUTER = (
 class Compiled:
     """Mixin: `forward` runs in a unit; hooks and eager activation checkpointing stay outside.
 
-    `lora_fx_index` is the layer's place in the key/value cache, None for a whole model.
+    `lora_fx_index` is the layer's place in the key/value cache, None for a whole model, which
+    alone has `lora_fx_windows`, the lengths of its attention windows.
     """
 
     lora_fx_unit: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
     lora_fx_index: int | None
+    lora_fx_windows: tuple[int, ...]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward, compiled; a layer gets its own slice of the cache."""
@@ -152,6 +158,9 @@ def _enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if inner_outputs_wanted(module.lora_fx_index is None, kwargs):
         result = _forward(module, args, kwargs)
     else:
+        if module.lora_fx_index is None:
+            own: Any = super(Compiled, module)
+            kwargs = note_plain(own.forward, args, kwargs)
         with unrecorded(), unwatched():
             result = module.lora_fx_unit(module, args, kwargs)
     for one in views:
@@ -202,3 +211,4 @@ def install_unit(module: nn.Module, unit: Unit, index: int | None) -> None:
         place_hooks(module)
     module.lora_fx_unit = unit  # type: ignore[assignment]
     module.lora_fx_index = index  # type: ignore[assignment]
+    module.lora_fx_windows = windows_of(module) if index is None else ()  # type: ignore[assignment]

@@ -130,6 +130,9 @@ class Statements:
         if unit == "layers" and mode in CUDA_GRAPH_MODES:
             at = next(attribute for attribute in written if attribute.name.text == "mode")
             self._diagnostics.append(_overwriting_mode(mode, at.value.span))
+        if unit == "model" and checkpoint.name == "budget":
+            at = next(attribute for attribute in written if attribute.name.text == "checkpoint")
+            self._diagnostics.append(_budget_of_all(at.value.span))
         return CompileSpec(
             mode,
             values["dynamic"],
@@ -161,6 +164,17 @@ class Statements:
 
 def _word(value: Any) -> str | None:
     return None if value is None else value.name
+
+
+def _budget_of_all(span: Span) -> Diagnostic:
+    """Refuse: what one backward pass computes again of a whole model is there all at once."""
+    return Diagnostic(
+        "budget-needs-layers",
+        "`checkpoint = budget(…)` needs `unit = layers`",
+        span,
+        "of a whole model, what is computed again is there all at once",
+        help="leave `unit` out, or write `checkpoint = layers`",
+    )
 
 
 def _overwriting_mode(mode: str, span: Span) -> Diagnostic:

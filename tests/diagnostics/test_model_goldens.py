@@ -75,7 +75,7 @@ quantize linear { method = nf4 }
 route { default -> default }
 optimizer { lr = 1e-4 }
 compile {
-  checkpoint = budget(0.5)
+  layout = augmented
   entry train { batch = 2  sequence = 128 }
 }
 """
@@ -160,6 +160,11 @@ CASES: dict[str, Callable[[], object]] = {
     "no-layers": lambda: lora_fx.compile(
         nn.Sequential(nn.Linear(5, 7)),
         "lora 1 adapter x { rank = 2 target linear } compile { checkpoint = layers }",
+    ),
+    "budget-needs-inductor": lambda: lora_fx.compile(
+        llama(2),
+        "lora 1 adapter x { target q_proj } compile { checkpoint = budget(0.5) }",
+        backend="eager",
     ),
     "no-estimate": lambda: lora_fx.plan(
         "lora 1 adapter x { rank = 1 target linear }", Tower()

@@ -117,7 +117,7 @@ def asked_for() -> Iterator[str]:
     yield 'target embed_tokens } layers { of = "model.layers" drop 1 share = nothing'
     yield f"{target} }} route {{ }} optimizer {{ lr = 1 }} merge m {{ from a"
     yield f"{target} }} quantize linear {{ method = nf4"
-    yield f"{target} }} compile {{ checkpoint = budget(0.5) layout = augmented"
+    yield f"{target} }} compile {{ layout = augmented"
     entries = "entry train { batch = 1 sequence = 2 } entry forward { batch = 1 sequence = 2 }"
     yield f"{target} }} compile {{ {entries}"
     yield 'weights = "adapters/sql"'

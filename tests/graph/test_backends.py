@@ -22,6 +22,22 @@ def test_inductor_compiles_forward_and_backward() -> None:
     assert torch.allclose(*grads, atol=1e-5)
 
 
+def test_passes_see_the_aten_graph_of_each_direction() -> None:
+    seen: list[list[str]] = []
+
+    def look(graph) -> int:
+        seen.append([str(n.target) for n in graph.nodes if n.op == "call_function"])
+        return 0
+
+    look.__name__ = f"look_{id(seen)}"  # known to no cache
+    a, b = torch.randn(3, 5, requires_grad=True), torch.randn(5, 7)
+    compiled_by(lambda g, i: backends.inductor(g, i, "default", (look,)), a, b).sum().backward()
+    forward, backward = seen
+    assert forward == ["aten.mm.default", "aten.tanh.default"]
+    assert "aten.mm.default" in backward
+    assert "aten.tanh.default" not in backward
+
+
 def test_modes_have_options() -> None:
     import torch._inductor
 

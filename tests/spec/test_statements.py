@@ -121,7 +121,7 @@ def test_merges_come_after_what_they_take_from() -> None:
 
 
 def test_compile() -> None:
-    text = "compile { checkpoint = budget(25%)  layout = plain  unit = model }"
+    text = "compile { checkpoint = budget(25%)  layout = plain  unit = layers }"
     compile = read(text).compile
     assert (compile.checkpoint, compile.budget, compile.layout) == ("budget", 0.25, "plain")
 

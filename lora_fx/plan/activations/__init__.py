@@ -95,7 +95,11 @@ def _loss(outputs: Any) -> Tensor | None:
 
 
 def _bytes(kept: Kept, compile: CompileSpec) -> int:
-    """Return bytes with the layers recomputed that the spec says; a budget lies in between."""
+    """Return bytes with the layers recomputed that the spec says.
+
+    A budget is a share of what each layer keeps beside its inputs; the rest of one layer is there
+    again while its backward pass runs. So it lies in between, by that share.
+    """
     if compile.checkpoint == "none":
         return kept.bytes()
     least = kept.bytes_with_recomputed_layers()
