@@ -96,7 +96,8 @@ def without_values(site: SitePlan) -> dict[str, Tensor]:
 
     Those of the file itself would change with it: it is mapped.
     """
-    return {name: torch.empty(shape) for name, shape in site.tensors.items()}
+    dtype = getattr(torch, site.dtype)
+    return {name: torch.empty(shape, dtype=dtype) for name, shape in site.tensors.items()}
 
 
 @torch.no_grad()
