@@ -32,7 +32,7 @@ from lora_fx.runtime.uncalled import unwatched
 
 Backend = Callable[[torch.fx.GraphModule, list[Any]], Callable[..., Any]]
 GuardFilter = Callable[[Sequence[Any]], Sequence[bool]]
-GRAPHS_PER_UNIT = 64
+GRAPHS_PER_UNIT = 200  # twenty kinds of calls for each set of places and ranks; torch has 256
 _numbers = itertools.count()
 
 
