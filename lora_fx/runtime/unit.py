@@ -129,6 +129,7 @@ def _enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     views: list[LayerCache | LayerCaches] = []
     if module.lora_fx_index is not None:
         args, kwargs, views = with_views(args, kwargs, module.lora_fx_index)
+        kwargs.pop("num_items_in_batch", None)  # Trainer's, for the loss; layers ignore it
     if inner_outputs_wanted(module.lora_fx_index is None, kwargs):
         result = _forward(module, args, kwargs)
     else:
