@@ -46,6 +46,7 @@ from lora_fx.runtime.artifact.read import Artifact
 from lora_fx.runtime.artifact.write import Report, write_artifact
 from lora_fx.runtime.brought_in import bring_in, brought_in
 from lora_fx.runtime.given_weights import bind_weights, read_weights
+from lora_fx.runtime.loss import TokenLosses, compile_loss
 from lora_fx.runtime.provenance import annotate
 from lora_fx.runtime.root import checkpoint_layers, make_root
 from lora_fx.runtime.saved_spec import frame_of, restore_arithmetic
@@ -103,6 +104,8 @@ def _compiled(
         unit = Unit(Pipeline(tree, backend, spec.compile), spec.compile.dynamic)
         for fqn, index in units.items():
             install_unit(tree.get_submodule(fqn), unit, index)
+        if backend == "inductor" and "" not in units:
+            compile_loss(tree, unit)
         bring_in(tree)
     make_root(tree, plan)
     if spec.compile.checkpoint == "layers":
@@ -252,7 +255,11 @@ def capture(model: nn.Module, *, layer: int = 0, dynamic: bool = False, **inputs
     are those in force; with `dynamic`, sizes of the inputs become symbols. Compiled code is not
     touched. Raises LoraFxError if there is no such layer.
     """
-    units = {fqn: module for fqn, module in model.named_modules() if isinstance(module, Compiled)}
+    units = {
+        fqn: module
+        for fqn, module in model.named_modules()
+        if isinstance(module, Compiled) and not isinstance(module, TokenLosses)
+    }
     fqn = _chosen(list(units), layer)
     graphs: list[GraphModule] = []
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import Tensor, nn
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.modules import outside_adapters
 from lora_fx.plan.offloaded import device_of, values_of
 
 _BASE = "base"
@@ -92,7 +93,7 @@ def base_tensor(module: nn.Module, name: str) -> Tensor | None:
 
 def holders(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield every module that has versions, with its fqn."""
-    for fqn, module in model.named_modules():
+    for fqn, module in outside_adapters(model):
         if _NAME in module._modules:
             yield fqn, module
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.adapters.site import Arithmetic, Factors, Site
+from lora_fx.plan.modules import outside_adapters
 from lora_fx.plan.offloaded import device_of
 
 _NAMES = {"linear": ("lora_A", "lora_B"), "embedding": ("lora_embedding_A", "lora_embedding_B")}
@@ -33,7 +34,7 @@ def mark(module: nn.Module) -> Site:
 
 def sites(model: nn.Module) -> Iterator[tuple[str, Site]]:
     """Yield every site of the model with its fqn, in module order."""
-    for fqn, module in model.named_modules():
+    for fqn, module in outside_adapters(model):
         if isinstance(module, Site):
             yield fqn, module
 
@@ -43,11 +44,7 @@ def base_modules(model: nn.Module, itself: bool = False) -> dict[str, nn.Module]
 
     The model itself only if asked for.
     """
-    return {
-        fqn: module
-        for fqn, module in model.named_modules()
-        if (fqn or itself) and not is_of_adapters(fqn)
-    }
+    return {fqn: module for fqn, module in outside_adapters(model) if fqn or itself}
 
 
 def is_of_adapters(name: str) -> bool:

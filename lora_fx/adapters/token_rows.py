@@ -10,6 +10,7 @@ from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.adapters.site import Site, output_scale
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import ops
+from lora_fx.plan.modules import outside_adapters
 from lora_fx.plan.offloaded import device_of, values_of
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def share(module: nn.Module, adapter: str, rows: Rows) -> None:
 
 def holders(model: nn.Module) -> Iterator[tuple[str, TokenRows]]:
     """Yield every module that has rows, with its fqn."""
-    for fqn, module in model.named_modules():
+    for fqn, module in outside_adapters(model):
         if isinstance(module, TokenRows):
             yield fqn, module
 

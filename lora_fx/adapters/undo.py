@@ -1,6 +1,5 @@
 """Put a module tree back as it was if something done to it fails."""
 
-import copy
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +21,7 @@ def undone_on_error(model: nn.Module, changed: Iterable[Tensor] = ()) -> Iterato
     """
     hooks = [hook for module in model.modules() if (hook := offload_hook(module)) is not None]
     objects = [(one, type(one), dict(vars(one))) for one in (*model.modules(), *hooks)]
-    contents = [(one, copy.copy(one)) for one in _containers(vars(one) for one, _, _ in objects)]
+    contents = [(one, _content(one)) for one in _containers(vars(one) for one, _, _ in objects)]
     flags = [(tensor, tensor.requires_grad) for tensor in model.parameters()]
     values = [(tensor, tensor.detach().clone()) for tensor in changed]
     try:
@@ -53,6 +52,11 @@ def _containers(attributes: Iterable[MutableMapping[str, Any]]) -> Iterator[Cont
             elif hasattr(value, "to_dict") and hasattr(value, "__dict__"):
                 yield from _containers([vars(value)])
                 yield vars(value)
+
+
+def _content(container: Container) -> dict[Any, Any] | tuple[Any, ...]:
+    """Return what `_set` puts back; most containers of a module are empty."""
+    return dict(container) if container and isinstance(container, dict) else tuple(container)
 
 
 def _set(container: Any, content: Any) -> None:

@@ -1,6 +1,6 @@
 """A model's modules and parameters as selectors see them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ def modules_of(model: nn.Module) -> Modules:
     names: dict[int, list[str]] = {}
     for fqn, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(fqn)
-    by_fqn = _outside_adapters(model)
+    by_fqn = {fqn: module for fqn, module in outside_adapters(model) if fqn}
     return Modules(
         model,
         by_fqn,
@@ -68,15 +68,23 @@ def linear_modules(model: nn.Module) -> frozenset[str]:
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     return frozenset(
         fqn
-        for fqn, module in _outside_adapters(model).items()
-        if is_linear(module) and module is not head
+        for fqn, module in outside_adapters(model)
+        if fqn and is_linear(module) and module is not head
     )
 
 
-def _outside_adapters(model: nn.Module) -> dict[str, nn.Module]:
-    """Leave out what adapters keep inside the modules of a model that has some."""
-    return {
-        fqn: module
-        for fqn, module in model.named_modules()
-        if fqn and not any(part.startswith("lora_") for part in fqn.split("."))
-    }
+def outside_adapters(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield modules, the model first, as `named_modules` does, but not what adapters keep inside.
+
+    What is looked at does not grow with the number of adapters.
+    """
+    yield "", model
+    yield from _below(model, "", {model})
+
+
+def _below(module: nn.Module, prefix: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        if child not in seen and not name.startswith("lora_"):
+            seen.add(child)
+            yield f"{prefix}{name}", child
+            yield from _below(child, f"{prefix}{name}.", seen)

@@ -11,7 +11,7 @@ from torch import nn
 from lora_fx.adapters import storage
 from lora_fx.adapters.bind import activate, bind, remove, require_compatible
 from lora_fx.adapters.peft.folders import local
-from lora_fx.adapters.peft.keys import expected_shapes, live_tensors, overwrite, site_tensors
+from lora_fx.adapters.peft.keys import expected_shapes, live_tensors, overwrite, without_values
 from lora_fx.adapters.peft.read import Loaded, read
 from lora_fx.adapters.peft.task import task_of
 from lora_fx.adapters.peft.write import folder_config, write
@@ -100,7 +100,7 @@ class AdapterMethods(_Base):
         with undone_on_error(self, live_tensors(self, adapter_name).values()):
             if adapter_name not in self.lora_fx_adapters:
                 plan = loaded.plan.with_trainable(is_trainable)
-                bind(self, plan, lambda site: site_tensors(loaded.tensors, site))
+                bind(self, plan, without_values)
                 self.lora_fx_adapters = {**self.lora_fx_adapters, adapter_name: plan}
             self._overwrite(adapter_name, loaded)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from lora_fx.adapters.bind import bind
-from lora_fx.adapters.peft.keys import expected_shapes, overwrite, site_tensors
+from lora_fx.adapters.peft.keys import expected_shapes, overwrite, without_values
 from lora_fx.adapters.peft.read import Loaded, read
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.rules import AdapterPlan
@@ -51,7 +51,7 @@ def read_weights(
 
 def bind_weights(model: nn.Module, adapter: AdapterPlan, tensors: Mapping[str, Tensor]) -> None:
     """Put an adapter in place with the values that were read for it, by their names in a file."""
-    bind(model, adapter, lambda site: site_tensors(tensors, site))
+    bind(model, adapter, without_values)
     overwrite(model, adapter.name, tensors)
 
 

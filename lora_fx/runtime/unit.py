@@ -34,7 +34,7 @@ from lora_fx.runtime.window_lengths import compare, windows_of
 
 Backend = Callable[[torch.fx.GraphModule, list[Any]], Callable[..., Any]]
 GuardFilter = Callable[[Sequence[Any]], Sequence[bool]]
-GRAPHS_PER_UNIT = 64
+GRAPHS_PER_UNIT = 200  # twenty kinds of calls for each set of places and ranks; torch has 256
 _numbers = itertools.count()
 
 
@@ -155,6 +155,7 @@ def _enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     views: list[LayerCache | LayerCaches] = []
     if module.lora_fx_index is not None:
         args, kwargs, views = with_views(args, kwargs, module.lora_fx_index)
+        kwargs.pop("num_items_in_batch", None)  # Trainer's, for the loss; layers ignore it
     if inner_outputs_wanted(module.lora_fx_index is None, kwargs):
         result = _forward(module, args, kwargs)
     else:

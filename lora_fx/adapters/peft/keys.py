@@ -91,9 +91,13 @@ def expected_shapes(plan: AdapterPlan, model: nn.Module) -> dict[str, tuple[int,
     return {name: tuple(like.shape) for name, like in expected_tensors(plan, model).items()}
 
 
-def site_tensors(state: Mapping[str, Tensor], site: SitePlan) -> dict[str, Tensor]:
-    """Return a site's tensors of a file, by PEFT's names for them."""
-    return {name: state[f"{PREFIX}{site.fqn}.{name}"] for name in site.tensors}
+def without_values(site: SitePlan) -> dict[str, Tensor]:
+    """Return tensors for a site by PEFT's names, for `overwrite` to copy a file's values into.
+
+    Those of the file itself would change with it: it is mapped.
+    """
+    dtype = getattr(torch, site.dtype)
+    return {name: torch.empty(shape, dtype=dtype) for name, shape in site.tensors.items()}
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from lora_fx.runtime.artifact.ahead import AheadFunction
-from lora_fx.runtime.artifact.recorder import call_of
 from lora_fx.runtime.unit import Unit
 
 Modes = tuple[bool, bool]
@@ -33,7 +32,7 @@ class Precompiled:
         modes = module.training, torch.is_grad_enabled()
         if modes not in self._graphs:
             self._graphs[modes] = _Graphs(self._load(modes))
-        call = call_of(module, args, kwargs)
+        call = module, args, kwargs
         function = self._graphs[modes].of(call)
         if function is not None:
             return function(*call)

@@ -31,7 +31,7 @@ class Recorder:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the module's own forward."""
         self.module = module
-        call = call_of(module, args, kwargs)
+        call = module, args, kwargs
         for function, _, _ in self.functions[self._begun :]:
             if function.matches(*call):
                 return function(*call)
@@ -45,13 +45,3 @@ class Recorder:
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave it out where guards are written down, with the module that they are about."""
         return object, ()
-
-
-def call_of(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what a unit is called with.
-
-    Of a layer without what Trainer gives the loss: models pass it on to layers, which ignore it.
-    """
-    if module.lora_fx_index is not None:
-        kwargs = {name: value for name, value in kwargs.items() if name != "num_items_in_batch"}
-    return module, args, kwargs

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import lora_fx
 from tests.adapters.peft.both import (
@@ -117,3 +117,37 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert torch.equal(logits(again), logits(model))
     with model.disable_adapter():
         assert relative(logits(model), logits(again)) > 1e-3
+
+
+@pytest.mark.parametrize("into", ["new", "there"])
+def test_a_file_that_changes_later_changes_nothing(into: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    model = compiled(OTHER)
+    model.load_adapter(tmp_path, "theirs")
+    if into == "there":
+        model.load_adapter(tmp_path, "theirs")
+    model.set_adapter("theirs")
+    before = logits(model)
+    with open(tmp_path / "adapter_model.safetensors", "r+b") as file:
+        start = int.from_bytes(file.read(8), "little") + 8
+        file.seek(start)
+        values = torch.frombuffer(bytearray(file.read()), dtype=torch.float32)
+        file.seek(start)
+        file.write((2 * values).numpy().tobytes())
+    assert torch.equal(logits(model), before)
+    model.load_adapter(tmp_path, "theirs")
+    assert relative(logits(model), before) > 1e-3
+
+
+def test_a_file_of_eight_bit_floats(tmp_path: Path) -> None:
+    saved(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    narrow = {name: t.to(torch.float8_e5m2) for name, t in load_file(path).items()}
+    save_file(narrow, path)
+    small = lora_fx.load(tmp_path, llama(4), backend=None)
+    save_file({name: t.float() for name, t in narrow.items()}, path)
+    assert torch.equal(logits(small), logits(lora_fx.load(tmp_path, llama(4), backend=None)))
+    next(iter(narrow.values())).view(torch.uint8)[1, 2] = 0x7C  # infinity
+    save_file(narrow, path)
+    with pytest.raises(lora_fx.LoraFxError, match="NaN or infinity"):
+        small.load_adapter(tmp_path, "again")

@@ -31,7 +31,8 @@ def test_what_is_in_it(artifact: Path) -> None:
         "adapters/default/adapter_model.safetensors",
     }
     stages = ("captured", "adapted", "fused", "lowered")
-    graphs = {f"graphs/forward/00-{stage}.txt" for stage in stages}
+    parts = ("00", "01")  # the layers, the loss
+    graphs = {f"graphs/forward/{part}-{stage}.txt" for part in parts for stage in stages}
     assert {name for name in names if name.startswith("graphs/")} == graphs
     assert "cache/functions/000.bin" in names
     assert any(name.startswith("cache/kernels/") and name.endswith(".so") for name in names)
@@ -44,6 +45,7 @@ def test_what_is_in_it(artifact: Path) -> None:
     captured = (artifact / "graphs/forward/00-captured.txt").read_text()
     assert "lora_fx.site(" in captured
     assert "@self_attn.q_proj.lora_A.default.weight" in captured
+    assert "cross_entropy(" in (artifact / "graphs/forward/01-captured.txt").read_text()
     assert "lora_fx." not in (artifact / "graphs/forward/00-lowered.txt").read_text()
 
 
