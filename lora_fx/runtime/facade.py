@@ -22,7 +22,6 @@ from lora_fx.adapters.peft.keys import adapter_tensors
 from lora_fx.adapters.peft.write import folder_config
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.adapter_methods import AdapterMethods
-from lora_fx.runtime.loss import compiled_loss
 from lora_fx.runtime.uncalled import run_watched
 from lora_fx.spec.together import together
 
@@ -48,15 +47,6 @@ class HuggingFace(AdapterMethods, _Base):  # type: ignore[override]
         """The adapters as `LoraConfig` fields, for loggers."""
         plans = self.lora_fx_adapters
         return {name: folder_config(self, plan, self._layers()) for name, plan in plans.items()}
-
-    @property
-    def loss_function(self) -> Any:
-        """The model's own loss, compiled where that computes the same."""
-        return compiled_loss(self, super().loss_function)
-
-    @loss_function.setter
-    def loss_function(self, value: Any) -> None:  # type: ignore[override]
-        self._loss_function = value
 
     def save_pretrained(  # type: ignore[override]
         self,

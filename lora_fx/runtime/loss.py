@@ -14,7 +14,6 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from lora_fx.runtime.unit import Unit, install_unit
 
-NAME = "lora_fx_loss"
 _DEFAULT = "ForCausalLM"  # of models that say nothing
 
 
@@ -27,19 +26,21 @@ class TokenLosses(nn.Module):
 
 
 def compile_loss(tree: nn.Module, unit: Unit) -> None:
-    """Let a causal language model's loss run in the unit, in place; other models are left alone."""
-    if not isinstance(tree, PreTrainedModel) or tree.get_output_embeddings() is None:
-        return
-    if LOSS_MAPPING.get(getattr(tree, "loss_type", None) or _DEFAULT) is ForCausalLMLoss:
-        losses = TokenLosses().train(tree.training)
-        tree.add_module(NAME, losses)
-        install_unit(losses, unit, None)
+    """Let a causal language model's loss run in the unit, in place.
+
+    Left alone are other models, and those that were given a loss of their own.
+    """
+    if isinstance(tree, PreTrainedModel) and _has_standard_loss(tree):
+        tree.lora_fx_loss = TokenLosses().train(tree.training)
+        install_unit(tree.lora_fx_loss, unit, None)
+        tree.loss_function = partial(_loss, tree.lora_fx_loss)
 
 
-def compiled_loss(model: nn.Module, given: Any) -> Any:
-    """Return what computes as the loss `given` of a model, compiled if it has been."""
-    losses = model._modules.get(NAME)
-    return partial(_loss, losses) if losses is not None and given is ForCausalLMLoss else given
+def _has_standard_loss(model: PreTrainedModel) -> bool:
+    given = getattr(model, "_loss_function", None)
+    if given is None and model.get_output_embeddings() is not None:
+        given = LOSS_MAPPING.get(getattr(model, "loss_type", None) or _DEFAULT)
+    return given is ForCausalLMLoss or getattr(given, "func", None) is _loss
 
 
 def _loss(
@@ -53,12 +54,12 @@ def _loss(
     **_: Any,
 ) -> Tensor:
     """Return transformers' `ForCausalLMLoss`: a mean, or the sum over `num_items_in_batch`."""
-    targets = {"labels": labels} if shift_labels is None else {"shift_labels": shift_labels}
     total = losses(
         logits=logits,
+        labels=labels if shift_labels is None else None,
+        shift_labels=shift_labels,
         vocab_size=vocab_size,
         ignore_index=ignore_index,
-        **{"labels": None, "shift_labels": None} | targets,
     )
     if num_items_in_batch is None:
         known = labels[..., 1:] if shift_labels is None else shift_labels
