@@ -62,7 +62,8 @@ Giver = Callable[[nn.Module, Plan], Given]
 
 RULES = (ExpandSites(),)
 FUSE = (share_shrinks, causal_attention, grouped_attention)
-ATEN = (share_gradient_reads, accumulate_products, augment_products, keep_float32)
+ATEN = (share_gradient_reads, accumulate_products, keep_float32)
+AUGMENT = (augment_products,)
 
 
 def compile(
@@ -158,6 +159,7 @@ class Pipeline:
         self._model = model
         self._backend = backend
         self._mode = compile.mode
+        self._augmented = compile.layout == "augmented"
         self._budget = 1.0 if compile.budget is None else compile.budget
         self.seen: Callable[[Program], None] | None = None  # called with each captured graph
 
@@ -169,7 +171,8 @@ class Pipeline:
         rewrite(module, "lowered")
         if self._backend == "eager":
             return backends.eager(module)
-        return backends.inductor(module, inputs, self._mode, ATEN, self._budget)
+        passes = (*ATEN, *AUGMENT) if self._augmented else ATEN
+        return backends.inductor(module, inputs, self._mode, passes, self._budget)
 
 
 def build(

@@ -66,7 +66,8 @@ def test_large_batches_are_as_precise_as_the_marked_model(
         run.__name__ = f"counted_{rewrite.__name__}"
         return run
 
-    monkeypatch.setattr(compiler, "ATEN", tuple(map(counted, compiler.ATEN)))
+    for name in ("ATEN", "AUGMENT"):
+        monkeypatch.setattr(compiler, name, tuple(map(counted, getattr(compiler, name))))
     base = llama(2, hidden_size=512, intermediate_size=1024).bfloat16()
     text = spec().replace("unit", f"layout = {layout}  unit")
     model = lora_fx.compile(base, text).cuda()

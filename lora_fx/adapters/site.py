@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.graph import ops
-from lora_fx.graph.room import has_room, with_room
+from lora_fx.graph.room import owns_room, with_room
 from lora_fx.graph.structure import Branch, Structure
 
 if TYPE_CHECKING:
@@ -99,14 +99,14 @@ class Site(_Base):
         self._keep_room()
 
     def make_room(self) -> None:
-        """Give the base weight (out, in) room beside it, and again whenever it is moved."""
+        """Move the base weight (out, in) to where it has room, and again whenever it is moved."""
+        wide = with_room(self.weight.detach())
+        self._parameters["weight"] = nn.Parameter(wide, self.weight.requires_grad)
         self.lora_room = True
-        self._keep_room()
 
     def _keep_room(self) -> None:
-        if self.lora_room and not has_room(self.weight):
-            wide = with_room(self.weight.detach())
-            self._parameters["weight"] = nn.Parameter(wide, self.weight.requires_grad)
+        if self.lora_room and not owns_room(self.weight):
+            self.weight.data = with_room(self.weight.detach())
 
 
 def output_scale(module: nn.Module) -> float:

@@ -16,6 +16,13 @@ def has_room(weight: Tensor) -> bool:
     return weight.dim() == 2 and weight.stride() == (weight.shape[1] + ROOM, 1)
 
 
+def owns_room(weight: Tensor) -> bool:
+    """Whether the storage of a weight with such strides is the weight and its room."""
+    elements = weight.shape[0] * (weight.shape[1] + ROOM)
+    whole = weight.untyped_storage().nbytes() == elements * weight.element_size()
+    return has_room(weight) and weight.storage_offset() == 0 and whole
+
+
 def with_room(weight: Tensor) -> Tensor:
     """Return a copy of a matrix (out, in) with room beside it, which is zero."""
     rows, columns = weight.shape

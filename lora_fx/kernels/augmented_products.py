@@ -6,8 +6,9 @@ xa: (m, in + ROOM), x and beside it nothing yet      hidden: all branches' h, (m
 Bᵢ: (outᵢ, ROOM), the layer's own B in the columns of its h, zero in the others
 
 h is written beside x, and B into the room beside W (`graph/room.py`), before the products. What
-lies in either place is nobody's but this operator's: x and W are what they were. Sums are in
-float32 and rounded once.
+lies in either place is nobody's but this operator's: x and W are what they were. So a weight serves
+one call at a time, and threads that run a model with different adapters need `layout = plain`. Sums
+are in float32 and rounded once.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lora_fx.graph.room import ROOM, has_room, room_of
+from lora_fx.graph.room import ROOM, owns_room, room_of
 
 _library = torch.library.Library("lora_fx", "FRAGMENT")
 _library.define(
@@ -40,9 +41,12 @@ def _products(
 
 
 def _product(xa: Tensor, W: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
-    assert has_room(W)
-    room_of(W).copy_(B)
     rows, columns = W.shape
+    if not owns_room(W):  # a copy that has the strides and not the room
+        first = xa[:, columns:], B.t()
+        total = torch.mm(*first) if bias is None else torch.addmm(bias, *first)
+        return total.addmm_(xa[:, :columns], W.t())
+    room_of(W).copy_(B)
     whole = W.as_strided((rows, columns + ROOM), W.stride(), W.storage_offset()).t()
     return torch.mm(xa, whole) if bias is None else torch.addmm(bias, xa, whole)
 

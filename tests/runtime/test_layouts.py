@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 import lora_fx
 from lora_fx import compiler
+from lora_fx.graph.room import ROOM
 from lora_fx.passes.aten import accumulate_products as sums
 from tests.tiny import SIZES, assert_differ, assert_equal, llama, step, tokens
 
@@ -28,7 +29,7 @@ def small_sums_too(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How many changes each pass has made."""
-    counts = {rewrite.__name__: 0 for rewrite in compiler.ATEN}
+    counts = {rewrite.__name__: 0 for rewrite in (*compiler.ATEN, *compiler.AUGMENT)}
 
     def counted(rewrite):
         def run(graph):
@@ -38,7 +39,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         run.__name__ = rewrite.__name__
         return run
 
-    monkeypatch.setattr(compiler, "ATEN", tuple(map(counted, compiler.ATEN)))
+    for name in ("ATEN", "AUGMENT"):
+        monkeypatch.setattr(compiler, name, tuple(map(counted, getattr(compiler, name))))
     return counts
 
 
@@ -92,3 +94,61 @@ def test_the_given_model_keeps_its_weights() -> None:
         assert parameter.data_ptr() == place
         assert torch.equal(parameter, value)
         assert torch.equal(model.get_parameter(name), value)
+
+
+def test_a_foreign_view_with_such_strides_is_not_written_beside() -> None:
+    class Two(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.big = torch.randn(8, 8 + ROOM)
+            self.a, self.b = torch.nn.Linear(8, 8, bias=False), torch.nn.Linear(ROOM, 8, bias=False)
+            self.a.weight = torch.nn.Parameter(self.big[:, :8])
+            self.b.weight = torch.nn.Parameter(self.big[:, 8:])
+
+        def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+            return self.a(torch.tanh(x)) + self.b(z)
+
+    base, x, z = Two(), torch.randn(5, 8), torch.randn(5, ROOM)
+    want, before = base(x, z), base.big.clone()
+    for layout in ("plain", "augmented"):
+        text = f"""lora 1
+        adapter x {{ rank = 2 init = random target linear }}
+        compile {{ layout = {layout} }}"""
+        model = lora_fx.compile(base, text)
+        model(x, z).sum().backward()
+        assert torch.equal(base.big, before)
+        assert torch.equal(base(x, z), want)
+        marked = lora_fx.compile(base, text, backend=None)
+        assert torch.allclose(model(x, z), marked(x, z), atol=1e-5)
+
+
+class Chain(torch.nn.Module):
+    """Two layers of one input with two dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k = torch.nn.Linear(6, 5, bias=False), torch.nn.Linear(6, 7, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(x)
+        return torch.cat([self.q(x), self.k(x)], 1)
+
+
+@pytest.mark.parametrize("more", ["", "lora_bias = true"])
+def test_two_dimensions_and_sizes_that_change(more: str, made: dict[str, int]) -> None:
+    text = f"""lora 1
+    adapter x {{ rank = 2 init = random {more} target linear }}
+    compile {{ layout = augmented }}"""
+    model, marked = (lora_fx.compile(Chain(), text, backend=b) for b in ("inductor", None))
+    for size in (5, 9, 4):
+        x = torch.randn(size, 6)
+        assert torch.allclose(model(x), marked(x), atol=1e-5)
+        grads = []
+        for one in (model, marked):
+            one.zero_grad()
+            one(x).square().sum().backward()
+            grads.append([p.grad.clone() for p in one.parameters() if p.requires_grad])
+        for got, want in zip(*grads, strict=True):
+            assert torch.allclose(got, want, atol=1e-4)
+    assert made["augment_products"] >= 2

@@ -32,12 +32,11 @@ _CHEAP = (*_VIEWS, _CAST, _aten.mul.Tensor, _aten.select.int)  # of an adapter's
 
 def augment_products(graph: Graph) -> int:
     """Rewrite the sums of each input; return how many inputs there were."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
     groups: dict[Node, list[Node]] = defaultdict(list)
     for node in graph.nodes:
         if node.target is sum_of_products and _has_room(node):
             groups[args(node)[0][-1]].append(node)
-    made = sum(_rewrite(graph, x, sums, order) for x, sums in groups.items() if _is_computed(x))
+    made = sum(_rewrite(graph, x, sums) for x, sums in groups.items() if _is_computed(x))
     if made:
         graph.eliminate_dead_code()
     return made
@@ -46,29 +45,36 @@ def augment_products(graph: Graph) -> int:
 def _has_room(product: Node) -> bool:
     *factors, weight = args(product)[1]
     return (
-        all(one.target is _aten.permute.default for one in (*factors, weight))
+        all(_is_transposed(one) for one in (*factors, weight))
         and args(weight)[0].op == "placeholder"
         and has_room(value(args(weight)[0]))
     )
 
 
+def _is_transposed(node: Node) -> bool:
+    return node.target is _aten.permute.default and list(args(node)[1]) == [1, 0]
+
+
 def _is_computed(x: Node) -> bool:
-    """Whether x is made element by element, with the columns that the layers see."""
+    """Whether x is made element by element, in the columns and not by the strides it is read by."""
     base = _computed(x)
     pointwise = torch.Tag.pointwise in getattr(base.target, "tags", ())
-    return pointwise and value(base).shape[-1] == value(x).shape[-1]
+    by_strides = any(user.target is _aten.as_strided.default for user in (*base.users, *x.users))
+    return pointwise and not by_strides and value(base).shape[-1] == value(x).shape[-1]
 
 
-def _rewrite(graph: Graph, x: Node, sums: list[Node], order: dict[Node, int]) -> bool:
+def _rewrite(graph: Graph, x: Node, sums: list[Node]) -> bool:
+    order = {node: i for i, node in enumerate(graph.nodes)}
     hidden = [h for product in sums for h in args(product)[0][:-1]]
     factors = [args(one)[0] for product in sums for one in args(product)[1][:-1]]
     if sum(map(_rank, hidden)) > ROOM:
         return False
-    if not all(_comes_before(one, sums[0], order) for one in (*hidden, *factors)):
+    biases = [args(product)[2] if len(args(product)) > 2 else None for product in sums]
+    needed = (*hidden, *factors, *filter(None, biases))
+    if not all(_comes_before(one, sums[0], order) for one in needed):
         return False
     with graph.inserting_before(sums[0]):
         weights = [args(args(product)[1][-1])[0] for product in sums]
-        biases = [args(product)[2] if len(args(product)) > 2 else None for product in sums]
         xa = _with_room(graph, x)
         wide = list(_columns(graph, sums))
         results = call(graph, sums[0], augmented_products, xa, hidden, weights, wide, biases)
@@ -89,7 +95,7 @@ def _with_room(graph: Graph, x: Node) -> Node:
     with graph.inserting_before(x.next if x is not base else wide.next):
         xa = call(graph, x, _aten.reshape.default, wide, [-1, columns + ROOM])
         own = call(graph, x, _aten.slice.Tensor, xa, 1, 0, columns)
-    x.replace_all_uses_with(own, lambda user: user is not wide)
+    x.replace_all_uses_with(own, lambda user: user is not wide and user not in sizes)
     return xa
 
 
@@ -109,7 +115,11 @@ def _comes_before(node: Node, first: Node, order: dict[Node, int]) -> bool:
     if order[node] < order[first]:
         return True
     inputs = node.all_input_nodes
-    if node.target not in _CHEAP or not all(_comes_before(one, first, order) for one in inputs):
+    if (
+        node.op != "call_function"
+        or node.target not in _CHEAP
+        or not all(_comes_before(one, first, order) for one in inputs)
+    ):
         return False
     first.prepend(node)
     order[node] = order[first] - 1

@@ -28,9 +28,8 @@ _CACHED = 1 << 24  # elements: 32 MiB, most of the cache of 50 that an H100 has
 
 def share_gradient_reads(graph: Graph) -> int:
     """Rewrite every such pair of products; return how many there were."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
     pairs = [pair for node in graph.nodes for pair in _pairs(node)]
-    made = sum(_rewrite(graph, *pair, order) for pair in pairs)
+    made = sum(_rewrite(graph, *pair) for pair in pairs)
     if made:
         graph.eliminate_dead_code()
     return made
@@ -68,7 +67,8 @@ def _rank(product: Node) -> int:
     return value(product).shape[1]
 
 
-def _rewrite(graph: Graph, dh: Node, dB: Node, order: dict[Node, int]) -> bool:
+def _rewrite(graph: Graph, dh: Node, dB: Node) -> bool:
+    order = {node: i for i, node in enumerate(graph.nodes)}
     dy, B, h = args(dh)[0], args(dh)[1], args(dB)[1]
     last: Node = max((dy, B, h), key=order.__getitem__)
     computed = (node for node in graph.nodes if node.op != "placeholder" and node in order)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_fx.graph.room import ROOM, has_room, room_of, with_room
+from lora_fx.graph.room import ROOM, has_room, owns_room, room_of, with_room
 from lora_fx.passes.aten import accumulate_products as sums
 from lora_fx.passes.aten.accumulate_products import accumulate_products
 from lora_fx.passes.aten.augment_products import augment_products
@@ -121,3 +121,35 @@ def test_room_shows_by_strides() -> None:
     assert torch.equal(room_of(wide), torch.zeros(N, ROOM))
     room_of(wide).fill_(1)
     assert torch.equal(wide, W)
+
+
+def test_a_square_weight_that_is_not_transposed_is_left_alone() -> None:
+    def other(z, W, A, B):
+        x = torch.tanh(z)
+        h = torch.mm(x, permute(A, [1, 0]))
+        return torch.mm(x, permute(W, [0, 1])) + torch.mm(h, permute(B, [1, 0]))
+
+    given = [torch.randn(4, K), with_room(torch.randn(K, K)), torch.randn(R, K), torch.randn(K, R)]
+    augmented(other, given, made=0)
+
+
+def test_what_reads_x_by_its_strides_leaves_it_alone() -> None:
+    def strided(z, W, A, B):
+        x = torch.tanh(z)
+        h = torch.mm(x, permute(A, [1, 0]))
+        y = torch.mm(x, permute(W, [1, 0])) + torch.mm(h, permute(B, [1, 0]))
+        return y, x.as_strided((2, 2), (K, 1))
+
+    given = [torch.randn(4, K), with_room(torch.randn(N, K)), torch.randn(R, K), torch.randn(N, R)]
+    augmented(strided, given, made=0)
+
+
+def test_strides_without_the_room_behind_them_are_no_harm() -> None:
+    graph = augmented(with_a_bias, inputs())
+    given = inputs()
+    W = given[1]
+    short = torch.zeros((N - 1) * (K + ROOM) + K, dtype=W.dtype).as_strided(W.shape, W.stride())
+    given[1] = short.copy_(W)
+    assert has_room(short)
+    assert not owns_room(short)
+    assert relative(graph(*given), with_a_bias(*inputs(room=False))) < 1e-14

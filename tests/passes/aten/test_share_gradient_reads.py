@@ -49,6 +49,18 @@ def test_two_branches_of_one_output_are_two_pairs() -> None:
         assert relative(got, want) < 1e-2
 
 
+def test_a_pair_may_read_what_another_made() -> None:
+    def nested(dy, B, h):
+        dh = torch.mm(dy, B)
+        dB = torch.mm(permute(dy, [1, 0]), h)
+        other = torch.tanh(dy)
+        return dh, torch.mm(other, dB), torch.mm(permute(other, [1, 0]), dh)
+
+    graph = rewritten(share_gradient_reads, traced(nested, *inputs(), device="cuda"), made=2)
+    for got, want in zip(graph(*inputs()), nested(*inputs()), strict=True):
+        assert relative(got, want) < 1e-2
+
+
 def only_one(dy, B, h):
     return torch.mm(dy, B)
 
