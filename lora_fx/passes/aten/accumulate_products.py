@@ -19,13 +19,11 @@ import torch
 from torch.fx import Graph, Node
 
 from lora_fx.kernels.sum_of_products import sum_of_products
-from lora_fx.passes.aten.nodes import args, call, elements, same_size, value
+from lora_fx.passes.aten.nodes import VIEWS, args, aten, call, elements, same_size, value
 
-_aten = torch.ops.aten
-_ADD = _aten.add.Tensor
-_PRODUCTS = (_aten.mm.default, _aten.addmm.default)
+_ADD = aten.add.Tensor
+_PRODUCTS = (aten.mm.default, aten.addmm.default)
 _LEAST = 1 << 23  # elements: 16 MiB, which an H100 reads in 5 µs
-_VIEWS = (_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default)
 
 
 def accumulate_products(graph: Graph) -> int:
@@ -47,8 +45,8 @@ def _rewrite(graph: Graph, total: Node) -> bool:
     with graph.inserting_before(total):
         result = _sum(graph, list(products.values()))
         some = next(iter(products))
-        if some.target in _VIEWS:
-            result = call(graph, some, _aten.reshape.default, result, args(some)[1])
+        if some.target in VIEWS:
+            result = call(graph, some, aten.reshape.default, result, args(some)[1])
         for term in terms:
             if term not in products:
                 result = call(graph, total, _ADD, result, term)
@@ -72,7 +70,7 @@ def _products(terms: list[Node]) -> dict[Node, Node]:
 
 
 def _has_bias(product: Node) -> bool:
-    return product.target is _aten.addmm.default
+    return product.target is aten.addmm.default
 
 
 def _sum(graph: Graph, products: list[Node]) -> Node:
@@ -110,7 +108,7 @@ def _is_partial(total: Node) -> bool:
 
 def _product(term: Node) -> Node | None:
     """Return the matrix product that a term is, or a reshape of, if nothing else reads it."""
-    while term.target in _VIEWS and len(term.users) == 1:
+    while term.target in VIEWS and len(term.users) == 1:
         term = args(term)[0]
     known = term.target in _PRODUCTS and not term.kwargs and len(term.users) == 1
     if not known or (_has_bias(term) and value(args(term)[0]).dim() != 1):

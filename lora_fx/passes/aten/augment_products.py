@@ -22,12 +22,9 @@ from torch.fx import Graph, Node
 from lora_fx.graph.room import ROOM, has_room
 from lora_fx.kernels.augmented_products import augmented_products
 from lora_fx.kernels.sum_of_products import sum_of_products
-from lora_fx.passes.aten.nodes import args, call, value
+from lora_fx.passes.aten.nodes import CAST, VIEWS, args, aten, call, value
 
-_aten = torch.ops.aten
-_CAST = torch.ops.prims.convert_element_type.default
-_VIEWS = (_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default)
-_CHEAP = (*_VIEWS, _CAST, _aten.mul.Tensor, _aten.select.int)  # of an adapter's factors
+_CHEAP = (*VIEWS, CAST, aten.mul.Tensor, aten.select.int)  # of an adapter's factors
 
 
 def augment_products(graph: Graph) -> int:
@@ -52,14 +49,14 @@ def _has_room(product: Node) -> bool:
 
 
 def _is_transposed(node: Node) -> bool:
-    return node.target is _aten.permute.default and list(args(node)[1]) == [1, 0]
+    return node.target is aten.permute.default and list(args(node)[1]) == [1, 0]
 
 
 def _is_computed(x: Node) -> bool:
     """Whether x is made element by element, in the columns and not by the strides it is read by."""
     base = _computed(x)
     pointwise = torch.Tag.pointwise in getattr(base.target, "tags", ())
-    by_strides = any(user.target is _aten.as_strided.default for user in (*base.users, *x.users))
+    by_strides = any(user.target is aten.as_strided.default for user in (*base.users, *x.users))
     return pointwise and not by_strides and value(base).shape[-1] == value(x).shape[-1]
 
 
@@ -90,22 +87,22 @@ def _with_room(graph: Graph, x: Node) -> Node:
     like = {"dtype": value(x).dtype, "device": value(x).device}
     with graph.inserting_before(base.next):
         sizes = [_size(graph, base, i) for i in range(len(rows))]
-        zeros = call(graph, x, _aten.full.default, [*sizes, ROOM], 0, **like)
-        wide = call(graph, x, _aten.cat.default, [base, zeros], -1)
+        zeros = call(graph, x, aten.full.default, [*sizes, ROOM], 0, **like)
+        wide = call(graph, x, aten.cat.default, [base, zeros], -1)
     with graph.inserting_before(x.next if x is not base else wide.next):
-        xa = call(graph, x, _aten.reshape.default, wide, [-1, columns + ROOM])
-        own = call(graph, x, _aten.slice.Tensor, xa, 1, 0, columns)
+        xa = call(graph, x, aten.reshape.default, wide, [-1, columns + ROOM])
+        own = call(graph, x, aten.slice.Tensor, xa, 1, 0, columns)
     x.replace_all_uses_with(own, lambda user: user is not wide and user not in sizes)
     return xa
 
 
 def _size(graph: Graph, tensor: Node, dim: int) -> object:
     size = value(tensor).shape[dim]
-    return size if isinstance(size, int) else call(graph, tensor, _aten.sym_size.int, tensor, dim)
+    return size if isinstance(size, int) else call(graph, tensor, aten.sym_size.int, tensor, dim)
 
 
 def _computed(x: Node) -> Node:
-    while x.target in _VIEWS:
+    while x.target in VIEWS:
         x = args(x)[0]
     return x
 
@@ -133,10 +130,10 @@ def _columns(graph: Graph, sums: list[Node]) -> Iterator[Node]:
         factors = [args(one)[0] for one in args(product)[1][:-1]]
         B = factors[0]
         if len(factors) > 1:
-            B = call(graph, factors[0], _aten.cat.default, factors, 1)
+            B = call(graph, factors[0], aten.cat.default, factors, 1)
         width = _rank(B)
         room = [start, ROOM - start - width]
-        yield call(graph, product, _aten.constant_pad_nd.default, B, room)
+        yield call(graph, product, aten.constant_pad_nd.default, B, room)
         start += width
 
 

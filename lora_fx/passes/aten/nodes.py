@@ -10,6 +10,10 @@ from torch.fx.node import map_arg
 
 from lora_fx.rewrite.metadata import fake_mode
 
+aten = torch.ops.aten
+CAST = torch.ops.prims.convert_element_type.default
+HALF = (torch.bfloat16, torch.float16)
+VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 _VALUE = "val"
 
 

@@ -17,12 +17,9 @@ import torch
 from torch.fx import Graph, Node
 
 from lora_fx.kernels.expand_backward import MAX_RANK, expand_backward
-from lora_fx.passes.aten.nodes import args, call, elements, value
+from lora_fx.passes.aten.nodes import CAST, HALF, args, aten, call, elements, value
 
-_aten = torch.ops.aten
-_MM = _aten.mm.default
-_HALF = (torch.bfloat16, torch.float16)
-_CAST = torch.ops.prims.convert_element_type.default
+_MM = aten.mm.default
 _CACHED = 1 << 24  # elements: 32 MiB, most of the cache of 50 that an H100 has
 
 
@@ -40,7 +37,7 @@ def _pairs(dy: Node) -> Iterator[tuple[Node, Node]]:
     if not _is_large(dy):
         return
     left = [user for user in dy.users if _is_small_product(user, dy)]
-    transposed = [user for user in dy.users if user.target is _aten.permute.default]
+    transposed = [user for user in dy.users if user.target is aten.permute.default]
     for dB in (user for t in transposed for user in t.users if _is_small_product(user, t)):
         dh = next((one for one in left if _rank(one) == _rank(dB)), None)
         if dh is not None:
@@ -60,7 +57,7 @@ def _is_small_product(node: Node, left: Node) -> bool:
         return False
     result = value(node)
     small = isinstance(_rank(node), int) and _rank(node) <= MAX_RANK
-    return small and result.device.type == "cuda" and result.dtype in _HALF
+    return small and result.device.type == "cuda" and result.dtype in HALF
 
 
 def _rank(product: Node) -> int:
@@ -79,6 +76,6 @@ def _rewrite(graph: Graph, dh: Node, dB: Node) -> bool:
         both = call(graph, dh, expand_backward, dy, B, h)
         for i, product in enumerate((dh, dB)):
             part = call(graph, product, operator.getitem, both, i)
-            total = call(graph, product, _aten.sum.dim_IntList, part, [0])
-            product.replace_all_uses_with(call(graph, product, _CAST, total, value(product).dtype))
+            total = call(graph, product, aten.sum.dim_IntList, part, [0])
+            product.replace_all_uses_with(call(graph, product, CAST, total, value(product).dtype))
     return True
