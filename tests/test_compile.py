@@ -85,7 +85,7 @@ def assert_as_precise(got: dict, want: dict, exact: dict) -> None:
     """Low precision: as near to float64 as the plain path is, which is not far."""
     for name, tensor in exact.items():
         plain = relative(want[name], tensor)
-        assert plain < 0.5, name
+        assert plain < 0.2, name
         assert relative(got[name], tensor) < 1.5 * plain + 2e-3, name
 
 

@@ -3,7 +3,7 @@
     site(y, x, params, scalings, structure)            y + sum_i s_i * (B_i A_i drop_i(x) + b_i)
     shrink(x, A, dropout, compute)                     drop(x) Aᵀ
     lookup(ids, A, padding, compute)                   columns of A, one for each id
-    expand(y, h, B, scalings, branch, compute, bias)   y + h (s B)ᵀ + s b
+    expand(y, h, B, scalings, branch, compute, bias)   y + (s h) Bᵀ + s b
     replace_rows(y, ids, tokens, rows, padding)        y, and rows[i] where the id is tokens[i]
     replace_columns(y, x, tokens, rows, bias)          y, and x rows[i]ᵀ + bias in column tokens[i]
 
@@ -69,11 +69,11 @@ def expand_reference(
     compute: str,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Add one branch to the base output: `y + h (s B)ᵀ + s b`, h (*, r), B (out, r) -> (*, out)."""
+    """Add one branch to the base output: `y + (s h) Bᵀ + s b`, h (*, r), B (out, r) -> (*, out)."""
     dtype = compute_dtype(compute, h.dtype)
     with _arithmetic(h, compute):
         scaled = None if bias is None else (bias * scalings[branch]).to(dtype)
-        delta = F.linear(h.to(dtype), (B * scalings[branch]).to(dtype), scaled)
+        delta = F.linear((h * scalings[branch]).to(dtype), B.to(dtype), scaled)
     return y + delta.to(y.dtype)
 
 

@@ -43,7 +43,7 @@ def test_training_step_goes_on_from_its_file(tmp_path: Path) -> None:
         assert row in text
     assert "compiled whole" not in text
     took_part = [list(entry["rounds"][0]) for entry in json.loads(file.read_text())]
-    assert sorted(map(len, took_part)) == [3, 3]
+    assert sorted(map(len, took_part)) == [4, 4]
     assert set(took_part[0]) != set(took_part[1])
 
 

@@ -43,7 +43,7 @@ def test_it_compiles_entries(
     Path("a.lora").write_text(text("forward").replace("lora 1", 'lora 1 model "model"'))
     assert run(monkeypatch, "compile", "a.lora", "--out", "out") == 0
     assert capfd.readouterr().out == "wrote out (compiled ahead: `entry forward`)\n"
-    assert len(list(Path("out", layout.FUNCTIONS).iterdir())) == 1
+    assert len(list(Path("out", layout.FUNCTIONS).iterdir())) == 2  # of a layer and of the loss
 
 
 def test_notes_go_to_stderr(
