@@ -99,7 +99,7 @@ def _compiled(
     require_effect(spec.compile, tree, backend)
     plan, units = _prepare(tree, spec, backend)
     _bind(tree.requires_grad_(False), plan, (given or _weights)(tree, plan))
-    if spec.compile.layout == "augmented":
+    if spec.compile.layout == "augmented" and backend == "inductor":
         augment(tree)
     if backend is not None:
         unit = Unit(Pipeline(tree, backend, spec.compile), spec.compile.dynamic)

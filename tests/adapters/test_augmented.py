@@ -87,6 +87,12 @@ def test_what_is_given_in_its_place_is_an_ordinary_weight() -> None:
     assert torch.allclose(got["loss"], want["loss"], atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["eager", None])
+def test_what_no_kernel_would_use_is_not_made(backend: str | None) -> None:
+    model = lora_fx.compile(llama(), TEXT, backend=backend)
+    assert not any(has_room(linear.weight) for linear in linears(model).values())
+
+
 def test_the_room_is_as_wide_as_it_says() -> None:
     weight = linears(adapted())["0.self_attn.q_proj"].weight
     assert weight.untyped_storage().nbytes() == 4 * weight.shape[0] * (weight.shape[1] + ROOM)
