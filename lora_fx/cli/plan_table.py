@@ -113,6 +113,8 @@ def _layers(layer_map: LayerMap) -> Iterator[tuple[str, str]]:
 def _memory(plan: Plan, memory: Mapping[str, int], remark: str) -> Iterator[tuple[str, str, str]]:
     optimizer = plan.spec.optimizer.name if plan.spec.optimizer else "adamw"
     remarks = {"optimizer": optimizer, "activations": remark}
+    if plan.spec.compile.layout == "augmented":
+        remarks["adapters"] = "and their layers' weights, held again: layout = augmented"
     for name, size in memory.items():
         if name == "total" and "activations" not in memory:
             yield "activations", "?", remark

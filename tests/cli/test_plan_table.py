@@ -87,6 +87,15 @@ def names(planned: Plan) -> list[str]:
     return [str(row.name) for adapter in planned.adapters for row in adapter_rows(adapter)]
 
 
+def test_weights_that_are_held_again_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = "layout = augmented"
+    augmented = printed(f"{SPEC} compile {{ {line} }}", monkeypatch, capfd, tmp_path)
+    assert line in augmented
+    assert line not in printed(SPEC, monkeypatch, capfd, tmp_path)
+
+
 def test_rows_hold_every_part_once() -> None:
     planned = plan(SPEC, llama(4))
     assert names(planned) == [
