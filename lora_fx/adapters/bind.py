@@ -14,20 +14,21 @@ from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
 
-Start = Callable[[SitePlan], Mapping[str, Tensor]]
+Start = Callable[[SitePlan, nn.Module], Mapping[str, Tensor]]
 
 
 def bind(model: nn.Module, plan: AdapterPlan, start: Start) -> None:
     """Put everything planned in place; nothing of it is active.
 
-    `start` gives the tensors of a site by PEFT's names. What is trained of the base starts with the
+    `start` gives the tensors of a site, on its module, by PEFT's names. What is trained of the base starts with the
     base's values. Raises LoraFxError, with nothing done, where a module would run without it.
     """
     require_reachable(model, (plan,))
     for tokens in plan.tokens:
         _bind_tokens(model, tokens)
     for site_plan in plan.sites:
-        _bind_site(model, site_plan, start(site_plan))
+        module = model.get_submodule(site_plan.fqn)
+        _bind_site(module, site_plan, start(site_plan, module))
     for site_plan in plan.sites:
         if site_plan.tie:
             _tie_site(model, site_plan)
@@ -37,11 +38,12 @@ def bind(model: nn.Module, plan: AdapterPlan, start: Start) -> None:
         _bind_bias(model, bias)
 
 
-def _bind_site(model: nn.Module, planned: SitePlan, start: Mapping[str, Tensor]) -> None:
-    site = storage.mark(model.get_submodule(planned.fqn))
+def _bind_site(module: nn.Module, planned: SitePlan, start: Mapping[str, Tensor]) -> None:
+    site = storage.mark(module)
     device, dtype = storage.base_device(site), getattr(torch, planned.dtype)
     tensors = {name: tensor.to(device, dtype) for name, tensor in start.items()}
-    storage.insert(site, planned.adapter, tensors, arithmetic(planned), planned.trainable)
+    how = arithmetic(planned), planned.trainable, planned.frozen
+    storage.insert(site, planned.adapter, tensors, *how)
 
 
 def _tie_site(model: nn.Module, planned: SitePlan) -> None:

@@ -68,6 +68,8 @@ def _combined(site: SitePlan) -> Iterator[tuple[str, str, str]]:
         yield "lora_bias", f"`lora_bias` and variant `{variant}` do not go together", "both set"
     if init == "mica" and variant != "lora":
         yield "init", f"init `mica` and variant `{variant}` do not go together", "both set"
+    if init == "mica" and site.lora_bias:
+        yield "init", "init `mica` and `lora_bias` do not go together", "B is not trained"
 
 
 def _of_rank(site: SitePlan) -> Iterator[tuple[str, str, str]]:

@@ -1,36 +1,51 @@
 """How an adapter starts; one file per method.
 
-A method takes the factors' shapes and a seeded generator and returns float32 A (r, in) and B
-(out, r). Each parameter depends on seed, adapter name and site name only, so adding a target
-changes no other site.
+A method is given the factors' shapes and a seeded generator, or a `Place` with the weight, and
+returns A (r, in) and B (out, r). Each parameter depends on seed, adapter name, site name and weight
+only, so adding a target changes no other site.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_fx.adapters.init.default import default
 from lora_fx.adapters.init.embedding import normal_start, zero_start
 from lora_fx.adapters.init.gaussian import gaussian
+from lora_fx.adapters.init.mica import mica
+from lora_fx.adapters.init.orthogonal import orthogonal
+from lora_fx.adapters.init.place import Place, place_of
 from lora_fx.adapters.init.random import random
 from lora_fx.plan.sites import SitePlan
 
 Method = Callable[[int, int, int, torch.Generator], tuple[Tensor, Tensor]]
 
 METHODS: dict[str, dict[str, Method]] = {
-    "linear": {"default": default, "gaussian": gaussian, "random": random},
+    "linear": {
+        "default": default,
+        "gaussian": gaussian,
+        "random": random,
+        "orthogonal": orthogonal,
+    },
     "embedding": {"default": zero_start, "gaussian": zero_start, "random": normal_start},
 }
+OF_WEIGHT: Mapping[str, Callable[[Place], tuple[Tensor, Tensor]]] = {"mica": mica}
 
 
-def initialise(site: SitePlan) -> dict[str, Tensor]:
-    """Return a site's tensors by PEFT's names, in float32 on the CPU; B's bias starts at zero."""
-    kind = "embedding" if site.layer.kind == "embedding" else "linear"
-    method = METHODS[kind][site.init.name]
+def initialise(site: SitePlan, module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a site on its module by PEFT's names; B's bias starts at zero.
+
+    In float32, or wider where an init computes of a wider weight.
+    """
     generator = generator_of(site.seed, site.adapter, site.name)
-    A, B = method(site.in_features, site.out_features, site.rank, generator)
+    if site.init.name in OF_WEIGHT:
+        A, B = OF_WEIGHT[site.init.name](place_of(site, module, generator))
+    else:
+        kind = "embedding" if site.layer.kind == "embedding" else "linear"
+        method = METHODS[kind][site.init.name]
+        A, B = method(site.in_features, site.out_features, site.rank, generator)
     first, second, *bias = site.tensors
     return {first: A, second: B} | {name: torch.zeros(site.tensors[name]) for name in bias}
 

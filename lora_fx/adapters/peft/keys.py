@@ -91,7 +91,7 @@ def expected_shapes(plan: AdapterPlan, model: nn.Module) -> dict[str, tuple[int,
     return {name: tuple(like.shape) for name, like in expected_tensors(plan, model).items()}
 
 
-def without_values(site: SitePlan) -> dict[str, Tensor]:
+def without_values(site: SitePlan, module: nn.Module) -> dict[str, Tensor]:
     """Return tensors for a site by PEFT's names, for `overwrite` to copy a file's values into.
 
     Those of the file itself would change with it: it is mapped.

@@ -77,5 +77,7 @@ def folder_config(
     )
     config = config_of(replace(plan, sites=sites), list(storage.base_modules(model)), layers)
     transposed = any(site.layer.kind == "transposed" for site in plan.sites)
-    now = {"fan_in_fan_out": transposed, "inference_mode": True, "init_lora_weights": True}
+    keeps_b = {site.init.name for site in plan.sites} == {"mica"}
+    init = "mica" if keeps_b else True
+    now = {"fan_in_fan_out": transposed, "inference_mode": True, "init_lora_weights": init}
     return config | now
