@@ -9,7 +9,7 @@ from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.spec import Spec
 
-_INITS = ("default", "gaussian", "random", "orthogonal", "mica")
+_INITS = ("default", "gaussian", "random", "orthogonal", "mica", "pissa", "olora")
 _WHAT = {
     "conv": "adapters on convolutions",
     "attention": "adapters on `nn.MultiheadAttention`",

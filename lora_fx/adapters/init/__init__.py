@@ -15,7 +15,9 @@ from lora_fx.adapters.init.default import default
 from lora_fx.adapters.init.embedding import normal_start, zero_start
 from lora_fx.adapters.init.gaussian import gaussian
 from lora_fx.adapters.init.mica import mica
+from lora_fx.adapters.init.olora import olora
 from lora_fx.adapters.init.orthogonal import orthogonal
+from lora_fx.adapters.init.pissa import pissa
 from lora_fx.adapters.init.place import Place, place_of
 from lora_fx.adapters.init.random import random
 from lora_fx.plan.sites import SitePlan
@@ -31,7 +33,11 @@ METHODS: dict[str, dict[str, Method]] = {
     },
     "embedding": {"default": zero_start, "gaussian": zero_start, "random": normal_start},
 }
-OF_WEIGHT: Mapping[str, Callable[[Place], tuple[Tensor, Tensor]]] = {"mica": mica}
+OF_WEIGHT: Mapping[str, Callable[[Place], tuple[Tensor, Tensor]]] = {
+    "mica": mica,
+    "pissa": pissa,
+    "olora": olora,
+}
 
 
 def initialise(site: SitePlan, module: nn.Module) -> dict[str, Tensor]:
@@ -47,7 +53,9 @@ def initialise(site: SitePlan, module: nn.Module) -> dict[str, Tensor]:
         method = METHODS[kind][site.init.name]
         A, B = method(site.in_features, site.out_features, site.rank, generator)
     first, second, *bias = site.tensors
-    return {first: A, second: B} | {name: torch.zeros(site.tensors[name]) for name in bias}
+    return {first: A.contiguous(), second: B.contiguous()} | {
+        name: torch.zeros(site.tensors[name]) for name in bias
+    }
 
 
 def generator_of(seed: int, adapter: str, fqn: str) -> torch.Generator:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lora_fx.adapters import copies
-from lora_fx.plan.offloaded import device_of, values_of
+from lora_fx.adapters.changed_weight import original
+from lora_fx.plan.offloaded import device_of
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.expressions import Word
 
@@ -24,13 +24,7 @@ class Place:
 
 def place_of(site: SitePlan, module: nn.Module, generator: torch.Generator) -> Place:
     """Return the site as its init sees it; the weight on the device where the module runs."""
-    tensor = copies.base_tensor(module, "weight")
-    assert tensor is not None
-    values = values_of(module, "weight", tensor).to(device_of(module, tensor))
-    weight = as_matrix(site, values.to(torch.promote_types(values.dtype, torch.float32)))
+    base = original(module)
+    values = base.to(device_of(module, base), torch.promote_types(base.dtype, torch.float32))
+    weight = values if site.layer.kind == "linear" else values.T
     return Place(weight, site.rank, site.scaling, site.init, generator)
-
-
-def as_matrix(site: SitePlan, weight: Tensor) -> Tensor:
-    """Return a layer's weight as (out, in), or such a matrix as the weight: a view."""
-    return weight if site.layer.kind == "linear" else weight.T

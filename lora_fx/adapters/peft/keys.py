@@ -8,10 +8,11 @@ from transformers import PreTrainedModel
 
 from lora_fx.adapters import copies, storage, token_rows
 from lora_fx.adapters.bind import sharing_weight
+from lora_fx.adapters.changed_weight import rebase
+from lora_fx.adapters.peft.plain import PREFIX, joined, plain, split
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 
-PREFIX = "base_model.model."
 _ROWS = "token_adapter.trainable_tokens_delta"
 
 
@@ -19,10 +20,19 @@ def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     """Return an adapter's live tensors, in module order, by their names in a file.
 
     What an adapter has of a module of the base that it also adapts lies below `base_layer`. A layer
-    tied to an adapted embedding has tensors of its own in the file, transposed.
+    tied to an adapted embedding has tensors of its own in the file, transposed. Where it changed
+    the base's weight, it stands there as `plain` says.
     """
-    live = live_tensors(model, adapter).items()
-    return {f"{PREFIX}{name}": tensor.detach().contiguous() for name, tensor in live}
+    found = live_tensors(model, adapter)
+    for fqn, site in changed_sites(model, adapter):
+        found |= {f"{fqn}.{name}": tensor for name, tensor in joined(site, adapter).items()}
+    return {f"{PREFIX}{name}": tensor.detach().contiguous() for name, tensor in found.items()}
+
+
+def changed_sites(model: nn.Module, adapter: str) -> list[tuple[str, storage.Site]]:
+    """Return the sites whose weights an adapter changed, with their fqns."""
+    placed = storage.sites(model)
+    return [(f, s) for f, s in placed if s.lora_change and s.lora_change.adapter == adapter]
 
 
 def live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
@@ -46,7 +56,7 @@ def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
     """Return every tensor that a file of this adapter holds, empty and on meta, by its name."""
     adapted = {site.fqn for site in plan.sites}
     found: dict[str, Tensor] = {}
-    for site in plan.sites:
+    for site in plain(plan).sites:
         found |= {f"{site.fqn}.{name}": _empty(*shape) for name, shape in site.tensors.items()}
         if site.tie:
             for fqn in _tied(model, site.fqn):
@@ -94,10 +104,11 @@ def expected_shapes(plan: AdapterPlan, model: nn.Module) -> dict[str, tuple[int,
 def without_values(site: SitePlan, module: nn.Module) -> dict[str, Tensor]:
     """Return tensors for a site by PEFT's names, for `overwrite` to copy a file's values into.
 
-    Those of the file itself would change with it: it is mapped.
+    Those of the file itself would change with it: it is mapped. With the zeros no weight changes.
     """
+    make = torch.zeros if site.changes_base else torch.empty
     dtype = getattr(torch, site.dtype)
-    return {name: torch.empty(shape, dtype=dtype) for name, shape in site.tensors.items()}
+    return {name: make(shape, dtype=dtype) for name, shape in site.tensors.items()}
 
 
 @torch.no_grad()
@@ -106,9 +117,14 @@ def overwrite(model: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> No
 
     What a tied layer has in the file is the embedding's, and is passed over.
     """
+    own = dict(state)
+    for fqn, site in changed_sites(model, adapter):
+        factors, start = split(state, fqn)
+        own |= factors
+        rebase(site, *start)
     for name, tensor in live_tensors(model, adapter).items():
         if not tensor._is_view():
-            tensor.copy_(state[f"{PREFIX}{name}"])
+            tensor.copy_(own[f"{PREFIX}{name}"])
 
 
 def _empty(*shape: int) -> Tensor:

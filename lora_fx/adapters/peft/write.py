@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lora_fx.adapters import storage
 from lora_fx.adapters.peft.card import write_card
 from lora_fx.adapters.peft.keys import adapted, adapter_tensors, embeddings
+from lora_fx.adapters.peft.plain import header, plain
 from lora_fx.plan.offloaded import values_of
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.to_peft import config_of
@@ -44,7 +45,7 @@ def write(
         tensors = weights | tensors
     tensors = _each_its_own(tensors)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    save_file(tensors, folder / TENSORS, metadata={"format": "pt"} | header(model, plan))
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text, encoding="utf-8")
     write_card(folder, config, earlier)
@@ -75,9 +76,10 @@ def folder_config(
         replace(site, alpha=a.alpha, scaling=a.scaling, rslora=a.rslora, dropout=a.dropout)
         for site, a in zip(plan.sites, current, strict=True)
     )
-    config = config_of(replace(plan, sites=sites), list(storage.base_modules(model)), layers)
+    now = plain(replace(plan, sites=sites))
+    config = config_of(now, list(storage.base_modules(model)), layers)
     transposed = any(site.layer.kind == "transposed" for site in plan.sites)
     keeps_b = {site.init.name for site in plan.sites} == {"mica"}
     init = "mica" if keeps_b else True
-    now = {"fan_in_fan_out": transposed, "inference_mode": True, "init_lora_weights": init}
-    return config | now
+    saved = {"fan_in_fan_out": transposed, "inference_mode": True, "init_lora_weights": init}
+    return config | saved

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lora_fx.adapters.peft.keys import expected_shapes
+from lora_fx.adapters.peft.plain import read_origins
+from lora_fx.adapters.peft.starts import base_faults
 from lora_fx.adapters.peft.write import TENSORS
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.plan import Plan
+from lora_fx.plan.rules import AdapterPlan
 from lora_fx.runtime.artifact import layout
 from lora_fx.runtime.artifact.ahead import AheadFunction, load_ahead
 from lora_fx.runtime.artifact.base import load_seen_from
@@ -73,7 +76,14 @@ class Artifact:
             here = expected_shapes(adapter, model)
             there = {name: tuple(t.shape) for name, t in found[adapter.name].items()}
             self._require_same(here, there)
+            self._require_base(adapter, model, paths[adapter.name])
         return found
+
+    def _require_base(self, adapter: AdapterPlan, model: nn.Module, path: Path) -> None:
+        faults = base_faults(adapter, read_origins(path), model)
+        found = [Diagnostic(code, message, notes=(f"in `{path}`",)) for code, message in faults]
+        if found:
+            raise LoraFxError(found)
 
     def _require_same(self, here: Shapes, there: Shapes) -> None:
         differing = [name for name in {**here, **there} if here.get(name) != there.get(name)]
