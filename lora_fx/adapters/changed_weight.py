@@ -6,6 +6,8 @@ The site keeps A₀ (r, in) and B₀ (out, r), frozen, as the adapter starts. Wi
 module computes `W_res x + s B A x`; without it `W_res x + s B₀ A₀ x`, which is `W x` to rounding,
 whatever other adapters do. `Site.branches_with` tells what adds to W_res in either case, and
 `original` is W. At most one adapter changes a weight, and none that several modules share.
+
+LoftQ puts a quantised weight there: s B₀ A₀ is as much of what that loses as rank r can hold.
 """
 
 from collections.abc import Iterator, Mapping
@@ -71,27 +73,30 @@ def change(site: Site, adapter: str, weight: Tensor | None) -> None:
     base, arithmetic = fingerprint(site.weight), replace(arithmetic, dropout=0.0)
     kept = [t.detach().clone() for t in (factors.A.weight, factors.B.weight)]
     start = _keep(site, adapter, *kept)
-    site.lora_change = Change(adapter, start, arithmetic, base)
-    if weight is None:
-        weight = _plus(site, site.weight, -1)
-    _put(site, weight)
+    site.lora_change = Change(adapter, start, arithmetic, base, weight is not None)
+    _put(site, _plus(site, site.weight, -1) if weight is None else weight.to(site.weight))
 
 
 @torch.no_grad()
-def rebase(site: Site, A: Tensor, B: Tensor) -> None:
-    """Let the adapter that changed the weight have started as these; the base stays what it is."""
+def rebase(site: Site, A: Tensor, B: Tensor, weight: Tensor | None = None) -> None:
+    """Let the adapter that changed the weight have started as these; the base stays what it is.
+
+    `weight` is what that start has left of it, if it is known.
+    """
     change = site.lora_change
     assert change is not None
     arithmetic = replace(site.lora_arithmetic[change.adapter], dropout=0.0)
     old = (change.factors.A.weight, change.factors.B.weight)
     same = all(torch.equal(a, b.to(a)) for a, b in zip(old, (A, B), strict=True))
-    if same and arithmetic.scaling == change.arithmetic.scaling:
+    if same and arithmetic.scaling == change.arithmetic.scaling and weight is None:
         return
     base = _plus(site, site.weight.double(), 1)
     new = [value.to(like).clone() for value, like in zip((A, B), old, strict=True)]
     start = _keep(site, change.adapter, *new)
-    site.lora_change = replace(change, factors=start, arithmetic=arithmetic)
-    _put(site, _plus(site, base, -1).to(site.weight.dtype))
+    site.lora_change = replace(
+        change, factors=start, arithmetic=arithmetic, replaced=weight is not None
+    )
+    _put(site, (_plus(site, base, -1) if weight is None else weight).to(site.weight))
 
 
 def rebase_by_name(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,10 @@ from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.spec import Spec
 
-_INITS = ("default", "gaussian", "random", "orthogonal", "mica", "pissa", "olora")
+_INITS = (
+    *("default", "gaussian", "random", "orthogonal", "mica"),
+    *("pissa", "olora", "loftq"),
+)
 _WHAT = {
     "conv": "adapters on convolutions",
     "attention": "adapters on `nn.MultiheadAttention`",

@@ -126,13 +126,15 @@ class Site(_Base):
 class Change:
     """What `adapter` took out of a base weight: scaling * B A of these factors, which are frozen.
 
-    `base` is the fingerprint of the weight before that.
+    `base` is the fingerprint of the weight before that. Where the weight was `replaced`, by a
+    quantised one, these factors are the best of their rank for what it has lost.
     """
 
     adapter: str
     factors: "Factors"
     arithmetic: Arithmetic
     base: str
+    replaced: bool = False
 
 
 def output_scale(module: nn.Module) -> float:

@@ -9,7 +9,8 @@ from lora_fx.plan.kinds import Layer
 from lora_fx.spec.expressions import Word
 from lora_fx.spec.spec import Setting
 
-CHANGES_BASE = frozenset({"pissa", "olora"})
+TAKES_FROM_BASE = frozenset({"pissa", "olora"})
+CHANGES_BASE = TAKES_FROM_BASE | {"loftq"}
 LOOKS_AT_BASE = CHANGES_BASE | {"mica"}
 
 
@@ -63,8 +64,13 @@ class SitePlan:
 
     @property
     def changes_base(self) -> bool:
-        """Whether the init takes out of the base weight what the adapter starts with."""
+        """Whether the init changes the base weight."""
         return self.init.name in CHANGES_BASE
+
+    @property
+    def takes_from_base(self) -> bool:
+        """Whether what the init changes of the base weight is what the adapter starts with."""
+        return self.init.name in TAKES_FROM_BASE
 
     @property
     def kept(self) -> int:

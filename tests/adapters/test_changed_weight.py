@@ -1,10 +1,13 @@
 """Inits that change the base's weight: what they take out of it, and that nothing is lost."""
 
 import copy
+import json
 import warnings
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes.functional as bitsandbytes
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -377,6 +380,93 @@ REFUSED = {
 def test_refused(text: str) -> None:
     with pytest.raises(lora_fx.LoraFxError, match=REFUSED[text]):
         lora_fx.compile(llama(2), f"lora 1 {text}", backend=None)
+
+
+LOFTQ = ["loftq", "loftq(bits = 4, iterations = 3)", "loftq(bits = 8)"]
+
+
+def quantised(weight: Tensor, bits: int) -> Tensor:
+    """By bitsandbytes' own codes; what its CPU kernels make of them is not always right."""
+    if bits == 8:
+        rows, scales, _ = bitsandbytes.int8_vectorwise_quant(weight.half())
+        return rows * scales[:, None] / 127
+    packed, state = bitsandbytes.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    codes = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1).flatten().long()
+    blocks = state.code[codes][: weight.numel()].split(64)
+    return torch.cat([b * s for b, s in zip(blocks, state.absmax, strict=True)]).view_as(weight)
+
+
+@pytest.mark.parametrize("scaling", [1, 1.7])
+@pytest.mark.parametrize("init", LOFTQ)
+def test_loftq_is_its_algorithm(init: str, scaling: float) -> None:
+    bits = 8 if "8" in init else 4
+    iterations = int(init[-2]) if "iterations" in init else 1
+    base = llama(1).half().float()  # bitsandbytes takes 8 bits of half precision
+    model = compiled(f"rank = 4 scaling = {scaling} init = {init} target up_proj", base)
+    W = base.model.layers[0].mlp.up_proj.weight.detach()
+    near = W
+    for _ in range(iterations):
+        Q = quantised(near, bits)
+        U, S, V = np.linalg.svd((W - Q).double().numpy(), full_matrices=False)
+        low = torch.from_numpy((U[:, :4] * S[:4]) @ V[:4]).float()
+        near = W - low
+    ((fqn, weight),) = weights(model).items()
+    A, B = (live_tensors(model, "default")[f"{fqn}.lora_{x}.weight"] for x in "AB")
+    tolerance = 1e-6 if bits == 4 else 1e-3
+    assert relative(weight, Q) < tolerance
+    assert relative(scaling * B @ A, low) < (3e-5 if bits == 4 else 0.2)
+    assert relative(original(model.get_submodule(fqn)), W) < relative(weight, W)
+    assert len({round(v / weight[0].abs().max().item(), 6) for v in weight[0].tolist()}) < 33
+
+
+@pytest.mark.parametrize("init", LOFTQ)
+def test_loftq_comes_back(init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = saved(init, tmp_path / "saved")
+    base, text = llama(2), f"lora 1 adapter default {{ {SPEC.format(init=init, more='')} }}"
+    lora_fx.build(text, base, tmp_path / "artifact")
+    fresh = lora_fx.compile(base, text, backend=None)
+    monkeypatch.setattr(torch.linalg, "svd", None)
+    for folder, want in (("saved", model), ("artifact", fresh)):
+        again = lora_fx.load(tmp_path / folder, llama(2), backend=None)
+        for fqn, weight in weights(want).items():
+            assert torch.equal(weights(again)[fqn], weight)
+        assert torch.equal(logits(again), logits(want))
+        with again.disable_adapter(), want.disable_adapter():
+            assert torch.equal(logits(again), logits(want))
+            assert 1e-4 < relative(logits(again), logits(base)) < 0.1
+    with pytest.raises(lora_fx.LoraFxError, match="adapter-other-base"):
+        lora_fx.load(tmp_path / "saved", llama(2).bfloat16(), backend=None)
+
+
+def test_loftq_of_a_folder_of_peft(tmp_path: Path) -> None:
+    """It holds A and B; the weight that PEFT quantises is quantised here too."""
+    model = saved("loftq", tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["init_lora_weights"] == "loftq"
+    assert config["loftq_config"] == {"loftq_bits": 4, "loftq_iter": 1}
+    (tmp_path / "changed_weights.safetensors").unlink()
+    again = lora_fx.load(tmp_path, llama(2), backend=None)
+    assert relative(logits(again), logits(model)) < 2e-6
+
+
+def test_loftq_at_some_modules_cannot_be_saved(tmp_path: Path) -> None:
+    text = "rank = 4 target q_proj { init = loftq } target o_proj"
+    with pytest.raises(lora_fx.LoraFxError, match="peft-cannot-say"):
+        compiled(text, llama(1)).save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_head(tmp_path: Path) -> None:
+    """PEFT saves an adapted head's weight beside the adapter: not the one that is left."""
+    model = compiled("rank = 4 alpha = 6 init = pissa target lm_head, q_proj", llama(2))
+    scatter(model)
+    model.save_pretrained(tmp_path)
+    again = lora_fx.load(tmp_path, llama(2), backend=None)
+    assert torch.equal(logits(again), logits(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        want = PeftModel.from_pretrained(llama(2), tmp_path).eval()
+    assert relative(logits(want), logits(model)) < 1e-5
 
 
 def test_copies_of_layers_with_weights_of_their_own() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lora_fx.adapters.init.default import default
 from lora_fx.adapters.init.embedding import normal_start, zero_start
 from lora_fx.adapters.init.gaussian import gaussian
+from lora_fx.adapters.init.loftq import loftq
 from lora_fx.adapters.init.mica import mica
 from lora_fx.adapters.init.olora import olora
 from lora_fx.adapters.init.orthogonal import orthogonal
@@ -33,29 +34,32 @@ METHODS: dict[str, dict[str, Method]] = {
     },
     "embedding": {"default": zero_start, "gaussian": zero_start, "random": normal_start},
 }
-OF_WEIGHT: Mapping[str, Callable[[Place], tuple[Tensor, Tensor]]] = {
+OF_WEIGHT: Mapping[str, Callable[[Place], tuple[Tensor, ...]]] = {
     "mica": mica,
     "pissa": pissa,
     "olora": olora,
+    "loftq": loftq,
 }
 
 
 def initialise(site: SitePlan, module: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of a site on its module by PEFT's names; B's bias starts at zero.
 
-    In float32, or wider where an init computes of a wider weight.
+    In float32, or wider where an init computes of a wider weight. `weight` is among them where the
+    base's is to be another, and not what it was without s B A.
     """
     generator = generator_of(site.seed, site.adapter, site.name)
     if site.init.name in OF_WEIGHT:
-        A, B = OF_WEIGHT[site.init.name](place_of(site, module, generator))
+        A, B, *weight = OF_WEIGHT[site.init.name](place_of(site, module, generator))
     else:
         kind = "embedding" if site.layer.kind == "embedding" else "linear"
         method = METHODS[kind][site.init.name]
-        A, B = method(site.in_features, site.out_features, site.rank, generator)
+        (A, B), weight = method(site.in_features, site.out_features, site.rank, generator), []
     first, second, *bias = site.tensors
-    return {first: A.contiguous(), second: B.contiguous()} | {
-        name: torch.zeros(site.tensors[name]) for name in bias
-    }
+    turned = [one if site.layer.kind == "linear" else one.T for one in weight]
+    given = dict(zip(("weight",), turned, strict=False))
+    zeros = {name: torch.zeros(site.tensors[name]) for name in bias}
+    return {first: A.contiguous(), second: B.contiguous(), **zeros, **given}
 
 
 def generator_of(seed: int, adapter: str, fqn: str) -> torch.Generator:

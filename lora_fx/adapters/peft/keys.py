@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from lora_fx.adapters import copies, storage, token_rows
 from lora_fx.adapters.bind import sharing_weight
 from lora_fx.adapters.changed_weight import rebase
+from lora_fx.adapters.peft.kept_weights import name_of
 from lora_fx.adapters.peft.plain import PREFIX, joined, plain, split
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
@@ -24,15 +25,19 @@ def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     the base's weight, it stands there as `plain` says.
     """
     found = live_tensors(model, adapter)
-    for fqn, site in changed_sites(model, adapter):
+    for fqn, site in _taken_from(model, adapter):
         found |= {f"{fqn}.{name}": tensor for name, tensor in joined(site, adapter).items()}
     return {f"{PREFIX}{name}": tensor.detach().contiguous() for name, tensor in found.items()}
 
 
-def changed_sites(model: nn.Module, adapter: str) -> list[tuple[str, storage.Site]]:
-    """Return the sites whose weights an adapter changed, with their fqns."""
+def _changed_sites(model: nn.Module, adapter: str) -> list[tuple[str, storage.Site]]:
     placed = storage.sites(model)
     return [(f, s) for f, s in placed if s.lora_change and s.lora_change.adapter == adapter]
+
+
+def _taken_from(model: nn.Module, adapter: str) -> list[tuple[str, storage.Site]]:
+    placed = _changed_sites(model, adapter)
+    return [(f, s) for f, s in placed if s.lora_change and not s.lora_change.replaced]
 
 
 def live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
@@ -118,10 +123,10 @@ def overwrite(model: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> No
     What a tied layer has in the file is the embedding's, and is passed over.
     """
     own = dict(state)
-    for fqn, site in changed_sites(model, adapter):
+    for fqn, site in _changed_sites(model, adapter):
         factors, start = split(state, fqn)
         own |= factors
-        rebase(site, *start)
+        rebase(site, *start, weight=state.get(name_of(fqn)))
     for name, tensor in live_tensors(model, adapter).items():
         if not tensor._is_view():
             tensor.copy_(own[f"{PREFIX}{name}"])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lora_fx.adapters import storage
 from lora_fx.adapters.site import Site
 from lora_fx.plan.rules import AdapterPlan
-from lora_fx.plan.sites import SitePlan
+from lora_fx.plan.sites import TAKES_FROM_BASE, SitePlan
 from lora_fx.plan.variants import frozen, tensors
 from lora_fx.spec.expressions import Word
 
@@ -50,7 +50,7 @@ def with_origins(plan: AdapterPlan, origins: Mapping[str, Origin]) -> AdapterPla
     """Return the plan that `plain` makes this one of; `origins` are by fqn."""
     sites = (
         _resized(site, site.rank // 2, Word(origins[site.fqn].init))
-        if site.fqn in origins
+        if site.fqn in origins and origins[site.fqn].init in TAKES_FROM_BASE
         else site
         for site in plan.sites
     )
@@ -58,7 +58,7 @@ def with_origins(plan: AdapterPlan, origins: Mapping[str, Origin]) -> AdapterPla
 
 
 def _with_rank(site: SitePlan, rank: int) -> SitePlan:
-    return _resized(site, rank, _DEFAULT) if site.changes_base else site
+    return _resized(site, rank, _DEFAULT) if site.takes_from_base else site
 
 
 def _resized(site: SitePlan, rank: int, init: Word) -> SitePlan:
@@ -89,7 +89,7 @@ def doubled(
     }
 
 
-def split(state: Mapping[str, Tensor], fqn: str) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+def split(state: Mapping[str, Tensor], fqn: str) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
     """Return A and B of a site by their names in a file, and A₀ and B₀."""
     A, B = (f"{PREFIX}{fqn}.{name}" for name in (_A, _B))
     rank = state[A].shape[0] // 2

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.not_yet import unsupported_parts
+from lora_fx.adapters.peft.kept_weights import with_weights
 from lora_fx.adapters.peft.keys import PREFIX, adapted, embeddings, expected_tensors
 from lora_fx.adapters.peft.plain import Origin, as_named, read_origins, with_origins
 from lora_fx.adapters.peft.starts import base_faults, start_faults, with_starts
@@ -64,7 +65,8 @@ def read(folder: Path, name: str, model: nn.Module, layers: Sequence[int] | None
     found = [*start_faults(plan), *base_faults(whole, origins, model)]
     if found:
         raise LoraFxError(_fault(code, message, folder / TENSORS) for code, message in found)
-    return Loaded(whole, with_starts(plan, state, model))
+    state = with_weights(whole, with_starts(plan, state, model), folder, model)
+    return Loaded(whole, state)
 
 
 def layer_ranges(folder: Path) -> list[list[int]] | None:

@@ -77,7 +77,7 @@ def with_starts(
     """Return a file's tensors as `plain` has them: with what PEFT would compute again."""
     whole = dict(state)
     for site in plan.sites:
-        if site.changes_base:
+        if site.takes_from_base:
             start = initialise(site, model.get_submodule(site.fqn))
             dtype = getattr(torch, site.dtype)
             whole |= doubled(state, site.fqn, {k: t.to(dtype) for k, t in start.items()})

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lora_fx.adapters.peft.kept_weights import with_weights
 from lora_fx.adapters.peft.keys import expected_shapes
 from lora_fx.adapters.peft.plain import read_origins
 from lora_fx.adapters.peft.starts import base_faults
@@ -61,7 +62,7 @@ class Artifact:
             raise LoraFxError((Diagnostic("no-model", message, notes=(note,), help=help),))
         return load_seen_from(self.manifest.model, self.folder, self.manifest.device)
 
-    def adapters(self, model: nn.Module, plan: Plan) -> dict[str, dict[str, Tensor]]:
+    def adapters(self, model: nn.Module, plan: Plan) -> dict[str, Mapping[str, Tensor]]:
         """Return the tensors of each adapter by their names in a PEFT folder.
 
         Raises LoraFxError if they are not those that the plan has on the model.
@@ -71,12 +72,14 @@ class Artifact:
         unheld = [p for p in paths.values() if self._name(p) not in self.manifest.files]
         if unheld:
             raise LoraFxError([damaged(path, "there is no hash of it") for path in unheld])
-        found = {name: load_file(path) for name, path in paths.items()}
+        found: dict[str, Mapping[str, Tensor]] = {n: load_file(path) for n, path in paths.items()}
         for adapter in plan.adapters:
             here = expected_shapes(adapter, model)
             there = {name: tuple(t.shape) for name, t in found[adapter.name].items()}
             self._require_same(here, there)
             self._require_base(adapter, model, paths[adapter.name])
+            tensors = found[adapter.name]
+            found[adapter.name] = with_weights(adapter, tensors, places[adapter.name], model)
         return found
 
     def _require_base(self, adapter: AdapterPlan, model: nn.Module, path: Path) -> None:
