@@ -9,6 +9,7 @@ import typer
 
 from lora_fx.cli.report import report
 from lora_fx.cli.show import SpecArgument
+from lora_fx.runtime.progress import progress_bar
 
 
 def compile(
@@ -21,6 +22,10 @@ def compile(
             help="A folder with weights or a hub id; without it, the model that the spec names.",
         ),
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A text, for inits that look at data."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact.")] = False,
 ) -> None:
     """Write what is known ahead of training, compiled code too, for `lora_fx.load(DIR)`.
@@ -31,7 +36,7 @@ def compile(
     with _only_our_bars(), progress_bar() as step:
         from lora_fx.compiler import build
 
-        plan = build(spec, model, out, force=force, report=step)
+        plan = build(spec, model, out, force=force, calibration=calibration, report=step)
     report(plan.notes)
     entries = ", ".join(f"`entry {entry.name}`" for entry in plan.spec.compile.entries)
     ahead = f"compiled ahead: {entries}" if entries else "nothing compiled: the spec has no `entry`"

@@ -79,6 +79,9 @@ def _of_rank(site: SitePlan) -> Iterator[tuple[str, str, str]]:
     rank, layer = site.rank, site.layer
     if site.init.name == "orthogonal" and rank % 2:
         yield "rank", "init `orthogonal` needs an even rank", f"is {rank}"
+    if site.init.name == "lora_ga" and 2 * rank > layer.largest_rank:
+        message = "init `lora_ga` needs twice the rank in directions"
+        yield "rank", message, f"is {rank}, and {layer.largest_rank} are there,"
     if rank % layer.groups:
         message = f"the rank must be a multiple of the {layer.groups} groups"
         yield "rank", message, f"is {rank}"

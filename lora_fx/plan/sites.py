@@ -9,7 +9,7 @@ from lora_fx.plan.kinds import Layer
 from lora_fx.spec.expressions import Word
 from lora_fx.spec.spec import Setting
 
-TAKES_FROM_BASE = frozenset({"pissa", "olora"})
+TAKES_FROM_BASE = frozenset({"pissa", "olora", "corda", "lora_ga"})
 CHANGES_BASE = TAKES_FROM_BASE | {"loftq"}
 LOOKS_AT_BASE = CHANGES_BASE | {"mica"}
 

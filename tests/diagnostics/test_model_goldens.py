@@ -161,6 +161,9 @@ CASES: dict[str, Callable[[], object]] = {
     "no-adapter": empty_folder,
     "adapter-other-base": other_base,
     "adapter-lost-start": lost_start,
+    "calibration-data": lambda: lora_fx.compile(
+        llama(2), "lora 1\nadapter a {\n  init = corda\n  target q_proj\n}"
+    ),
     "no-such-layer": lambda: lora_fx.capture(model(), layer=1, input_ids=tokens()),
     "no-example-input": vision_model,
     "too-many-graphs": too_many_graphs,

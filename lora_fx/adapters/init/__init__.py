@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from lora_fx.adapters.init.corda import corda
 from lora_fx.adapters.init.default import default
 from lora_fx.adapters.init.embedding import normal_start, zero_start
 from lora_fx.adapters.init.gaussian import gaussian
 from lora_fx.adapters.init.loftq import loftq
+from lora_fx.adapters.init.lora_ga import lora_ga
 from lora_fx.adapters.init.mica import mica
 from lora_fx.adapters.init.olora import olora
 from lora_fx.adapters.init.orthogonal import orthogonal
@@ -39,18 +41,23 @@ OF_WEIGHT: Mapping[str, Callable[[Place], tuple[Tensor, ...]]] = {
     "pissa": pissa,
     "olora": olora,
     "loftq": loftq,
+    "corda": corda,
+    "lora_ga": lora_ga,
 }
 
 
-def initialise(site: SitePlan, module: nn.Module) -> dict[str, Tensor]:
+def initialise(
+    site: SitePlan, module: nn.Module, observed: Tensor | None = None
+) -> dict[str, Tensor]:
     """Return the tensors of a site on its module by PEFT's names; B's bias starts at zero.
 
     In float32, or wider where an init computes of a wider weight. `weight` is among them where the
-    base's is to be another, and not what it was without s B A.
+    base's is to be another, and not what it was without s B A. `observed` is what the init needs of
+    data.
     """
     generator = generator_of(site.seed, site.adapter, site.name)
     if site.init.name in OF_WEIGHT:
-        A, B, *weight = OF_WEIGHT[site.init.name](place_of(site, module, generator))
+        A, B, *weight = OF_WEIGHT[site.init.name](place_of(site, module, generator, observed))
     else:
         kind = "embedding" if site.layer.kind == "embedding" else "linear"
         method = METHODS[kind][site.init.name]

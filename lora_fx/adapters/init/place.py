@@ -13,18 +13,25 @@ from lora_fx.spec.expressions import Word
 
 @dataclass(frozen=True)
 class Place:
-    """A site: its weight (out, in) in float32 or wider, and what the plan says of its adapter."""
+    """A site: its weight (out, in) in float32 or wider, and what the plan says of its adapter.
+
+    `observed` is what its init needs of data, see `observe`; without such an init it is empty.
+    """
 
     weight: Tensor
     rank: int
     scaling: float
     init: Word
     generator: torch.Generator
+    observed: Tensor
 
 
-def place_of(site: SitePlan, module: nn.Module, generator: torch.Generator) -> Place:
+def place_of(
+    site: SitePlan, module: nn.Module, generator: torch.Generator, observed: Tensor | None
+) -> Place:
     """Return the site as its init sees it; the weight on the device where the module runs."""
     base = original(module)
     values = base.to(device_of(module, base), torch.promote_types(base.dtype, torch.float32))
     weight = values if site.layer.kind == "linear" else values.T
-    return Place(weight, site.rank, site.scaling, site.init, generator)
+    observed = weight.new_empty(0) if observed is None else observed
+    return Place(weight, site.rank, site.scaling, site.init, generator, observed)
