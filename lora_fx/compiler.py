@@ -16,7 +16,7 @@ from lora_fx.adapters.augmented import augment
 from lora_fx.adapters.bind import Start, bind
 from lora_fx.adapters.checkpoint import require_effect
 from lora_fx.adapters.clone import clone
-from lora_fx.adapters.init.observe import Batches
+from lora_fx.adapters.init.batches import Batches
 from lora_fx.adapters.not_yet import require_supported
 from lora_fx.adapters.peft.folders import adapter_folders, local
 from lora_fx.adapters.reachable import require_compilable, require_reachable
@@ -107,7 +107,8 @@ def _compiled(
     require_effect(spec.compile, tree, backend)
     plan, units = _prepare(tree, spec, backend)
     values = (given or _weights)(tree.requires_grad_(False), plan)
-    _bind(tree, plan, values, starts(tree, plan, values, calibration, report))
+    plan, start = starts(tree, plan, values, calibration, report)
+    _bind(tree, plan, values, start)
     if spec.compile.layout == "augmented" and backend == "inductor":
         augment(tree)
     if backend is not None:

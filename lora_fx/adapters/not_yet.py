@@ -11,7 +11,7 @@ from lora_fx.spec.spec import Spec
 
 _INITS = (
     *("default", "gaussian", "random", "orthogonal", "mica"),
-    *("pissa", "olora", "loftq", "corda", "lora_ga"),
+    *("pissa", "olora", "loftq", "corda", "lora_ga", "eva"),
 )
 _WHAT = {
     "conv": "adapters on convolutions",

@@ -119,6 +119,19 @@ class Plan:
         return plan_to_json(self)
 
 
+def with_adapters(plan: Plan, adapters: tuple[AdapterPlan, ...], tree: nn.Module) -> Plan:
+    """Return the plan with these adapters in the place of its own, of the same modules."""
+    sites = {(site.name, site.adapter): site for adapter in adapters for site in adapter.sites}
+    keys = ((site.name, site.adapter) for site in plan.sites)
+    augmented = plan.spec.compile.layout == "augmented"
+    return replace(
+        plan,
+        adapters=adapters,
+        sites=tuple(sites[key] for key in keys if key in sites),
+        _memory=estimate(tree, adapters, plan.quantized, plan.spec.optimizer, augmented),
+    )
+
+
 def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -> Plan:
     """Plan on a module tree whose layers are replicated already; the tree is only read.
 

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, LoraGAConfig, get_peft_model, preprocess_loraga
+from peft import (
+    EvaConfig,
+    LoraConfig,
+    LoraGAConfig,
+    get_peft_model,
+    initialize_lora_eva_weights,
+    preprocess_loraga,
+)
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from torch import Tensor, nn
@@ -14,6 +21,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import lora_fx
 from lora_fx.adapters import storage
+from lora_fx.adapters.init.principal import PrincipalComponents
 from lora_fx.adapters.peft.keys import live_tensors
 from tests.adapters.kinds import scatter
 from tests.adapters.test_init_of_weight import PREFIX, theirs
@@ -268,3 +276,131 @@ def test_a_text_by_the_command(
 def weights_of(folder: str) -> Tensor:
     base = LlamaForCausalLM.from_pretrained(folder)
     return base.model.layers[0].self_attn.q_proj.weight.detach()
+
+
+def skewed() -> nn.Module:
+    """A model some of whose layers have inputs of few directions."""
+    base = llama(2)
+    with torch.no_grad():
+        base.model.embed_tokens.weight.mul_(torch.logspace(1, -1, 32))
+        for layer in base.model.layers:
+            layer.mlp.up_proj.weight.mul_(torch.logspace(1, -1, 44)[:, None])
+            layer.self_attn.o_proj.weight.mul_(torch.logspace(0, -2, 32)[:, None])
+    return base
+
+
+def eva_of_peft(data: list[dict[str, Tensor]], **settings: Any) -> nn.Module:
+    names = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+    common: dict[str, Any] = {"r": 4, "lora_alpha": 6, "target_modules": names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = LoraConfig(init_lora_weights="eva", eva_config=EvaConfig(**settings), **common)
+        model = get_peft_model(skewed(), config)
+        initialize_lora_eva_weights(model, data, show_progress_bar=False)
+    return model
+
+
+EVA = "rank = 4 alpha = 6 init = eva{} target q_proj, k_proj, v_proj, up_proj, down_proj"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        ("", {}),
+        ("(rho = 1)", {"rho": 1.0}),
+        ("(tau = 0.999, whiten = true)", {"tau": 0.999, "whiten": True}),
+        ("(adjust_scaling_factors = false)", {"adjust_scaling_factors": False}),
+        ("(use_label_mask = false)", {"use_label_mask": False}),
+        ("(label_mask_value = 7)", {"label_mask_value": 7}),
+    ],
+)
+def test_eva_is_that_of_peft(arguments: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """Ranks, scalings and rows up to their signs; PEFT's SVD is a randomised one too."""
+    ids = tokens(4, 29)
+    labels, mask = ids.clone(), torch.ones_like(ids)
+    labels[:, :4], labels[:, 4:7], mask[1, 20:] = -100, 7, 0
+    data = [{"input_ids": ids, "labels": labels, "attention_mask": mask}]
+    want = eva_of_peft(data, **settings)
+    model = compiled(EVA.format(arguments), skewed(), data)
+    ours = {n: t for n, t in live_tensors(model, "default").items() if "lora_A" in n}
+    named = {n: t.detach() for n, t in theirs(want).items() if "lora_A" in n}
+    assert ours.keys() == named.keys()
+    assert sum(len(t) for t in ours.values()) == 4 * 10
+    assert len({len(t) for t in ours.values()}) > 1 or "rho" in arguments
+    scalings = {n: s.lora_arithmetic["default"].scaling for n, s in storage.sites(model)}
+    for name, A in ours.items():
+        fqn = name.removesuffix(".lora_A.weight")
+        own, other = A.abs(), named[name].abs()
+        if "self_attn" in name:  # q, k and v share inputs: which one gets more is no matter
+            assert abs(len(own) - len(other)) < 2
+        else:
+            assert len(own) == len(other), name
+        if "self_attn" in name and "whiten" in arguments:
+            continue  # PEFT divides what the three layers share three times, in place
+        rows = min(len(own), len(other))
+        assert relative(own[:rows], other[:rows]) < 1e-2, name
+        assert relative(own[:rows].roll(1, 1), other[:rows]) > 0.1
+        site = want.get_submodule(f"{PREFIX}{fqn}")
+        ratio = len(other) / len(own) if "false" in arguments and "adjust" in arguments else 1
+        assert scalings[fqn] == pytest.approx(site.scaling["default"] * ratio)
+    assert torch.equal(logits(model), logits(skewed()))
+    scatter(model)
+    model.save_pretrained(tmp_path)
+    again = lora_fx.load(tmp_path, skewed(), backend=None)
+    assert torch.equal(logits(again), logits(model))
+    assert relative(logits(model), logits(skewed())) > 1e-2
+
+
+def test_eva_in_an_artifact(tmp_path: Path) -> None:
+    text = f"lora 1 adapter default {{ {EVA.format('')} }}"
+    plan = lora_fx.build(text, skewed(), tmp_path / "out", calibration=batches())
+    model = lora_fx.compile(skewed(), text, backend=None, calibration=batches())
+    again = lora_fx.load(tmp_path / "out", skewed(), backend=None)
+    ranks = {site.fqn: site.rank for site in plan.sites}
+    assert len(set(ranks.values())) > 1
+    for one in (model, again):
+        assert {site.fqn: site.rank for site in one.lora_fx_plan.sites} == ranks
+        shapes = {n: len(t) for n, t in live_tensors(one, "default").items() if "lora_A" in n}
+        assert list(shapes.values()) == list(ranks.values())
+    assert all(
+        torch.equal(t, live_tensors(again, "default")[n])
+        for n, t in live_tensors(model, "default").items()
+    )
+    scalings = [
+        [(s.lora_arithmetic["default"].scaling) for _, s in storage.sites(m)]
+        for m in (model, again)
+    ]
+    assert scalings[0] == scalings[1]
+
+
+def test_components_are_those_of_all_vectors() -> None:
+    """Batch by batch, as of all at once; the ratios are shares of the whole variance."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.logspace(1, -2, 12)
+    turn, _ = torch.linalg.qr(torch.randn(12, 12, generator=generator))
+    parts = [torch.randn(n, 12, generator=generator) * spread @ turn + n for n in (40, 25, 61)]
+    known = PrincipalComponents(12, torch.Generator().manual_seed(0))
+    for part in parts:
+        known.add(part)
+    whole = torch.cat(parts)
+    centred = whole - whole.mean(0)
+    _, S, V = torch.linalg.svd(centred, full_matrices=False)
+    assert relative(known.components.abs(), V.abs()) < 1e-3
+    assert relative(known.singular_values, S) < 1e-4
+    assert relative(known.ratios, S.square() / S.square().sum()) < 1e-4
+    careless = PrincipalComponents(12, torch.Generator().manual_seed(0))
+    careless.add(parts[-1])
+    assert relative(careless.singular_values, S) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "no batch in the data"),
+        ((batch for batch in batches()[:2]), "once, and `eva` needs them again"),
+        ([{"input_ids": tokens(1, 5)}], "no batch has the 8 tokens"),
+    ],
+)
+def test_data_that_eva_cannot_use(data: Any, message: str) -> None:
+    with pytest.raises(lora_fx.LoraFxError, match=message):
+        compiled("rank = 4 init = eva(tau = 1) target q_proj, up_proj", skewed(), data)

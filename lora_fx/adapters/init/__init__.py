@@ -6,7 +6,7 @@ only, so adding a target changes no other site.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,12 +56,16 @@ def initialise(
     data.
     """
     generator = generator_of(site.seed, site.adapter, site.name)
-    if site.init.name in OF_WEIGHT:
+    weight: Sequence[Tensor] = ()
+    if site.init.name == "eva":
+        assert observed is not None
+        A, B = observed, torch.zeros(site.out_features, site.rank)
+    elif site.init.name in OF_WEIGHT:
         A, B, *weight = OF_WEIGHT[site.init.name](place_of(site, module, generator, observed))
     else:
         kind = "embedding" if site.layer.kind == "embedding" else "linear"
         method = METHODS[kind][site.init.name]
-        (A, B), weight = method(site.in_features, site.out_features, site.rank, generator), []
+        A, B = method(site.in_features, site.out_features, site.rank, generator)
     first, second, *bias = site.tensors
     turned = [one if site.layer.kind == "linear" else one.T for one in weight]
     given = dict(zip(("weight",), turned, strict=False))

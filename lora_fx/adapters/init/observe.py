@@ -1,22 +1,16 @@
-"""What a model does with a sample of data, as inits need it: covariances and gradients.
+"""What a model does with a sample of data, as inits need it: covariances and gradients."""
 
-A batch is a mapping of the arguments of the model's `forward`. The model runs as it is, without
-adapters, in evaluation mode: dropout would draw other numbers each time.
-"""
-
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.adapters.init.batches import Batches, as_it_was, data_fault, on_device
 from lora_fx.plan.sites import SitePlan
 
-Batches = Iterable[Mapping[str, Any]]
 Observed = Mapping[tuple[str, str], Tensor]  # by adapter and fqn
-OF_DATA = frozenset({"corda", "lora_ga"})
 
 
 def observe(model: nn.Module, sites: Sequence[SitePlan], batches: Batches) -> Observed:
@@ -33,7 +27,7 @@ def observe(model: nn.Module, sites: Sequence[SitePlan], batches: Batches) -> Ob
     }
     running = [one for one in sums.values() if one is not None]
     count = 0
-    with _as_it_was(model), ExitStack() as hooks, torch.set_grad_enabled(bool(gradients)):
+    with as_it_was(model), ExitStack() as hooks, torch.set_grad_enabled(bool(gradients)):
         for one in running:
             module = model.get_submodule(one.site.fqn)
             hooks.callback(module.register_forward_hook(one.see, with_kwargs=False).remove)
@@ -41,7 +35,7 @@ def observe(model: nn.Module, sites: Sequence[SitePlan], batches: Batches) -> Ob
             model.get_parameter(f"{fqn}.weight").requires_grad_(True)
         for batch in batches:
             count += 1
-            given = _on_device(batch, model)
+            given = on_device(batch, model)
             for one in running:
                 one.mask = given.get("attention_mask")
             result = model(**given)
@@ -50,7 +44,7 @@ def observe(model: nn.Module, sites: Sequence[SitePlan], batches: Batches) -> Ob
                 for fqn, gradient in gradients.items():
                     gradient.take(model.get_submodule(fqn))
     if not count:
-        raise _fault("there is no batch in the data", None)
+        raise data_fault("there is no batch in the data", None)
     found = {key: one if one is not None else gradients[key[1]] for key, one in sums.items()}
     return {key: _checked(one.mean(), one.site) for key, one in found.items()}
 
@@ -110,44 +104,16 @@ def _samples(x: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
     yield from (one for one in rows if len(one))
 
 
-@contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Run the model in evaluation mode; afterwards put back modes and what needs gradients."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        model.eval().requires_grad_(False)
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, needed in flags:
-            parameter.grad = None
-            parameter.requires_grad_(needed)
-
-
-def _on_device(batch: Any, model: nn.Module) -> dict[str, Any]:
-    if not isinstance(batch, Mapping):
-        kind = type(batch).__name__
-        raise _fault(f"a batch is a `{kind}`, no mapping of the arguments of the model", None)
-    device = next(model.parameters()).device
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-
-
 def _loss(result: Any) -> Tensor:
     loss = getattr(result, "loss", None)
     if not isinstance(loss, Tensor):
-        raise _fault("init `lora_ga` needs a loss", "give the batches `labels`")
+        raise data_fault("init `lora_ga` needs a loss", "give the batches `labels`")
     return loss
 
 
 def _checked(value: Tensor | None, site: SitePlan) -> Tensor:
     if value is None:
-        raise _fault(f"no batch reaches `{site.name}`", "leave it out, or give other data")
+        raise data_fault(f"no batch reaches `{site.name}`", "leave it out, or give other data")
     if not value.isfinite().all():
-        raise _fault(f"what `{site.name}` sees of the data is not finite", None)
+        raise data_fault(f"what `{site.name}` sees of the data is not finite", None)
     return value
-
-
-def _fault(message: str, help: str | None) -> LoraFxError:
-    return LoraFxError((Diagnostic("calibration-data", message, help=help),))

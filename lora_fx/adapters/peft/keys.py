@@ -101,6 +101,13 @@ def embeddings(model: nn.Module, adapted: set[str]) -> dict[str, nn.Module]:
     }
 
 
+def ranks_of(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the rank of each linear layer among an adapter's tensors, by fqn."""
+    end = ".lora_A.weight"
+    found = {name: tensor for name, tensor in state.items() if name.endswith(end)}
+    return {n.removeprefix(PREFIX).removesuffix(end): len(t) for n, t in found.items()}
+
+
 def expected_shapes(plan: AdapterPlan, model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor that a file of this adapter holds, by its name."""
     return {name: tuple(like.shape) for name, like in expected_tensors(plan, model).items()}

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lora_fx.adapters.peft.kept_weights import with_weights
-from lora_fx.adapters.peft.keys import expected_shapes
+from lora_fx.adapters.peft.keys import expected_shapes, ranks_of
 from lora_fx.adapters.peft.plain import read_origins
 from lora_fx.adapters.peft.starts import base_faults
 from lora_fx.adapters.peft.write import TENSORS
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.plan import Plan
+from lora_fx.plan.ranks import with_ranks
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.runtime.artifact import layout
 from lora_fx.runtime.artifact.ahead import AheadFunction, load_ahead
@@ -73,7 +74,10 @@ class Artifact:
         if unheld:
             raise LoraFxError([damaged(path, "there is no hash of it") for path in unheld])
         found: dict[str, Mapping[str, Tensor]] = {n: load_file(path) for n, path in paths.items()}
-        for adapter in plan.adapters:
+        for planned in plan.adapters:
+            of_eva = [site.fqn for site in planned.sites if site.init.name == "eva"]
+            ranks = ranks_of(found[planned.name])
+            adapter = with_ranks(planned, {fqn: ranks.get(fqn, 0) for fqn in of_eva})
             here = expected_shapes(adapter, model)
             there = {name: tuple(t.shape) for name, t in found[adapter.name].items()}
             self._require_same(here, there)
