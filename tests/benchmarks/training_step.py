@@ -61,9 +61,7 @@ def goals(record: Record) -> list[Goal]:
         *t2,
         Goal("T3", f"dropout / {d.OURS_DRY}", record.ratio(d.OURS, d.OURS_DRY), 1.04),
         *(
-            Goal(
-                "T4", f"memory, {name} / {d.PEFT_LAYERS}", memory(record, name, d.PEFT_LAYERS), 1.0
-            )
+            Goal("T4", f"memory: {name} / {peft}", memory(record, name, peft), 1.0)
             for name in (d.OURS, d.OURS_AUGMENTED)
         ),
         Goal("", f"{d.OURS_WHOLE} / {d.OURS}", record.ratio(d.OURS_WHOLE, d.OURS), 1.0),
