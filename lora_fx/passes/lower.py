@@ -3,7 +3,7 @@
     shrink(x, A, p, compute)          →  linear(dropout(x, p).to(d), A.to(d))
     lookup(ids, A, padding, compute)  →  embedding(ids, Aᵀ, padding).to(d)
     expand(y, h, B, scalings, i, c)   →  y + linear((h * scalings[i]).to(d), B.to(d)).to(y.dtype)
-        or, where B is cast to fewer bits →  y + linear(h.to(d), (B * scalings[i]).to(d)).to(y.dtype)
+        if the cast of B rounds it    →  y + linear(h.to(d), (B * scalings[i]).to(d)).to(y.dtype)
     replace_rows, replace_columns     →  as in `graph/ops.py`
 
 d is the activations' dtype, or the named compute dtype, which then holds under autocast too.
