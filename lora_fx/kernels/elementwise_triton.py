@@ -73,7 +73,7 @@ def source_of(program: str, inputs: int) -> str:
     places = [f"x{i}" for i in range(inputs)] + [f"y{i}" for i in range(len(returned))]
     arguments = ", ".join(f"{name}_, {name}_0" for name in places)
     body = [_load(f"x{i}") for i in range(inputs)]
-    body += ["x0 = tl.dot(p, q, x0)", *map(_spelled, lines)]
+    body += ["x0 = x0 + tl.dot(p, q)", *map(_spelled, lines)]
     body += [_store(f"y{i}", value) for i, value in enumerate(returned)]
     return _SOURCE.format(arguments=arguments, body="\n".join("    " + line for line in body))
 

@@ -174,7 +174,8 @@ class _Program:
         if node.target not in _NAMES:
             return self._name(args(node)[0])
         given = [self._name(one) if isinstance(one, Node) else repr(one) for one in args(node)]
-        if None in given:
+        known = [name for name in given if name is not None]
+        if len(known) < len(given):
             return None
-        self.lines.append(f"v{len(self.lines)} = {_NAMES[node.target]}({', '.join(given)})")
+        self.lines.append(f"v{len(self.lines)} = {_NAMES[node.target]}({', '.join(known)})")
         return f"v{len(self.lines) - 1}"
