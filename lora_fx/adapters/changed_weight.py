@@ -134,8 +134,10 @@ def fingerprint_of_base(module: nn.Module) -> str:
 
 
 def fingerprint(weight: Tensor) -> str:
-    """Return dtype, shape and a hash of the values."""
-    data = weight.detach().cpu().contiguous().view(torch.uint8).numpy().data
+    """Return dtype, shape and a hash of the values, which a meta tensor has none of."""
+    data = b""
+    if not weight.is_meta:
+        data = weight.detach().cpu().contiguous().view(torch.uint8).numpy().data
     shape = "x".join(map(str, weight.shape))
     return f"{str(weight.dtype).removeprefix('torch.')} {shape} {sha256(data).hexdigest()}"
 

@@ -71,8 +71,8 @@ def _combined(site: SitePlan) -> Iterator[tuple[str, str, str]]:
         yield "init", f"init `mica` and variant `{variant}` do not go together", "both set"
     if site.changes_base and variant not in _ON_A_CHANGED_BASE:
         yield "init", f"init `{init}` and variant `{variant}` do not go together", "both set"
-    if init == "mica" and site.lora_bias:
-        yield "init", "init `mica` and `lora_bias` do not go together", "B is not trained"
+    if init in ("mica", "loftq") and site.lora_bias:
+        yield "init", f"init `{init}` and `lora_bias` do not go together", "both set"
 
 
 def _of_rank(site: SitePlan) -> Iterator[tuple[str, str, str]]:

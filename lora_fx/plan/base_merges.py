@@ -78,11 +78,16 @@ def _shared(merge: MergeSpec, site: SitePlan, other: str, modules: Modules) -> D
 
 
 def packed_modules(modules: Modules) -> Iterator[str]:
-    """Yield the modules whose weights hold no floats: quantised ones."""
+    """Yield the modules whose weights are stored in 4 or 8 bits."""
     for fqn, module in modules.by_fqn.items():
         weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and not weight.is_floating_point():
+        if isinstance(weight, Tensor) and _is_packed(weight):
             yield fqn
+
+
+def _is_packed(weight: Tensor) -> bool:
+    of_bytes = weight.dtype.itemsize == 1 or not weight.is_floating_point()
+    return of_bytes or getattr(weight, "quant_state", None) is not None
 
 
 def modules_sharing(modules: Modules) -> dict[str, list[str]]:

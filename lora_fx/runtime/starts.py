@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lora_fx.adapters.init import initialise
+from lora_fx.adapters.init import OF_DATA, initialise, is_without_values
 from lora_fx.adapters.init.batches import Batches
 from lora_fx.adapters.init.eva import directions
 from lora_fx.adapters.init.observe import observe
@@ -17,7 +17,6 @@ from lora_fx.plan.sites import LOOKS_AT_BASE, SitePlan
 from lora_fx.runtime.progress import Report
 
 Start = Callable[[SitePlan, nn.Module], Mapping[str, Tensor]]
-_OF_DATA = ("corda", "lora_ga", "eva")
 _HELP = "pass `calibration=` batches to `lora_fx.compile`, or `lora-fx compile --calibration FILE`"
 
 
@@ -32,10 +31,13 @@ def starts(
 
     The data is looked at here, before anything is bound. `given` are the tensors of the adapters
     that have values already. `report` hears of what takes long. Raises LoraFxError if an init needs
-    data and there is none, or if no init needs the data that is there.
+    data and there is none, or if no init needs the data that is there. On meta no data is needed.
     """
     sites = [site for site in plan.sites if site.adapter not in given]
-    observed = _observed(tree, [s for s in sites if s.init.name in _OF_DATA], calibration, report)
+    of_data = [site for site in sites if site.init.name in OF_DATA]
+    if any(is_without_values(tree.get_submodule(site.fqn)) for site in of_data):
+        return plan, initialise
+    observed = _observed(tree, of_data, calibration, report)
     slow = [(s.adapter, s.fqn) for s in sites if s.init.name in LOOKS_AT_BASE]
 
     def start(site: SitePlan, module: nn.Module) -> Mapping[str, Tensor]:

@@ -10,6 +10,7 @@ import bitsandbytes.functional as bitsandbytes
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from tests.adapters.kinds import scatter
 from tests.adapters.test_init_of_weight import PREFIX, compiled, peft, theirs
 from tests.dense import relative
 from tests.odd_models import Varied
+from tests.quantised import nf4
 from tests.tiny import assert_differ, assert_equal, llama, step, tokens
 
 INITS = ["pissa", "pissa(iterations = 2)", "olora"]
@@ -373,6 +375,8 @@ REFUSED = {
     ),
     "adapter a { alpha = 0 init = pissa target q_proj }": "scaling above 0",
     "adapter a { init = pissa variant = kasa target q_proj }": "do not go together",
+    "adapter a { init = loftq lora_bias = true target q_proj }": "do not go together",
+    "adapter a { init = pissa target embed_tokens }": "an embedding has no init `pissa`",
 }
 
 
@@ -498,3 +502,54 @@ def test_the_plan_counts_what_is_held(layout: str) -> None:
     assert plan.all - other.all == starts
     model = lora_fx.compile(base, text)
     assert sum(p.numel() for p in model.parameters()) == plan.all
+
+
+@pytest.mark.parametrize("init", [*INITS, "loftq", "mica"])
+def test_a_quantised_weight_is_refused(init: str) -> None:
+    text = f"rank = 2 init = {init} target q_proj"
+    with pytest.raises(lora_fx.LoraFxError, match="of a quantised weight"):
+        compiled(text, nf4(llama(2)))
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_an_offloaded_weight_is_refused(init: str) -> None:
+    with pytest.raises(lora_fx.LoraFxError, match="and it is offloaded"):
+        compiled(f"rank = 2 init = {init} target q_proj", cpu_offload(llama(2)), inplace=True)
+
+
+def test_mica_of_an_offloaded_weight() -> None:
+    model = compiled("rank = 2 init = mica target q_proj", cpu_offload(llama(2)), inplace=True)
+    want = compiled("rank = 2 init = mica target q_proj", llama(2))
+    for name, tensor in live_tensors(want, "default").items():
+        assert torch.equal(live_tensors(model, "default")[name], tensor)
+
+
+@pytest.mark.parametrize("init", [*INITS, "loftq", "mica", "eva", "corda", "lora_ga"])
+def test_a_graph_without_values(init: str) -> None:
+    """What `lora-fx show` does: the model is on meta, and there is no data."""
+    with torch.device("meta"):
+        base = llama(2)
+    text = f"lora 1 adapter default {{ rank = 4 init = {init} target linear }}"
+    model = lora_fx.compile(base, text)
+    ids = torch.ones(2, 7, dtype=torch.long, device="meta")
+    text = lora_fx.capture(model, input_ids=ids, use_cache=False).text("adapted")
+    assert "lora_fx.expand(" in text
+    assert "q_proj.lora_A.default.weight" in text
+    assert "q_proj.lora_start_A.default.weight" not in text
+    with model.disable_adapter():
+        off = lora_fx.capture(model, input_ids=ids, use_cache=False).text("adapted")
+    changes = init not in ("mica", "eva")
+    assert ("q_proj.lora_start_A.default.weight" in off) == changes
+    assert "lora_A.default.weight" not in off
+
+
+@pytest.mark.parametrize("unit", ["layers", "model"])
+def test_layers_computed_again_in_backward(unit: str) -> None:
+    text = f"lora 1 adapter default {{ {SPEC.format(init='pissa', more='')} }}"
+    want = lora_fx.compile(llama(3), text, backend=None)
+    more = f" compile {{ checkpoint = layers  unit = {unit} }}"
+    model = lora_fx.compile(llama(3), text + more, backend="eager")
+    for one in (model, want):
+        scatter(one)
+        one.train()
+    assert_equal(step(model, tokens()), step(want, tokens()))

@@ -23,7 +23,8 @@ from lora_fx.adapters.init.orthogonal import orthogonal
 from lora_fx.adapters.init.pissa import pissa
 from lora_fx.adapters.init.place import Place, place_of
 from lora_fx.adapters.init.random import random
-from lora_fx.plan.sites import SitePlan
+from lora_fx.plan.offloaded import device_of
+from lora_fx.plan.sites import LOOKS_AT_BASE, SitePlan
 
 Method = Callable[[int, int, int, torch.Generator], tuple[Tensor, Tensor]]
 
@@ -45,6 +46,9 @@ OF_WEIGHT: Mapping[str, Callable[[Place], tuple[Tensor, ...]]] = {
     "lora_ga": lora_ga,
 }
 
+OF_DATA = frozenset({"corda", "lora_ga", "eva"})
+LOOKS_AT = LOOKS_AT_BASE | OF_DATA
+
 
 def initialise(
     site: SitePlan, module: nn.Module, observed: Tensor | None = None
@@ -53,11 +57,13 @@ def initialise(
 
     In float32, or wider where an init computes of a wider weight. `weight` is among them where the
     base's is to be another, and not what it was without s B A. `observed` is what the init needs of
-    data.
+    data. On meta an init that looks at values gives zeros.
     """
     generator = generator_of(site.seed, site.adapter, site.name)
     weight: Sequence[Tensor] = ()
-    if site.init.name == "eva":
+    if site.init.name in LOOKS_AT and is_without_values(module):
+        A, B, *_ = map(torch.zeros, site.tensors.values())
+    elif site.init.name == "eva":
         assert observed is not None
         A, B = observed, torch.zeros(site.out_features, site.rank)
     elif site.init.name in OF_WEIGHT:
@@ -71,6 +77,12 @@ def initialise(
     given = dict(zip(("weight",), turned, strict=False))
     zeros = {name: torch.zeros(site.tensors[name]) for name in bias}
     return {first: A.contiguous(), second: B.contiguous(), **zeros, **given}
+
+
+def is_without_values(module: nn.Module) -> bool:
+    """Whether the weight of a module is on meta, and no store has its values."""
+    weight = module.get_parameter("weight")
+    return device_of(module, weight).type == "meta"
 
 
 def generator_of(seed: int, adapter: str, fqn: str) -> torch.Generator:
