@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_fx.adapters import copies, storage, token_rows
+from lora_fx.adapters import copies, magnitudes, storage, token_rows
 from lora_fx.adapters.offloaded_copies import keep_in_force
 from lora_fx.adapters.reachable import require_reachable
 from lora_fx.adapters.site import Arithmetic
@@ -41,6 +41,8 @@ def _bind_site(model: nn.Module, planned: SitePlan, start: Mapping[str, Tensor])
     site = storage.mark(model.get_submodule(planned.fqn))
     device, dtype = storage.base_device(site), getattr(torch, planned.dtype)
     tensors = {name: tensor.to(device, dtype) for name, tensor in start.items()}
+    if storage.MAGNITUDE in planned.tensors and storage.MAGNITUDE not in tensors:
+        tensors[storage.MAGNITUDE] = magnitudes.start(site, tensors, planned.scaling).to(dtype)
     storage.insert(site, planned.adapter, tensors, arithmetic(planned), planned.trainable)
 
 

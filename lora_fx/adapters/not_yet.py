@@ -9,6 +9,7 @@ from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.spec import Spec
 
+_VARIANTS = ("lora", "dora")
 _INITS = ("default", "gaussian", "random")
 _WHAT = {
     "conv": "adapters on convolutions",
@@ -55,8 +56,10 @@ def _of_site(site: SitePlan) -> Iterator[tuple[str, Span | None, str]]:
         yield _WHAT[site.layer.kind], site.rule, where
     if site.init.name not in _INITS:
         yield f"init `{site.init.name}`", _set(site, "init"), where
-    if site.variant.name != "lora":
+    if site.variant.name not in _VARIANTS:
         yield f"variant `{site.variant.name}`", _set(site, "variant"), where
+    elif site.variant.name == "dora" and site.layer.packed:
+        yield "variant `dora` on weights in 4 or 8 bits", _set(site, "variant"), where
     if site.offload:
         yield "`offload`", _set(site, "offload"), where
 

@@ -17,16 +17,18 @@ class Branch:
 
     `rank` is the inner dimension; `dropout` the probability applied to the branch's input (0 in
     evaluation); `compute` the dtype of its arithmetic, or `activation` for that of its input;
-    `bias` says that B has a bias.
+    `bias` says that B has a bias, `magnitude` that the branch is DoRA's.
     """
 
     rank: int
     dropout: float = 0.0
     compute: str = ACTIVATION
     bias: bool = False
+    magnitude: bool = False
 
     def __str__(self) -> str:
-        return f"r{self.rank}:p{self.dropout!r}:{self.compute}{':bias' * self.bias}"
+        more = ":bias" * self.bias + ":magnitude" * self.magnitude
+        return f"r{self.rank}:p{self.dropout!r}:{self.compute}{more}"
 
 
 @dataclass(frozen=True)
@@ -34,38 +36,50 @@ class Structure:
     """What `lora_fx::site` computes; equal for sites that may share one compiled graph.
 
     Its text is the `structure` argument of the op. `kind` is `linear` or `embedding`; `padding` is
-    the row of an embedding that has no gradient. Values that may change without a recompile
-    (weights, scalings) are tensors and have no place here.
+    the row of an embedding that has no gradient, `factor` what it multiplies its output by. Values
+    that may change without a recompile (weights, scalings) are tensors and have no place here.
     """
 
     kind: str
     branches: tuple[Branch, ...]
     padding: int | None = None
+    factor: float = 1.0
 
     def __str__(self) -> str:
         padding = "" if self.padding is None else f"@{self.padding}"
-        return f"{self.kind}{padding}[{'|'.join(map(str, self.branches))}]"
+        factor = "" if self.factor == 1 else f"*{self.factor!r}"
+        return f"{self.kind}{padding}{factor}[{'|'.join(map(str, self.branches))}]"
 
-    def params(self, tensors: Sequence[Any]) -> list[tuple[Any, Any, Any]]:
-        """Deal out the op's `params` to the branches: A, B and B's bias or None."""
+    def params(self, tensors: Sequence[Any]) -> list[tuple[Any, Any, Any, Any]]:
+        """Deal out the op's `params` to the branches: A, B, B's bias or None, magnitude or None."""
         left = iter(tensors)
-        return [(next(left), next(left), next(left) if b.bias else None) for b in self.branches]
+        return [
+            (
+                next(left),
+                next(left),
+                next(left) if branch.bias else None,
+                next(left) if branch.magnitude else None,
+            )
+            for branch in self.branches
+        ]
 
     @staticmethod
     @cache
     def parse(key: str) -> "Structure":
         """Read a key back; `Structure.parse(str(s)) == s`. Raises ValueError for any other text."""
-        whole = re.fullmatch(r"(\w+)(?:@(\d+))?\[(.+)\]", key)
+        whole = re.fullmatch(r"(\w+)(?:@(\d+))?(?:\*([\d.e+-]+))?\[(.+)\]", key)
         if whole is None:
             raise ValueError(f"`{key}` is not a site structure")
         branches = []
-        for text in whole[3].split("|"):
-            branch = re.fullmatch(r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?", text)
+        for text in whole[4].split("|"):
+            branch = re.fullmatch(r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?", text)
             if branch is None:
                 raise ValueError(f"`{text}` is not a branch of a site structure")
-            rank, dropout, compute, bias = branch.groups()
-            branches.append(Branch(int(rank), float(dropout), compute, bias is not None))
-        return Structure(whole[1], tuple(branches), None if whole[2] is None else int(whole[2]))
+            rank, dropout, compute, *more = branch.groups()
+            flags = (flag is not None for flag in more)
+            branches.append(Branch(int(rank), float(dropout), compute, *flags))
+        padding = None if whole[2] is None else int(whole[2])
+        return Structure(whole[1], tuple(branches), padding, float(whole[3] or 1))
 
 
 def compute_dtype(compute: str, activation: torch.dtype) -> torch.dtype:

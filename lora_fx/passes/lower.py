@@ -3,6 +3,7 @@
     shrink(x, A, p, compute)          →  linear(dropout(x, p).to(d), A.to(d))
     lookup(ids, A, padding, compute)  →  embedding(ids, Aᵀ, padding).to(d)
     expand(y, h, B, scalings, i, c)   →  y + linear((h * scalings[i]).to(d), B.to(d)).to(y.dtype)
+    magnitude(y, u, m, norms, b)      →  (y + (m / norms - 1) * (u - b)).to(y.dtype)
     replace_rows, replace_columns     →  as in `graph/ops.py`
 
 d is the activations' dtype, or the named compute dtype, which then holds under autocast too.
@@ -71,6 +72,14 @@ def _expand(graph: Graph, node: Node) -> Node:
     return call(graph, torch.add, y, _cast(graph, delta, dtype(y)))
 
 
+def _magnitude(graph: Graph, node: Node) -> Node:
+    y, u, m, norms, *bias = node.args
+    own = call(graph, torch.sub, u, *bias) if bias else u
+    gain = call(graph, torch.sub, call(graph, torch.div, m, norms), 1)
+    total = call(graph, torch.add, y, call(graph, torch.mul, gain, own))
+    return _cast(graph, total, dtype(y))  # type: ignore[return-value]
+
+
 def _replace_rows(graph: Graph, node: Node) -> Node:
     y, ids, tokens, rows, padding = node.args
     hits = call(graph, torch.eq, call(graph, "unsqueeze", ids, -1), tokens)
@@ -90,6 +99,7 @@ _LOWERED = (
     (ops.shrink, _shrink),
     (ops.lookup, _lookup),
     (ops.expand, _expand),
+    (ops.magnitude, _magnitude),
     (ops.replace_rows, _replace_rows),
     (ops.replace_columns, _replace_columns),
 )

@@ -66,6 +66,11 @@ def _combined(site: SitePlan) -> Iterator[tuple[str, str, str]]:
     variant, init = site.variant.name, site.init.name
     if site.lora_bias and variant != "lora":
         yield "lora_bias", f"`lora_bias` and variant `{variant}` do not go together", "both set"
+    if variant == "dora" and site.tie and site.layer.kind == "embedding":
+        message = (
+            "variant `dora` gives an embedding's columns their norms, and a tied head its rows'"
+        )
+        yield "variant", message, "`tie` is set, and `dora`"
     if init == "mica" and variant != "lora":
         yield "init", f"init `mica` and variant `{variant}` do not go together", "both set"
 

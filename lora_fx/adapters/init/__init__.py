@@ -26,13 +26,17 @@ METHODS: dict[str, dict[str, Method]] = {
 
 
 def initialise(site: SitePlan) -> dict[str, Tensor]:
-    """Return a site's tensors by PEFT's names, in float32 on the CPU; B's bias starts at zero."""
+    """Return a site's tensors by PEFT's names, in float32 on the CPU; B's bias starts at zero.
+
+    Without DoRA's magnitude, which is of the weight.
+    """
     kind = "embedding" if site.layer.kind == "embedding" else "linear"
     method = METHODS[kind][site.init.name]
     generator = generator_of(site.seed, site.adapter, site.name)
     A, B = method(site.in_features, site.out_features, site.rank, generator)
-    first, second, *bias = site.tensors
-    return {first: A, second: B} | {name: torch.zeros(site.tensors[name]) for name in bias}
+    first, second, *more = site.tensors
+    biases = (name for name in more if name.endswith(".bias"))
+    return {first: A, second: B} | {name: torch.zeros(site.tensors[name]) for name in biases}
 
 
 def generator_of(seed: int, adapter: str, fqn: str) -> torch.Generator:
