@@ -42,7 +42,9 @@ def _bind_site(model: nn.Module, planned: SitePlan, start: Mapping[str, Tensor])
     device, dtype = storage.base_device(site), getattr(torch, planned.dtype)
     tensors = {name: tensor.to(device, dtype) for name, tensor in start.items()}
     if storage.MAGNITUDE in planned.tensors and storage.MAGNITUDE not in tensors:
-        tensors[storage.MAGNITUDE] = magnitudes.start(site, tensors, planned.scaling).to(dtype)
+        tensors[storage.MAGNITUDE] = magnitudes.start(site, tensors.values(), planned.scaling).to(
+            dtype
+        )
     storage.insert(site, planned.adapter, tensors, arithmetic(planned), planned.trainable)
 
 

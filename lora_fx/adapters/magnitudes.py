@@ -1,6 +1,6 @@
 """DoRA's magnitudes: where they start, and the weight that an adapter with them stands for."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,12 @@ from lora_fx.graph.row_norms import row_norms
 from lora_fx.plan.offloaded import values_of
 
 
-def start(site: Site, tensors: Mapping[str, Tensor], scaling: float) -> Tensor:
-    """Return the norms (out,) of the rows of W + s B A, where A and B are `tensors`: m / n is 1.
+def start(site: Site, factors: Iterable[Tensor], scaling: float) -> Tensor:
+    """Return the norms (out,) of the rows of W + s B A, with which m / n is 1; A and B come first.
 
     Of an embedding, and of `Conv1D`, the rows of the weight that is (out, in).
     """
-    A, B, *_ = tensors.values()
+    A, B, *_ = factors
     return row_norms(oriented_weight(site).to(A.device), A, B, scaling)
 
 

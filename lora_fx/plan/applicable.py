@@ -67,10 +67,8 @@ def _combined(site: SitePlan) -> Iterator[tuple[str, str, str]]:
     if site.lora_bias and variant != "lora":
         yield "lora_bias", f"`lora_bias` and variant `{variant}` do not go together", "both set"
     if variant == "dora" and site.tie and site.layer.kind == "embedding":
-        message = (
-            "variant `dora` gives an embedding's columns their norms, and a tied head its rows'"
-        )
-        yield "variant", message, "`tie` is set, and `dora`"
+        message = "variant `dora` and `tie` do not go together at an embedding"
+        yield "variant", message, "both set"
     if init == "mica" and variant != "lora":
         yield "init", f"init `mica` and variant `{variant}` do not go together", "both set"
 
