@@ -54,7 +54,7 @@ def _factor(graph: Graph, weight: Node, norms: list[Node]) -> None:
             _, _, B, scalings, branch, factor = node.args
             B = _cast(graph, call(graph, "detach", B), wide)
             scaling = call(graph, torch.select, scalings, 0, branch)
-            scaling = call(graph, torch.div, scaling, factor)
+            scaling = call(graph, torch.div, scaling, factor) if factor != 1 else scaling
             A, inner = _cast(graph, A, wide), _cast(graph, inner, wide)
             gram = call(graph, torch.mm, A, call(graph, "t", A))
             quadratic = call(graph, torch.mul, scaling, call(graph, torch.mm, B, gram))

@@ -185,10 +185,18 @@ def sizes_of(run: Callable[[Tensor], Tensor], model: nn.Module) -> set[int]:
     return seen.sizes
 
 
-@pytest.mark.parametrize("text", [SEVERAL, with_dropout(SEVERAL)], ids=["several", "dropout"])
-def test_nothing_of_inductor_is_as_large_as_a_weight(text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "dtype"),
+    [
+        (SEVERAL, torch.float32),
+        (SEVERAL, torch.bfloat16),
+        (with_dropout(SEVERAL), torch.float32),
+    ],
+    ids=["several", "bfloat16", "dropout"],
+)
+def test_nothing_of_inductor_is_as_large_as_a_weight(text: str, dtype: torch.dtype) -> None:
     with torch.compiler.config.patch(cache_key_tag=f"not cached {time.time()}"):
-        model = lora_fx.compile(untied(), text)
+        model = lora_fx.compile(untied().to(dtype), text)
         model.set_adapter(["default", "other"])
         model.up.train(), model.mix.train()
         found = list(buffers(model))
