@@ -76,7 +76,7 @@ def test_under_autocast(backend: str | None) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = step(model, tokens())
     for name, tensor in exact.items():
-        assert 1e-5 < relative(got[name], tensor) < 0.1, name
+        assert 1e-5 < relative(got[name], tensor) < 0.2, name
     site = model.model.layers[0].mlp.up_proj
     A, B, _ = storage.tensors(site, "default").values()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -166,7 +166,7 @@ class Dense(nn.Module):
         up = self.model.up
         A, B, m = storage.tensors(up, "default").values()
         W = up.weight + B @ A
-        x = torch.tanh(self.model.embed(ids)) @ torch.ones(6, 7)
+        x = torch.tanh(self.model.embed(ids)).float() @ torch.ones(6, 7)
         return nn.functional.linear(x, W * (m / W.detach().norm(dim=1))[:, None])
 
 
