@@ -13,6 +13,7 @@ from lora_fx.plan.offloaded import tied_names
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
+from lora_fx.plan.variants import blocks_of
 
 Start = Callable[[SitePlan], Mapping[str, Tensor]]
 
@@ -97,7 +98,12 @@ def _bind_bias(model: nn.Module, planned: TrainedBias) -> None:
 def arithmetic(planned: SitePlan) -> Arithmetic:
     """Return what the plan says about how a branch computes."""
     return Arithmetic(
-        planned.alpha, planned.scaling, planned.rslora, planned.dropout, planned.compute
+        planned.alpha,
+        planned.scaling,
+        planned.rslora,
+        planned.dropout,
+        planned.compute,
+        blocks_of(planned) if planned.variant.name == "bdlora" else (1, 1),
     )
 
 

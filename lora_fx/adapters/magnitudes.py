@@ -29,6 +29,8 @@ def effective_delta(site: Site, adapter: str) -> Tensor:
     """
     factors, scaling = site.lora_branches[adapter], site.lora_arithmetic[adapter].scaling
     A, B, *_ = factors.tensors()
+    blocks = site.lora_arithmetic[adapter].blocks
+    A, B = (torch.block_diag(*t.chunk(n)) for t, n in zip((A, B), blocks, strict=True))
     wide = torch.promote_types(A.dtype, torch.float32)
     delta = scaling * (B.to(wide) @ A.to(wide))
     if factors.magnitude is None:

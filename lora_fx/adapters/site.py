@@ -21,6 +21,7 @@ class Arithmetic:
     """How one adapter's branch computes here.
 
     `scaling` is the number that multiplies B A x; `alpha` and `rslora` say where it came from.
+    `blocks` are the numbers of blocks on the diagonals of A and B.
     """
 
     alpha: float
@@ -28,6 +29,7 @@ class Arithmetic:
     rslora: bool
     dropout: float
     compute: str
+    blocks: tuple[int, int] = (1, 1)
 
 
 class Site(_Base):
@@ -80,6 +82,7 @@ class Site(_Base):
                 arithmetic.compute,
                 factors.has_bias,
                 factors.magnitude is not None,
+                arithmetic.blocks,
             )
             for factors, arithmetic in zip(self._branches, self._active_arithmetic(), strict=True)
         )

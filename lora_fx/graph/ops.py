@@ -4,6 +4,7 @@
     shrink(x, A, dropout, compute)                     drop(x) Aᵀ
     lookup(ids, A, padding, compute)                   columns of A, one for each id
     expand(y, h, B, scalings, branch, compute, bias)   y + (s h) Bᵀ + s b
+    block_diagonal(weight, blocks)                     the rows' chunks on a diagonal
     norms(W, A, B, scalings, branch, factor)           of the rows of W + s B A, no gradient
     magnitude(y, u, m, norms, bias)                    y + (m / norms - 1) * (u - bias)
     replace_rows(y, ids, tokens, rows, padding)        y, and rows[i] where the id is tokens[i]
@@ -43,6 +44,7 @@ _library.define(
     "expand(Tensor y, Tensor h, Tensor B, Tensor scalings, int branch, str compute, "
     "Tensor? bias=None) -> Tensor"
 )
+_library.define("block_diagonal(Tensor weight, int blocks) -> Tensor")
 _library.define(
     "norms(Tensor W, Tensor A, Tensor B, Tensor scalings, int branch, float factor) -> Tensor"
 )
@@ -92,6 +94,11 @@ def expand_reference(
     return y + delta.to(y.dtype)
 
 
+def block_diagonal_reference(weight: Tensor, blocks: int) -> Tensor:
+    """Put the chunks of the rows on a diagonal: (m, n) -> (m, blocks * n)."""
+    return torch.block_diag(*weight.chunk(blocks))
+
+
 def norms_reference(
     W: Tensor, A: Tensor, B: Tensor, scalings: Tensor, branch: int, factor: float
 ) -> Tensor:
@@ -123,6 +130,10 @@ def site_reference(
     of_base = y
     for i, (A, B, bias, m) in enumerate(parsed.params(params)):
         branch = parsed.branches[i]
+        A, B = (
+            block_diagonal_reference(factor, blocks) if blocks > 1 else factor
+            for factor, blocks in zip((A, B), branch.blocks, strict=True)
+        )
         dropped = F.dropout(x, branch.dropout, training=True) if branch.dropout else x
         if parsed.kind == "embedding":
             h = lookup_reference(x, A, parsed.padding, branch.compute)
@@ -171,6 +182,7 @@ for _name, _reference in {
     "shrink": shrink_reference,
     "lookup": lookup_reference,
     "expand": expand_reference,
+    "block_diagonal": block_diagonal_reference,
     "norms": norms_reference,
     "magnitude": magnitude_reference,
     "replace_rows": replace_rows_reference,
@@ -182,6 +194,7 @@ site = torch.ops.lora_fx.site.default
 shrink = torch.ops.lora_fx.shrink.default
 lookup = torch.ops.lora_fx.lookup.default
 expand = torch.ops.lora_fx.expand.default
+block_diagonal = torch.ops.lora_fx.block_diagonal.default
 norms = torch.ops.lora_fx.norms.default
 magnitude = torch.ops.lora_fx.magnitude.default
 replace_rows = torch.ops.lora_fx.replace_rows.default

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 ACTIVATION = "activation"
+_BRANCH = re.compile(r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?(?::(\d+)x(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Branch:
 
     `rank` is the inner dimension; `dropout` the probability applied to the branch's input (0 in
     evaluation); `compute` the dtype of its arithmetic, or `activation` for that of its input;
-    `bias` says that B has a bias, `magnitude` that the branch is DoRA's.
+    `bias` says that B has a bias, `magnitude` that the branch is DoRA's. `blocks` are the numbers
+    of blocks that A and B consist of, on a diagonal; more than one are stored below each other.
     """
 
     rank: int
@@ -25,9 +27,12 @@ class Branch:
     compute: str = ACTIVATION
     bias: bool = False
     magnitude: bool = False
+    blocks: tuple[int, int] = (1, 1)
 
     def __str__(self) -> str:
         more = ":bias" * self.bias + ":magnitude" * self.magnitude
+        if self.blocks != (1, 1):
+            more += f":{self.blocks[0]}x{self.blocks[1]}"
         return f"r{self.rank}:p{self.dropout!r}:{self.compute}{more}"
 
 
@@ -72,12 +77,13 @@ class Structure:
             raise ValueError(f"`{key}` is not a site structure")
         branches = []
         for text in whole[4].split("|"):
-            branch = re.fullmatch(r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?", text)
+            branch = _BRANCH.fullmatch(text)
             if branch is None:
                 raise ValueError(f"`{text}` is not a branch of a site structure")
-            rank, dropout, compute, *more = branch.groups()
-            flags = (flag is not None for flag in more)
-            branches.append(Branch(int(rank), float(dropout), compute, *flags))
+            rank, dropout, compute, bias, magnitude, a, b = branch.groups()
+            flags = bias is not None, magnitude is not None
+            blocks = int(a or 1), int(b or 1)
+            branches.append(Branch(int(rank), float(dropout), compute, *flags, blocks))
         padding = None if whole[2] is None else int(whole[2])
         return Structure(whole[1], tuple(branches), padding, float(whole[3] or 1))
 

@@ -12,7 +12,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 _TOKENS = frozenset({"lora_fx::replace_rows", "lora_fx::replace_columns"})
 _BRANCHES = frozenset(
-    {"lora_fx::shrink", "lora_fx::lookup", "lora_fx::expand", "lora_fx::magnitude"}
+    f"lora_fx::{name}" for name in ("shrink", "lookup", "expand", "magnitude", "block_diagonal")
 )
 _LEGAL: dict[Stage, frozenset[str]] = {
     "captured": _TOKENS | {"lora_fx::site"},

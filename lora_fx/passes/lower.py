@@ -3,7 +3,8 @@
     shrink(x, A, p, compute)          →  linear(dropout(x, p).to(d), A.to(d))
     lookup(ids, A, padding, compute)  →  embedding(ids, Aᵀ, padding).to(d)
     expand(y, h, B, scalings, i, c)   →  y + linear((h * scalings[i]).to(d), B.to(d)).to(y.dtype)
-        or, where B is cast to fewer bits →  y + linear(h.to(d), (B * scalings[i]).to(d)).to(y.dtype)
+        or, if B is cast to fewer bits  →  y + linear(h.to(d), (B * scalings[i]).to(d)).to(y.dtype)
+    block_diagonal(weight, n)         →  block_diag(*chunk(weight, n))
     magnitude(y, u, m, norms, b)      →  (y + (m / norms - 1) * (u - b)).to(y.dtype)
     replace_rows, replace_columns     →  as in `graph/ops.py`
 
@@ -76,6 +77,13 @@ def _expand(graph: Graph, node: Node) -> Node:
     return call(graph, torch.add, y, _cast(graph, delta, dtype(y)))
 
 
+def _block_diagonal(graph: Graph, node: Node) -> Node:
+    weight, blocks = node.args
+    chunks = call(graph, torch.chunk, weight, blocks)
+    parts = (call(graph, operator.getitem, chunks, i) for i in range(blocks))  # type: ignore[arg-type]
+    return call(graph, torch.block_diag, *parts)
+
+
 def _magnitude(graph: Graph, node: Node) -> Node:
     y, u, m, norms, *bias = node.args
     own = call(graph, torch.sub, u, *bias) if bias else u
@@ -103,6 +111,7 @@ _LOWERED = (
     (ops.shrink, _shrink),
     (ops.lookup, _lookup),
     (ops.expand, _expand),
+    (ops.block_diagonal, _block_diagonal),
     (ops.magnitude, _magnitude),
     (ops.replace_rows, _replace_rows),
     (ops.replace_columns, _replace_columns),

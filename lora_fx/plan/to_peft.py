@@ -57,10 +57,6 @@ def config_of(
         config["target_parameters"] = sorted(parameters)
     if layers is not None:
         config["layer_replication"] = _runs(layers)
-    tied = next((s for s in adapter.sites if s.tie and s.layer.kind == "embedding"), None)
-    if tied is not None and any(s.variant.name == "dora" for s in adapter.sites):
-        message = "PEFT has `dora` at all modules of an adapter, and it does not go with `tie`"
-        raise LoraFxError((_fault(message, tied.rule, f"`{tied.name}` is tied"),))
     return config | (_values(adapter.sites) if adapter.sites else {})
 
 

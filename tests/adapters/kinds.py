@@ -180,7 +180,9 @@ def materialised(base: nn.Module, leaves: Mapping[str, Tensor], kind: Kind) -> d
             _change(found, parameters, f"{fqn}.bias", lambda b, d=delta: b + d)
         elif name.endswith(".lora_B.weight") and not (kind.tied and "lm_head" in name):
             fqn = name.removesuffix(".lora_B.weight")
-            delta = kind.scaling * (B @ leaves[key.replace("lora_B", "lora_A")])
+            A = leaves[key.replace("lora_B", "lora_A")]
+            inputs = getattr(base.get_submodule(fqn), "in_features", A.shape[1])
+            delta = kind.scaling * (_whole(B, A.shape[0]) @ _whole(A, inputs))
             turned = type(base.get_submodule(fqn)).__name__ == "Conv1D"
             delta = delta.T if turned else delta
             m = leaves.get(f"{PREFIX}{fqn}.lora_magnitude_vector")
@@ -191,6 +193,11 @@ def materialised(base: nn.Module, leaves: Mapping[str, Tensor], kind: Kind) -> d
                 lambda w, d=delta, m=m, over=0 if turned else 1: _with_norms(w + d, m, over),
             )
     return found
+
+
+def _whole(factor: Tensor, columns: int) -> Tensor:
+    """The matrix whose blocks are stored below each other."""
+    return torch.block_diag(*factor.chunk(columns // factor.shape[1]))
 
 
 def _with_norms(weight: Tensor, m: Tensor | None, over: int) -> Tensor:

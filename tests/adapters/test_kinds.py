@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import BdLoraConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -76,6 +77,17 @@ KINDS = {
         of("bart", scale_embedding=True, tie_word_embeddings=False),
         'variant = dora  target "model.encoder.embed_tokens"',
         {"target_modules": ["model.encoder.embed_tokens"], "use_dora": True},
+    ),
+    "bdlora": Kind(
+        of("llama"),
+        """variant = bdlora(a = ["down_proj"], b = ["gate_proj", "up"], blocks = 2)
+        target gate_proj, up_proj, down_proj { rank = 4 }""",
+        {
+            "r": 4,
+            "target_modules": ["gate_proj", "up_proj", "down_proj"],
+            "use_bdlora": BdLoraConfig(["down_proj"], ["gate_proj", "up"], nblocks=2),
+        },
+        scaling=5 / 4,
     ),
     "train": Kind(
         of("llama"),

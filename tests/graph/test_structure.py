@@ -11,6 +11,7 @@ branches = st.builds(
     st.sampled_from(["activation", "float32", "bfloat16"]),
     st.booleans(),
     st.booleans(),
+    st.tuples(st.integers(1, 8), st.integers(1, 8)),
 )
 structures = st.builds(
     Structure,
