@@ -54,7 +54,8 @@ def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
 def _of_adapter(adapter: AdapterPlan) -> Iterator[tuple[str, Span | None, str]]:
     """Yield what no folder could hold: PEFT has one variant for all modules of an adapter."""
     variants = {site.variant: site for site in adapter.sites}
-    if len(variants) > 1 and not {variant.name for variant in variants} <= {"lora", "dora"}:
+    names = {variant.name for variant in variants}
+    if len(variants) > 1 and names <= {*_VARIANTS} and not names <= {"lora", "dora"}:
         first, other = list(variants.values())[:2]
         of_first = "variant" in first.settings and first.variant.name != "lora"
         site = first if of_first else other
