@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_fx.adapters import copies, storage, token_rows
+from lora_fx.adapters import copies, magnitudes, storage, token_rows
 from lora_fx.adapters.offloaded_copies import keep_in_force
 from lora_fx.adapters.reachable import require_reachable
 from lora_fx.adapters.site import Arithmetic
@@ -13,6 +13,7 @@ from lora_fx.plan.offloaded import tied_names
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
+from lora_fx.plan.variants import blocks_of
 
 Start = Callable[[SitePlan], Mapping[str, Tensor]]
 
@@ -41,6 +42,10 @@ def _bind_site(model: nn.Module, planned: SitePlan, start: Mapping[str, Tensor])
     site = storage.mark(model.get_submodule(planned.fqn))
     device, dtype = storage.base_device(site), getattr(torch, planned.dtype)
     tensors = {name: tensor.to(device, dtype) for name, tensor in start.items()}
+    if storage.MAGNITUDE in planned.tensors and storage.MAGNITUDE not in tensors:
+        tensors[storage.MAGNITUDE] = magnitudes.start(site, tensors.values(), planned.scaling).to(
+            dtype
+        )
     storage.insert(site, planned.adapter, tensors, arithmetic(planned), planned.trainable)
 
 
@@ -93,7 +98,12 @@ def _bind_bias(model: nn.Module, planned: TrainedBias) -> None:
 def arithmetic(planned: SitePlan) -> Arithmetic:
     """Return what the plan says about how a branch computes."""
     return Arithmetic(
-        planned.alpha, planned.scaling, planned.rslora, planned.dropout, planned.compute
+        planned.alpha,
+        planned.scaling,
+        planned.rslora,
+        planned.dropout,
+        planned.compute,
+        blocks_of(planned) if planned.variant.name == "bdlora" else (1, 1),
     )
 
 

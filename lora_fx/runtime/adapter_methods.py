@@ -183,12 +183,12 @@ class AdapterMethods(_Base):
 
     def _overwrite(self, adapter: str, loaded: Loaded) -> None:
         """Put a file's values and scalings in the place of an adapter's own; dropout stays."""
-        overwrite(self, adapter, loaded.tensors)
         placed = dict(storage.sites(self))
         for site in loaded.plan.sites:
             known = placed[site.fqn].lora_arithmetic
             new = {"alpha": site.alpha, "scaling": site.scaling, "rslora": site.rslora}
             known[adapter] = replace(known[adapter], **new)
+        overwrite(self, adapter, loaded.tensors)
         self._activate()
 
 

@@ -6,18 +6,16 @@ changes no other site.
 """
 
 import hashlib
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from lora_fx.adapters.init.block_diagonal import Method, block_diagonal
 from lora_fx.adapters.init.default import default
 from lora_fx.adapters.init.embedding import normal_start, zero_start
 from lora_fx.adapters.init.gaussian import gaussian
 from lora_fx.adapters.init.random import random
 from lora_fx.plan.sites import SitePlan
-
-Method = Callable[[int, int, int, torch.Generator], tuple[Tensor, Tensor]]
 
 METHODS: dict[str, dict[str, Method]] = {
     "linear": {"default": default, "gaussian": gaussian, "random": random},
@@ -26,13 +24,20 @@ METHODS: dict[str, dict[str, Method]] = {
 
 
 def initialise(site: SitePlan) -> dict[str, Tensor]:
-    """Return a site's tensors by PEFT's names, in float32 on the CPU; B's bias starts at zero."""
+    """Return a site's tensors by PEFT's names, in float32 on the CPU; B's bias starts at zero.
+
+    Without DoRA's magnitude, which is of the weight.
+    """
     kind = "embedding" if site.layer.kind == "embedding" else "linear"
     method = METHODS[kind][site.init.name]
     generator = generator_of(site.seed, site.adapter, site.name)
-    A, B = method(site.in_features, site.out_features, site.rank, generator)
-    first, second, *bias = site.tensors
-    return {first: A, second: B} | {name: torch.zeros(site.tensors[name]) for name in bias}
+    if site.variant.name == "bdlora":
+        A, B = block_diagonal(site, method, generator)
+    else:
+        A, B = method(site.in_features, site.out_features, site.rank, generator)
+    first, second, *more = site.tensors
+    biases = (name for name in more if name.endswith(".bias"))
+    return {first: A, second: B} | {name: torch.zeros(site.tensors[name]) for name in biases}
 
 
 def generator_of(seed: int, adapter: str, fqn: str) -> torch.Generator:
