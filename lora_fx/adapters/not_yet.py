@@ -10,7 +10,10 @@ from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.spec import Spec
 
 _VARIANTS = ("lora", "dora", "bdlora")
-_INITS = ("default", "gaussian", "random")
+_INITS = (
+    *("default", "gaussian", "random", "orthogonal", "mica"),
+    *("pissa", "olora", "loftq", "corda", "lora_ga", "eva"),
+)
 _WHAT = {
     "conv": "adapters on convolutions",
     "attention": "adapters on `nn.MultiheadAttention`",

@@ -41,7 +41,7 @@ class Site(_Base):
     same quotient (Liu et al. 2024, arXiv 2402.09353, eq. 5: the norms are of rows, and constants),
     for a linear layer, in either layout of its weight, or an embedding, whose x is one-hot. Where
     an adapter's factors lie, `storage` knows. With no active adapter the module computes what its
-    base class computes, bit for bit.
+    base class computes, bit for bit, or to rounding where an adapter has changed the weight.
     """
 
     lora_kind: str
@@ -54,6 +54,7 @@ class Site(_Base):
     _evaluation_key: str
     weight: Tensor
     lora_room: bool = False
+    lora_change: "Change | None" = None
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the base module, then announce the active branches."""
@@ -74,7 +75,8 @@ class Site(_Base):
     def activate(self, adapters: tuple[str, ...]) -> None:
         """Let these adapters, of those present here, take part in the forward, in this order."""
         self.lora_active = tuple(name for name in adapters if name in self.lora_arithmetic)
-        self._branches = tuple(self.lora_branches[name] for name in self.lora_active)
+        branches = self.branches_with(adapters)
+        self._branches = tuple(factors for factors, _ in branches)
         training = tuple(
             Branch(
                 factors.rank,
@@ -84,7 +86,7 @@ class Site(_Base):
                 factors.magnitude is not None,
                 arithmetic.blocks,
             )
-            for factors, arithmetic in zip(self._branches, self._active_arithmetic(), strict=True)
+            for factors, arithmetic in branches
         )
         evaluation = tuple(replace(branch, dropout=0.0) for branch in training)
         layer = getattr(self, "padding_idx", None), output_scale(self)
@@ -92,8 +94,18 @@ class Site(_Base):
         self._evaluation_key = str(Structure(self.lora_kind, evaluation, *layer))
         self._place_scalings()
 
-    def _active_arithmetic(self) -> list[Arithmetic]:
-        return [self.lora_arithmetic[name] for name in self.lora_active]
+    def branches_with(self, adapters: tuple[str, ...]) -> list[tuple["Factors", Arithmetic]]:
+        """Return all that adds to the weight that is here while these adapters are active.
+
+        What an adapter took out of the weight comes first, where that adapter is not active: the
+        weight and these branches together are what the module computes.
+        """
+        present = [name for name in adapters if name in self.lora_arithmetic]
+        found = [(self.lora_branches[name], self.lora_arithmetic[name]) for name in present]
+        change = self.lora_change
+        if change is not None and change.adapter not in present:
+            found.insert(0, (change.factors, change.arithmetic))
+        return found
 
     def _place_scalings(self) -> None:
         """Scalings are float32 on the parameters' device, whatever the module is cast to.
@@ -102,7 +114,8 @@ class Site(_Base):
         """
         device = self._branches[0].A.weight.device if self._branches else None
         factor = output_scale(self)
-        values = [arithmetic.scaling * factor for arithmetic in self._active_arithmetic()]
+        arithmetic = [one for _, one in self.branches_with(self.lora_active)]
+        values = [one.scaling * factor for one in arithmetic]
         scalings = torch.tensor(values, dtype=torch.float32, device=device)
         self.register_buffer("lora_scalings", scalings, persistent=False)
 
@@ -125,6 +138,21 @@ class Site(_Base):
     def _keep_room(self) -> None:
         if self.lora_room and not owns_room(self.weight):
             self.weight.data = with_room(self.weight.detach())
+
+
+@dataclass(frozen=True)
+class Change:
+    """What `adapter` took out of a base weight: scaling * B A of these factors, which are frozen.
+
+    `base` is the fingerprint of the weight before that. Where the weight was `replaced`, by a
+    quantised one, these factors are the best of their rank for what it has lost.
+    """
+
+    adapter: str
+    factors: "Factors"
+    arithmetic: Arithmetic
+    base: str
+    replaced: bool = False
 
 
 def output_scale(module: nn.Module) -> float:
