@@ -32,6 +32,7 @@ from lora_fx.passes.aten.fuse_low_rank_terms import fuse_low_rank_terms
 from lora_fx.passes.aten.keep_float32 import keep_float32
 from lora_fx.passes.aten.share_gradient_reads import share_gradient_reads
 from lora_fx.passes.causal_attention import causal_attention
+from lora_fx.passes.factor_dora_norm import factor_dora_norm
 from lora_fx.passes.grouped_attention import grouped_attention
 from lora_fx.passes.lower import lower
 from lora_fx.passes.share_shrinks import share_shrinks
@@ -65,7 +66,7 @@ Given = Mapping[str, Mapping[str, Tensor]]
 Giver = Callable[[nn.Module, Plan], Given]
 
 RULES = (ExpandSites(),)
-FUSE = (share_shrinks, causal_attention, grouped_attention)
+FUSE = (factor_dora_norm, share_shrinks, causal_attention, grouped_attention)
 PLAIN = (share_gradient_reads, accumulate_products, fuse_low_rank_terms, keep_float32)
 AUGMENTED = (*PLAIN[:2], augment_products, *PLAIN[2:])
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_fx.adapters import copies, storage, token_rows
+from lora_fx.adapters import copies, magnitudes, storage, token_rows
 from lora_fx.adapters.changed_weight import change, require_changeable, restore
 from lora_fx.adapters.offloaded_copies import keep_in_force
 from lora_fx.adapters.reachable import require_reachable
@@ -14,6 +14,7 @@ from lora_fx.plan.offloaded import tied_names
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
+from lora_fx.plan.variants import blocks_of
 
 Start = Callable[[SitePlan, nn.Module], Mapping[str, Tensor]]
 
@@ -45,11 +46,16 @@ def bind(model: nn.Module, plan: AdapterPlan, start: Start) -> None:
 def _bind_site(module: nn.Module, planned: SitePlan, start: Mapping[str, Tensor]) -> None:
     site = storage.mark(module)
     device, dtype = storage.base_device(site), getattr(torch, planned.dtype)
-    tensors = {name: start[name].to(device, dtype) for name in planned.tensors}
+    tensors = {name: start[name].to(device, dtype) for name in planned.tensors if name in start}
+    begins = storage.MAGNITUDE in planned.tensors.keys() - tensors.keys()
+    if begins:
+        tensors[storage.MAGNITUDE] = torch.empty(planned.out_features, device=device, dtype=dtype)
     how = arithmetic(planned), planned.trainable, planned.frozen
     storage.insert(site, planned.adapter, tensors, *how)
     if planned.changes_base:
         change(site, planned.adapter, start.get("weight"))
+    if begins:
+        magnitudes.begin(site, planned.adapter)
 
 
 def _tie_site(model: nn.Module, planned: SitePlan) -> None:
@@ -101,7 +107,12 @@ def _bind_bias(model: nn.Module, planned: TrainedBias) -> None:
 def arithmetic(planned: SitePlan) -> Arithmetic:
     """Return what the plan says about how a branch computes."""
     return Arithmetic(
-        planned.alpha, planned.scaling, planned.rslora, planned.dropout, planned.compute
+        planned.alpha,
+        planned.scaling,
+        planned.rslora,
+        planned.dropout,
+        planned.compute,
+        blocks_of(planned) if planned.variant.name == "bdlora" else (1, 1),
     )
 
 

@@ -43,6 +43,10 @@ def _faults(model: nn.Module, plan: AdapterPlan) -> Iterator[Diagnostic]:
         for other in others if site.changes_base else ():
             message = f"`{other}` and `{plan.name}` both change the weight of `{site.fqn}`"
             yield Diagnostic("adapter-conflict", message, help="use one of them in a model")
+        if changer and storage.MAGNITUDE in site.tensors:
+            yield _norms(plan.name, changer, site.fqn)
+        for other in _with_magnitudes(module) if site.changes_base else ():
+            yield _norms(other, plan.name, site.fqn)
     for trained in plan.modules:
         for fqn, module in model.get_submodule(trained.fqn).named_modules():
             other = changed_by(module)
@@ -50,6 +54,16 @@ def _faults(model: nn.Module, plan: AdapterPlan) -> Iterator[Diagnostic]:
                 name = f"{trained.fqn}.{fqn}".strip(".")
                 message = f"`{plan.name}` trains `{name}`, the weight of which `{other}` changes"
                 yield Diagnostic("adapter-conflict", message, help="use one of them in a model")
+
+
+def _norms(adapter: str, changer: str, fqn: str) -> Diagnostic:
+    message = f"`{adapter}` has norms of the weight of `{fqn}`, which `{changer}` changes"
+    return Diagnostic("adapter-conflict", message, help="use one of them in a model")
+
+
+def _with_magnitudes(module: nn.Module) -> list[str]:
+    branches = module.lora_branches if isinstance(module, Site) else {}
+    return [name for name, factors in branches.items() if factors.magnitude is not None]
 
 
 def _trainers(module: nn.Module) -> list[str]:

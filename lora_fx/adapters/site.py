@@ -21,6 +21,7 @@ class Arithmetic:
     """How one adapter's branch computes here.
 
     `scaling` is the number that multiplies B A x; `alpha` and `rslora` say where it came from.
+    `blocks` are the numbers of blocks on the diagonals of A and B.
     """
 
     alpha: float
@@ -28,6 +29,7 @@ class Arithmetic:
     rslora: bool
     dropout: float
     compute: str
+    blocks: tuple[int, int] = (1, 1)
 
 
 class Site(_Base):
@@ -35,6 +37,8 @@ class Site(_Base):
 
         y = base(x) + sum over active adapters of scaling * (B A drop(x) + b)
 
+    or, with a magnitude m, of (m / ‖W + scaling * B A‖ - 1) * W drop(x) and what is above times the
+    same quotient (Liu et al. 2024, arXiv 2402.09353, eq. 5: the norms are of rows, and constants),
     for a linear layer, in either layout of its weight, or an embedding, whose x is one-hot. Where
     an adapter's factors lie, `storage` knows. With no active adapter the module computes what its
     base class computes, bit for bit, or to rounding where an adapter has changed the weight.
@@ -59,7 +63,14 @@ class Site(_Base):
             return output
         params = [tensor for factors in self._branches for tensor in factors.tensors()]
         key = self._training_key if self.training else self._evaluation_key
-        return ops.site(output, input, params, self.lora_scalings, key)
+        base = self._base() if any(factors.magnitude for factors in self._branches) else []
+        return ops.site(output, input, params, self.lora_scalings, key, base)
+
+    def _base(self) -> list[Tensor]:
+        """Return the weight as (out, in), and the bias if there is one."""
+        weight = self.weight if isinstance(self, nn.Linear) else self.weight.t()
+        bias = getattr(self, "bias", None)
+        return [weight] if bias is None else [weight, bias]
 
     def activate(self, adapters: tuple[str, ...]) -> None:
         """Let these adapters, of those present here, take part in the forward, in this order."""
@@ -67,13 +78,20 @@ class Site(_Base):
         branches = self.branches_with(adapters)
         self._branches = tuple(factors for factors, _ in branches)
         training = tuple(
-            Branch(factors.rank, arithmetic.dropout, arithmetic.compute, factors.has_bias)
+            Branch(
+                factors.rank,
+                arithmetic.dropout,
+                arithmetic.compute,
+                factors.has_bias,
+                factors.magnitude is not None,
+                arithmetic.blocks,
+            )
             for factors, arithmetic in branches
         )
         evaluation = tuple(replace(branch, dropout=0.0) for branch in training)
-        padding = getattr(self, "padding_idx", None)
-        self._training_key = str(Structure(self.lora_kind, training, padding))
-        self._evaluation_key = str(Structure(self.lora_kind, evaluation, padding))
+        layer = getattr(self, "padding_idx", None), output_scale(self)
+        self._training_key = str(Structure(self.lora_kind, training, *layer))
+        self._evaluation_key = str(Structure(self.lora_kind, evaluation, *layer))
         self._place_scalings()
 
     def branches_with(self, adapters: tuple[str, ...]) -> list[tuple["Factors", Arithmetic]]:
@@ -144,9 +162,17 @@ def output_scale(module: nn.Module) -> float:
     return float(getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0)))
 
 
+class Magnitude(nn.Module):
+    """Holds DoRA's magnitude of each output, `weight` (out,)."""
+
+    def __init__(self, weight: Tensor, trainable: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=trainable)
+
+
 @dataclass(frozen=True)
 class Factors:
-    """The modules that hold one branch's A (r, in) and B (out, r).
+    """The modules that hold one branch's A (r, in) and B (out, r), and its magnitude if it has one.
 
     Of a `tied` branch they are those of the embedding whose weight the layer shares: there its
     delta is the transposed one, A is Bᵀ and B is Aᵀ.
@@ -154,14 +180,21 @@ class Factors:
 
     A: nn.Linear
     B: nn.Linear
+    magnitude: Magnitude | None = None
     tied: bool = False
 
     def tensors(self) -> list[Tensor]:
-        """Return A, B and, if there is one, B's bias."""
+        """Return A, B and, of those that there are, B's bias and the magnitude."""
         if self.tied:
             return [self.B.weight.t(), self.A.weight.t()]
         bias = self.B.bias
-        return [self.A.weight, self.B.weight, *(() if bias is None else (bias,))]
+        m = self.magnitude
+        return [
+            self.A.weight,
+            self.B.weight,
+            *(() if bias is None else (bias,)),
+            *(() if m is None else (m.weight,)),
+        ]
 
     @property
     def rank(self) -> int:

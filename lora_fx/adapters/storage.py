@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import specialise
-from lora_fx.adapters.site import Arithmetic, Factors, Site
+from lora_fx.adapters.site import Arithmetic, Factors, Magnitude, Site
 from lora_fx.plan.modules import outside_adapters
 from lora_fx.plan.offloaded import device_of
 
+MAGNITUDE = "lora_magnitude_vector"
 _NAMES = {"linear": ("lora_A", "lora_B"), "embedding": ("lora_embedding_A", "lora_embedding_B")}
 
 
@@ -75,7 +76,13 @@ def insert(
     first[adapter] = factor(A, None, trained).train(site.training)
     trained = trainable and not any("_B" in name for name in frozen)
     second[adapter] = factor(B, bias, trained).train(site.training)
-    site.lora_branches[adapter] = Factors(first[adapter], second[adapter])  # type: ignore[arg-type]
+    m = None
+    if MAGNITUDE in tensors:
+        m = Magnitude(tensors[MAGNITUDE], trainable).train(site.training)
+        if MAGNITUDE not in site._modules:
+            setattr(site, MAGNITUDE, nn.ModuleDict().train(site.training))
+        _magnitudes(site)[adapter] = m
+    site.lora_branches[adapter] = Factors(first[adapter], second[adapter], m)  # type: ignore[arg-type]
     site.lora_arithmetic[adapter] = arithmetic
 
 
@@ -88,9 +95,12 @@ def insert_tied(site: Site, adapter: str, embedding: Site, arithmetic: Arithmeti
 
 def remove(site: Site, adapter: str) -> None:
     """Delete an adapter's tensors from a site; it must not be active."""
-    if not site.lora_branches.pop(adapter).tied:
+    branch = site.lora_branches.pop(adapter)
+    if not branch.tied:
         for container in _containers(site):
             del container[adapter]
+    if branch.magnitude is not None:
+        del _magnitudes(site)[adapter]
     del site.lora_arithmetic[adapter]
 
 
@@ -98,8 +108,8 @@ def tensors(site: Site, adapter: str) -> dict[str, nn.Parameter]:
     """Return the adapter's own parameters at a site by PEFT's names in a file.
 
     `lora_A.weight` (r, in), `lora_B.weight` (out, r), `lora_B.bias` (out,) of a linear layer;
-    `lora_embedding_A` (r, rows), `lora_embedding_B` (width, r) of an embedding. A tied layer has
-    none of its own.
+    `lora_embedding_A` (r, rows), `lora_embedding_B` (width, r) of an embedding; and of DoRA
+    `lora_magnitude_vector` (out,). A tied layer has none of its own.
     """
     factors = site.lora_branches[adapter]
     if factors.tied:
@@ -107,12 +117,20 @@ def tensors(site: Site, adapter: str) -> dict[str, nn.Parameter]:
     embedding = site.lora_kind == "embedding"
     names = _NAMES[site.lora_kind] if embedding else ("lora_A.weight", "lora_B.weight")
     found: dict[str, Any] = dict(zip(names, (factors.A.weight, factors.B.weight), strict=True))
-    return found if factors.B.bias is None else found | {"lora_B.bias": factors.B.bias}
+    if factors.B.bias is not None:
+        found["lora_B.bias"] = factors.B.bias
+    if factors.magnitude is not None:
+        found[MAGNITUDE] = factors.magnitude.weight
+    return found
 
 
 def _containers(site: Site) -> tuple[nn.ModuleDict, nn.ModuleDict]:
     first, second = _NAMES[site.lora_kind]
     return getattr(site, first), getattr(site, second)
+
+
+def _magnitudes(site: Site) -> nn.ModuleDict:
+    return getattr(site, MAGNITUDE)
 
 
 def factor(weight: Tensor, bias: Tensor | None, trainable: bool) -> nn.Linear:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from lora_fx.diagnostics import Diagnostic, Span
 from lora_fx.plan.kinds import Kind
 from lora_fx.plan.sites import SitePlan
-from lora_fx.plan.variants import blocks_of
+from lora_fx.plan.variants import named_blocks
 from lora_fx.spec.attributes import INITS, VARIANTS
 
 _PLAIN_INITS = frozenset({"default", "gaussian", "random"})
@@ -67,6 +67,11 @@ def _combined(site: SitePlan) -> Iterator[tuple[str, str, str]]:
     variant, init = site.variant.name, site.init.name
     if site.lora_bias and variant != "lora":
         yield "lora_bias", f"`lora_bias` and variant `{variant}` do not go together", "both set"
+    if variant == "dora" and site.tie and site.layer.kind == "embedding":
+        message = "variant `dora` and `tie` do not go together at an embedding"
+        yield "variant", message, "both set"
+    if variant == "bdlora" and init not in _PLAIN_INITS:
+        yield "init", f"init `{init}` and variant `bdlora` do not go together", "both set"
     if init == "mica" and variant != "lora":
         yield "init", f"init `mica` and variant `{variant}` do not go together", "both set"
     if site.changes_base and variant not in _ON_A_CHANGED_BASE:
@@ -100,7 +105,7 @@ def _of_rank(site: SitePlan) -> Iterator[tuple[str, str, str]]:
 
 
 def _of_blocks(site: SitePlan) -> Iterator[tuple[str, str, str]]:
-    a, b, blocks = blocks_of(site)
+    a, b, blocks = named_blocks(site)
     if a and b:
         yield "variant", "`bdlora` makes A or B block diagonal, not both", "both named"
     if not a and not b and site.variant.argument("strict"):

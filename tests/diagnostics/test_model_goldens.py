@@ -68,7 +68,7 @@ adapter default {
   target linear
   target embed_tokens
   target q_proj, k_proj { init = pissa(iterations = 4) }
-  target v_proj { variant = dora }
+  target v_proj { variant = monteclora }
   train "model.norm"
   tokens [7]
 }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lora_fx.adapters.init.block_diagonal import Method, block_diagonal
 from lora_fx.adapters.init.corda import corda
 from lora_fx.adapters.init.default import default
 from lora_fx.adapters.init.embedding import normal_start, zero_start
@@ -25,8 +26,6 @@ from lora_fx.adapters.init.place import Place, place_of
 from lora_fx.adapters.init.random import random
 from lora_fx.plan.offloaded import device_of
 from lora_fx.plan.sites import LOOKS_AT_BASE, SitePlan
-
-Method = Callable[[int, int, int, torch.Generator], tuple[Tensor, Tensor]]
 
 METHODS: dict[str, dict[str, Method]] = {
     "linear": {
@@ -55,9 +54,10 @@ def initialise(
 ) -> dict[str, Tensor]:
     """Return the tensors of a site on its module by PEFT's names; B's bias starts at zero.
 
-    In float32, or wider where an init computes of a wider weight. `weight` is among them where the
-    base's is to be another, and not what it was without s B A. `observed` is what the init needs of
-    data. On meta an init that looks at values gives zeros.
+    Without DoRA's magnitude, which is of the weight. In float32, or wider where an init computes of
+    a wider weight. `weight` is among them where the base's is to be another, and not what it was
+    without s B A. `observed` is what the init needs of data. On meta an init that looks at values
+    gives zeros.
     """
     generator = generator_of(site.seed, site.adapter, site.name)
     weight: Sequence[Tensor] = ()
@@ -71,11 +71,15 @@ def initialise(
     else:
         kind = "embedding" if site.layer.kind == "embedding" else "linear"
         method = METHODS[kind][site.init.name]
-        A, B = method(site.in_features, site.out_features, site.rank, generator)
-    first, second, *bias = site.tensors
+        if site.variant.name == "bdlora":
+            A, B = block_diagonal(site, method, generator)
+        else:
+            A, B = method(site.in_features, site.out_features, site.rank, generator)
+    first, second, *more = site.tensors
     turned = [one if site.layer.kind == "linear" else one.T for one in weight]
     given = dict(zip(("weight",), turned, strict=False))
-    zeros = {name: torch.zeros(site.tensors[name]) for name in bias}
+    biases = (name for name in more if name.endswith(".bias"))
+    zeros = {name: torch.zeros(site.tensors[name]) for name in biases}
     return {first: A.contiguous(), second: B.contiguous(), **zeros, **given}
 
 

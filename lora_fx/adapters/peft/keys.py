@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lora_fx.adapters import copies, storage, token_rows
+from lora_fx.adapters import copies, magnitudes, storage, token_rows
 from lora_fx.adapters.bind import sharing_weight
 from lora_fx.adapters.changed_weight import rebase
 from lora_fx.adapters.peft.kept_weights import name_of
 from lora_fx.adapters.peft.plain import PREFIX, joined, plain, split
+from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 
@@ -21,12 +22,14 @@ def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     """Return an adapter's live tensors, in module order, by their names in a file.
 
     What an adapter has of a module of the base that it also adapts lies below `base_layer`. A layer
-    tied to an adapted embedding has tensors of its own in the file, transposed. Where it changed
-    the base's weight, it stands there as `plain` says.
+    tied to an adapted embedding has tensors of its own in the file, transposed. An adapter that has
+    magnitudes at some sites has them at all in the file: m = ‖W + s B A‖ changes nothing. Where it
+    changed the base's weight, it stands there as `plain` says.
     """
     found = live_tensors(model, adapter)
     for fqn, site in _taken_from(model, adapter):
         found |= {f"{fqn}.{name}": tensor for name, tensor in joined(site, adapter).items()}
+    found |= _magnitudes_of_plain_sites(model, adapter)
     return {f"{PREFIX}{name}": tensor.detach().contiguous() for name, tensor in found.items()}
 
 
@@ -60,9 +63,12 @@ def live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
 def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
     """Return every tensor that a file of this adapter holds, empty and on meta, by its name."""
     adapted = {site.fqn for site in plan.sites}
+    dora = any(storage.MAGNITUDE in site.tensors for site in plan.sites)
     found: dict[str, Tensor] = {}
     for site in plain(plan).sites:
         found |= {f"{site.fqn}.{name}": _empty(*shape) for name, shape in site.tensors.items()}
+        if dora:
+            found[f"{site.fqn}.{storage.MAGNITUDE}"] = _empty(site.out_features)
         if site.tie:
             for fqn in _tied(model, site.fqn):
                 found[f"{fqn}.lora_A.weight"] = _empty(site.rank, site.out_features)
@@ -127,7 +133,8 @@ def without_values(site: SitePlan, module: nn.Module) -> dict[str, Tensor]:
 def overwrite(model: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> None:
     """Copy a file's tensors into an adapter that has the same; its parameters stay the same.
 
-    What a tied layer has in the file is the embedding's, and is passed over.
+    What a tied layer has in the file is the embedding's, and is passed over. Raises LoraFxError for
+    a magnitude that says something of a site that has none.
     """
     own = dict(state)
     for fqn, site in _changed_sites(model, adapter):
@@ -137,6 +144,16 @@ def overwrite(model: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> No
     for name, tensor in live_tensors(model, adapter).items():
         if not tensor._is_view():
             tensor.copy_(own[f"{PREFIX}{name}"])
+    norms = _magnitudes_of_plain_sites(model, adapter)
+    trained = [name for name in norms if not _is_near(state[f"{PREFIX}{name}"], norms[name])]
+    if trained:
+        raise LoraFxError(
+            Diagnostic(
+                "adapter-unexpected-tensor",
+                f"`{PREFIX}{name}` has been trained, and the adapter has no `dora` there",
+            )
+            for name in trained
+        )
 
 
 def _empty(*shape: int) -> Tensor:
@@ -152,6 +169,25 @@ def _of_site(module: nn.Module, adapter: str) -> Iterator[tuple[str, Tensor]]:
             strict=True,
         )
     yield from storage.tensors(module, adapter).items()
+
+
+def _magnitudes_of_plain_sites(model: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """Return by name the magnitudes that say what is so already; none if no site has one."""
+    sites = {fqn: site for fqn, site in storage.sites(model) if adapter in site.lora_branches}
+    plain = {f: site for f, site in sites.items() if site.lora_branches[adapter].magnitude is None}
+    if len(plain) == len(sites):
+        return {}
+    return {
+        f"{fqn}.{storage.MAGNITUDE}": magnitudes.start(
+            site, site.lora_branches[adapter].tensors(), site.lora_arithmetic[adapter].scaling
+        )
+        for fqn, site in plain.items()
+    }
+
+
+def _is_near(m: Tensor, norms: Tensor) -> bool:
+    """Whether a magnitude from a file is these norms, but for how they were computed."""
+    return torch.allclose(m.to(norms), norms, rtol=max(1e-4, 4 * torch.finfo(m.dtype).eps))
 
 
 def _base_layer(fqn: str, adapted: set[str]) -> str:

@@ -152,14 +152,20 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Origin]]:
     broken = OSError, ValueError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError
     try:
         if path.exists() or not pickled.exists():
-            return load_file(path), read_origins(path)
+            return _renamed(load_file(path)), read_origins(path)
         path = pickled
         state = torch.load(path, map_location="cpu", weights_only=True)
     except broken as error:
         raise _unreadable(path, error) from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise _unreadable(path, "not a dictionary of tensors")
-    return state, {}
+    return _renamed(state), {}
+
+
+def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors by the names that PEFT writes; it reads `lora_magnitude_vector.weight` too."""
+    long = f"{storage.MAGNITUDE}.weight"
+    return {k.removesuffix(".weight") if k.endswith(long) else k: t for k, t in state.items()}
 
 
 def _unreadable(path: Path, error: object) -> LoraFxError:
