@@ -9,8 +9,10 @@ from transformers import PreTrainedModel
 from lora_fx.adapters import copies, magnitudes, storage, token_rows
 from lora_fx.adapters.bind import sharing_weight
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.graph.velora import width_of
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
+from lora_fx.plan.variants import compression_of
 
 PREFIX = "base_model.model."
 _ROWS = "token_adapter.trainable_tokens_delta"
@@ -52,6 +54,9 @@ def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for site in plan.sites:
         found |= {f"{site.fqn}.{name}": _empty(*shape) for name, shape in site.tensors.items()}
+        if site.variant.name == "velora":
+            width = width_of(site.in_features, compression_of(site)[0])
+            found[f"{site.fqn}.{storage.DIRECTION}"] = _empty(width)
         if dora:
             found[f"{site.fqn}.{storage.MAGNITUDE}"] = _empty(site.out_features)
         if site.tie:
