@@ -83,7 +83,7 @@ def _rewrite(graph: Graph, x: Node, sums: list[Node]) -> bool:
 
 def _with_room(graph: Graph, x: Node) -> tuple[Node, Node]:
     """Let x be the first columns of a wider matrix; return that, and the room beside x."""
-    rows, columns = value(x).shape
+    columns = value(x).shape[1]
     like = {"dtype": value(x).dtype, "device": value(x).device}
     with graph.inserting_before(x.next):
         size = [_size(graph, x, 0), columns + ROOM]
