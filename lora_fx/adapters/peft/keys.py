@@ -53,12 +53,8 @@ def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
     dora = any(storage.MAGNITUDE in site.tensors for site in plan.sites)
     found: dict[str, Tensor] = {}
     for site in plan.sites:
-        found |= {f"{site.fqn}.{name}": _empty(*shape) for name, shape in site.tensors.items()}
-        if site.variant.name == "velora":
-            width = width_of(site.in_features, compression_of(site)[0])
-            found[f"{site.fqn}.{storage.DIRECTION}"] = _empty(width)
-        if dora:
-            found[f"{site.fqn}.{storage.MAGNITUDE}"] = _empty(site.out_features)
+        shapes = _shapes_at(site, dora).items()
+        found |= {f"{site.fqn}.{name}": _empty(*shape) for name, shape in shapes}
         if site.tie:
             for fqn in _tied(model, site.fqn):
                 found[f"{fqn}.lora_A.weight"] = _empty(site.rank, site.out_features)
@@ -77,6 +73,16 @@ def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
     for rows in plan.tokens:
         found[f"{_base_layer(rows.fqn, adapted)}{_ROWS}"] = _empty(len(rows.ids), rows.width)
     return {f"{PREFIX}{name}": tensor for name, tensor in found.items()}
+
+
+def _shapes_at(site: SitePlan, dora: bool) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what a file has of a site, in an adapter with `dora` somewhere or not."""
+    shapes = dict(site.tensors)
+    if site.variant.name == "velora":
+        shapes[storage.DIRECTION] = (width_of(site.in_features, compression_of(site)[0]),)
+    if dora:
+        shapes[storage.MAGNITUDE] = (site.out_features,)
+    return shapes
 
 
 def adapted(plan: AdapterPlan, model: nn.Module) -> set[str]:
