@@ -76,7 +76,7 @@ def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
 
 
 def _shapes_at(site: SitePlan, dora: bool) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of what a file has of a site, in an adapter with `dora` somewhere or not."""
+    """Return the shapes of what a file has of a site; in an adapter with `dora`, of all sites."""
     shapes = dict(site.tensors)
     if site.variant.name == "velora":
         shapes[storage.DIRECTION] = (width_of(site.in_features, compression_of(site)[0]),)
