@@ -10,7 +10,7 @@ from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.expressions import Word, show
 from lora_fx.spec.peft import names
-from lora_fx.spec.peft.methods import init_settings, variant_settings
+from lora_fx.spec.peft.methods import has_bias, init_settings, variant_settings
 from lora_fx.spec.peft.moe import taken_for_experts
 from lora_fx.spec.peft.unsaid import unsaid
 
@@ -26,7 +26,7 @@ def to_peft(plan: Plan) -> dict[str, dict[str, Any]]:
     """
     faults = unsaid(plan.spec)
     for adapter in plan.adapters:
-        faults += [*_differences(adapter.sites), *_never(adapter.sites)]
+        faults += [*_differences(adapter.sites), *_never(adapter.sites), *_biased(adapter.sites)]
         faults += [*_read_otherwise(adapter, plan), *_rows_beneath(adapter)]
     if faults:
         raise LoraFxError(faults)
@@ -107,6 +107,17 @@ def _never(sites: Sequence[SitePlan]) -> Iterator[Diagnostic]:
         if site is not None:
             label = f"is {show(getattr(site, name))} at `{site.name}`"
             yield _fault(f"a PEFT config has no `{name}`", _span(site, name), label)
+
+
+def _biased(sites: Sequence[SitePlan]) -> Iterator[Diagnostic]:
+    """Yield a fault if B has a bias and starts as PEFT lets no B with a bias start."""
+    for site in sites:
+        if site.lora_bias and not has_bias(site.init):
+            label = f"with `init = {show(site.init)}` at `{site.name}`"
+            yield _fault(
+                "PEFT has `lora_bias` with its default init only", _span(site, "init"), label
+            )
+            return
 
 
 def _read_otherwise(adapter: AdapterPlan, plan: Plan) -> Iterator[Diagnostic]:

@@ -22,6 +22,11 @@ def init_settings(init: Word) -> dict[str, Any]:
     return {"init_lora_weights": name, f"{name}_config": _config(init, INITS)}
 
 
+def has_bias(init: Word) -> bool:
+    """Whether PEFT lets B have a bias with an init."""
+    return init.name in ("default", "random")
+
+
 def variant_settings(variant: Word) -> dict[str, Any]:
     """Return the settings of a variant."""
     match variant.name:

@@ -9,7 +9,7 @@ from lora_fx.spec.attributes import ADAPTER
 from lora_fx.spec.evaluate import evaluate, no_environment
 from lora_fx.spec.expressions import Reference, Value, Word, references
 from lora_fx.spec.patterns import glob_to_regex
-from lora_fx.spec.peft.methods import init_settings, variant_settings
+from lora_fx.spec.peft.methods import has_bias, init_settings, variant_settings
 from lora_fx.spec.peft.unsaid import unsaid
 from lora_fx.spec.rule import completed
 from lora_fx.spec.selectors import Atom, Range, Selector
@@ -61,6 +61,9 @@ class _Adapter:
         if "weights" in self._adapter.settings:
             span = self._adapter.settings["weights"].span
             self._faults.append(_never("a PEFT config does not say where weights are", span))
+        if values["lora_bias"] and not has_bias(init):
+            span = self._adapter.settings["init"].span
+            self._faults.append(_never("PEFT has `lora_bias` with its default init only", span))
         if not isinstance(values["scaling"], Word):
             span = self._adapter.settings["scaling"].span
             self._faults.append(_not_without_model("PEFT has no scaling but α/r and α/√r", span))

@@ -179,3 +179,12 @@ def test_other_names_of_such_models_are_said() -> None:
     assert plan.to_peft()["default"]["target_modules"] == ["o_proj", "q_proj"]
     plan = lora_fx.plan(text("target up_proj, gate_proj"), llama(3))
     assert plan.to_peft()["default"]["target_modules"] == ["gate_proj", "up_proj"]
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_bias_on_b_with_another_init(planned: bool) -> None:
+    text = "lora 1 adapter a { lora_bias = true  init = INIT  target q_proj }"
+    (fault,) = faults(text.replace("INIT", "pissa"), planned)
+    assert "with its default init only" in fault
+    parsed = lora_fx.parse(text.replace("INIT", "random"))
+    assert (lora_fx.plan(parsed, llama(3)) if planned else parsed).to_peft()["a"]["lora_bias"]
