@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters import copies, magnitudes, storage, token_rows
+from lora_fx.adapters.changed_weight import change, require_changeable, restore
 from lora_fx.adapters.init import generator_of
 from lora_fx.adapters.init.direction import start_direction
 from lora_fx.adapters.offloaded_copies import keep_in_force
@@ -17,20 +18,24 @@ from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
 from lora_fx.plan.variants import blocks_of, compression_of
 
-Start = Callable[[SitePlan], Mapping[str, Tensor]]
+Start = Callable[[SitePlan, nn.Module], Mapping[str, Tensor]]
 
 
 def bind(model: nn.Module, plan: AdapterPlan, start: Start) -> None:
     """Put everything planned in place; nothing of it is active.
 
-    `start` gives the tensors of a site by PEFT's names. What is trained of the base starts with the
-    base's values. Raises LoraFxError, with nothing done, where a module would run without it.
+    `start` gives the tensors of a site, on its module, by PEFT's names, and as `weight` the base
+    weight if the init changes it in a way of its own. What is trained of the base starts with the
+    base's values. Raises LoraFxError, with nothing done, where a module would run without it, or
+    where an init would change a weight that something else has changed.
     """
     require_reachable(model, (plan,))
+    require_changeable(model, plan)
     for tokens in plan.tokens:
         _bind_tokens(model, tokens)
     for site_plan in plan.sites:
-        _bind_site(model, site_plan, start(site_plan))
+        module = model.get_submodule(site_plan.fqn)
+        _bind_site(module, site_plan, start(site_plan, module))
     for site_plan in plan.sites:
         if site_plan.tie:
             _tie_site(model, site_plan)
@@ -40,19 +45,23 @@ def bind(model: nn.Module, plan: AdapterPlan, start: Start) -> None:
         _bind_bias(model, bias)
 
 
-def _bind_site(model: nn.Module, planned: SitePlan, start: Mapping[str, Tensor]) -> None:
-    site = storage.mark(model.get_submodule(planned.fqn))
+def _bind_site(module: nn.Module, planned: SitePlan, start: Mapping[str, Tensor]) -> None:
+    site = storage.mark(module)
     device, dtype = storage.base_device(site), getattr(torch, planned.dtype)
-    tensors = {name: tensor.to(device, dtype) for name, tensor in start.items()}
-    if storage.MAGNITUDE in planned.tensors and storage.MAGNITUDE not in tensors:
-        tensors[storage.MAGNITUDE] = magnitudes.start(site, tensors.values(), planned.scaling).to(
-            dtype
-        )
+    tensors = {name: start[name].to(device, dtype) for name in planned.tensors if name in start}
+    begins = storage.MAGNITUDE in planned.tensors.keys() - tensors.keys()
+    if begins:
+        tensors[storage.MAGNITUDE] = torch.empty(planned.out_features, device=device, dtype=dtype)
     if planned.variant.name == "velora":
         name = f"{planned.name}.{storage.DIRECTION}"
         v = start_direction(planned, generator_of(planned.seed, planned.adapter, name))
         tensors[storage.DIRECTION] = v.to(device)
-    storage.insert(site, planned.adapter, tensors, arithmetic(planned), planned.trainable)
+    how = arithmetic(planned), planned.trainable, planned.frozen
+    storage.insert(site, planned.adapter, tensors, *how)
+    if planned.changes_base:
+        change(site, planned.adapter, start.get("weight"))
+    if begins:
+        magnitudes.begin(site, planned.adapter)
 
 
 def _tie_site(model: nn.Module, planned: SitePlan) -> None:
@@ -129,9 +138,11 @@ def activate(model: nn.Module, adapters: tuple[str, ...]) -> None:
 
 
 def remove(model: nn.Module, adapter: str) -> None:
-    """Delete everything of an adapter, which must not be active."""
+    """Delete everything of an adapter, which must not be active; weights it changed come back."""
     for _, site in storage.sites(model):
         if adapter in site.lora_arithmetic:
+            if site.lora_change is not None and site.lora_change.adapter == adapter:
+                restore(site)
             storage.remove(site, adapter)
     for _, module in copies.holders(model):
         if adapter in copies.adapters_of(module):

@@ -21,6 +21,14 @@ def start(site: Site, factors: Iterable[Tensor], scaling: float) -> Tensor:
 
 
 @torch.no_grad()
+def begin(site: Site, adapter: str) -> None:
+    """Let the magnitudes of an adapter that is here start, on the weight that is here."""
+    factors, scaling = site.lora_branches[adapter], site.lora_arithmetic[adapter].scaling
+    assert factors.magnitude is not None
+    factors.magnitude.weight.copy_(start(site, (factors.A.weight, factors.B.weight), scaling))
+
+
+@torch.no_grad()
 def effective_delta(site: Site, adapter: str) -> Tensor:
     """Return what an adapter adds to the base weight, (out, in), in float32 or its wider dtype.
 

@@ -58,7 +58,7 @@ class Site(_Base):
     same quotient (Liu et al. 2024, arXiv 2402.09353, eq. 5: the norms are of rows, and constants),
     for a linear layer, in either layout of its weight, or an embedding, whose x is one-hot. Where
     an adapter's factors lie, `storage` knows. With no active adapter the module computes what its
-    base class computes, bit for bit.
+    base class computes, bit for bit, or to rounding where an adapter has changed the weight.
     """
 
     lora_kind: str
@@ -66,33 +66,31 @@ class Site(_Base):
     lora_arithmetic: dict[str, Arithmetic]
     lora_active: tuple[str, ...]
     lora_branches: dict[str, "Factors"]
+    lora_followed: tuple[tuple["Direction", int, bool], ...]
     _branches: tuple["Factors", ...]
     _training_key: str
     _evaluation_key: str
     weight: Tensor
     lora_room: bool = False
+    lora_change: "Change | None" = None
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the base module, then announce the active branches."""
         output = super().forward(input, *args, **kwargs)
         if not self._branches:
             return output
-        if self.training and torch.is_grad_enabled():
-            self._observe(input)
+        if self.lora_followed and self.training and torch.is_grad_enabled():
+            self._follow(input)
         params = [t for factors in self._branches for t in factors.tensors(self.training)]
         key = self._training_key if self.training else self._evaluation_key
         base = self._base() if any(factors.magnitude for factors in self._branches) else []
         return ops.site(output, input, params, self.lora_scalings, key, base)
 
-    def _observe(self, input: Tensor) -> None:
+    def _follow(self, input: Tensor) -> None:
         """Let VeLoRA's directions follow the input."""
-        for arithmetic, factors in zip(self._active_arithmetic(), self._branches, strict=True):
-            v, compression = factors.direction, arithmetic.compression
-            if v is None or compression is None or compression.init == "random":
-                continue
-            mean = mean_direction(input, compression.groups)
-            once = compression.init == "batch_average_once"
-            v.weight.copy_(torch.where(v.weight.any(), v.weight, mean) if once else mean)
+        for direction, groups, once in self.lora_followed:
+            v, mean = direction.weight, mean_direction(input, groups)
+            v.copy_(torch.where(torch.any(v), v, mean) if once else mean)
 
     def _base(self) -> list[Tensor]:
         """Return the weight as (out, in), and the bias if there is one."""
@@ -103,7 +101,8 @@ class Site(_Base):
     def activate(self, adapters: tuple[str, ...]) -> None:
         """Let these adapters, of those present here, take part in the forward, in this order."""
         self.lora_active = tuple(name for name in adapters if name in self.lora_arithmetic)
-        self._branches = tuple(self.lora_branches[name] for name in self.lora_active)
+        branches = self.branches_with(adapters)
+        self._branches = tuple(factors for factors, _ in branches)
         training = tuple(
             Branch(
                 factors.rank,
@@ -114,7 +113,14 @@ class Site(_Base):
                 arithmetic.blocks,
                 *arithmetic.kept,
             )
-            for factors, arithmetic in zip(self._branches, self._active_arithmetic(), strict=True)
+            for factors, arithmetic in branches
+        )
+        self.lora_followed = tuple(
+            (factors.direction, kept.groups, kept.init == "batch_average_once")
+            for factors, arithmetic in branches
+            if factors.direction is not None
+            and (kept := arithmetic.compression) is not None
+            and kept.init != "random"
         )
         evaluation = tuple(replace(b, dropout=0.0, groups=0, scale=1.0) for b in training)
         layer = getattr(self, "padding_idx", None), output_scale(self)
@@ -122,8 +128,18 @@ class Site(_Base):
         self._evaluation_key = str(Structure(self.lora_kind, evaluation, *layer))
         self._place_scalings()
 
-    def _active_arithmetic(self) -> list[Arithmetic]:
-        return [self.lora_arithmetic[name] for name in self.lora_active]
+    def branches_with(self, adapters: tuple[str, ...]) -> list[tuple["Factors", Arithmetic]]:
+        """Return all that adds to the weight that is here while these adapters are active.
+
+        What an adapter took out of the weight comes first, where that adapter is not active: the
+        weight and these branches together are what the module computes.
+        """
+        present = [name for name in adapters if name in self.lora_arithmetic]
+        found = [(self.lora_branches[name], self.lora_arithmetic[name]) for name in present]
+        change = self.lora_change
+        if change is not None and change.adapter not in present:
+            found.insert(0, (change.factors, change.arithmetic))
+        return found
 
     def _place_scalings(self) -> None:
         """Scalings are float32 on the parameters' device, whatever the module is cast to.
@@ -132,7 +148,8 @@ class Site(_Base):
         """
         device = self._branches[0].A.weight.device if self._branches else None
         factor = output_scale(self)
-        values = [arithmetic.scaling * factor for arithmetic in self._active_arithmetic()]
+        arithmetic = [one for _, one in self.branches_with(self.lora_active)]
+        values = [one.scaling * factor for one in arithmetic]
         scalings = torch.tensor(values, dtype=torch.float32, device=device)
         self.register_buffer("lora_scalings", scalings, persistent=False)
 
@@ -155,6 +172,21 @@ class Site(_Base):
     def _keep_room(self) -> None:
         if self.lora_room and not owns_room(self.weight):
             self.weight.data = with_room(self.weight.detach())
+
+
+@dataclass(frozen=True)
+class Change:
+    """What `adapter` took out of a base weight: scaling * B A of these factors, which are frozen.
+
+    `base` is the fingerprint of the weight before that. Where the weight was `replaced`, by a
+    quantised one, these factors are the best of their rank for what it has lost.
+    """
+
+    adapter: str
+    factors: "Factors"
+    arithmetic: Arithmetic
+    base: str
+    replaced: bool = False
 
 
 def output_scale(module: nn.Module) -> float:

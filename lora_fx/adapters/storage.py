@@ -1,6 +1,6 @@
 """Where a site keeps an adapter's tensors. No other file knows the layout."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -56,9 +56,17 @@ def is_of_adapters(name: str) -> bool:
 
 
 def insert(
-    site: Site, adapter: str, tensors: Mapping[str, Tensor], arithmetic: Arithmetic, trainable: bool
+    site: Site,
+    adapter: str,
+    tensors: Mapping[str, Tensor],
+    arithmetic: Arithmetic,
+    trainable: bool,
+    frozen: Collection[str] = (),
 ) -> None:
-    """Store an adapter at a site; `tensors` as `tensors()` returns them. It is not activated."""
+    """Store an adapter at a site; `tensors` as `tensors()` returns them. It is not activated.
+
+    `frozen` are the names of those tensors that never get gradients.
+    """
     first, second = _containers(site)
     if site.lora_kind == "embedding":
         A, B, bias = tensors["lora_embedding_A"], tensors["lora_embedding_B"], None
@@ -66,8 +74,10 @@ def insert(
         A, B, bias = (tensors.get(f"lora_{n}") for n in ("A.weight", "B.weight", "B.bias"))
         assert A is not None
         assert B is not None
-    first[adapter] = _factor(A, None, trainable).train(site.training)
-    second[adapter] = _factor(B, bias, trainable).train(site.training)
+    trained = trainable and not any("_A" in name for name in frozen)
+    first[adapter] = factor(A, None, trained).train(site.training)
+    trained = trainable and not any("_B" in name for name in frozen)
+    second[adapter] = factor(B, bias, trained).train(site.training)
     m, v = None, None
     if MAGNITUDE in tensors:
         m = _held(site, MAGNITUDE, adapter, Magnitude(tensors[MAGNITUDE], trainable))
@@ -132,7 +142,8 @@ def _held(site: Site, name: str, adapter: str, module: Held) -> Held:
     return module
 
 
-def _factor(weight: Tensor, bias: Tensor | None, trainable: bool) -> nn.Linear:
+def factor(weight: Tensor, bias: Tensor | None, trainable: bool) -> nn.Linear:
+    """Return the module that holds one factor, and B's bias."""
     rows, columns = weight.shape
     factor = nn.Linear(columns, rows, bias=bias is not None, device="meta")
     factor.weight = nn.Parameter(weight, requires_grad=trainable)

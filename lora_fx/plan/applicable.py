@@ -24,6 +24,7 @@ _VARIANTS: dict[Kind, frozenset[str]] = {
     "attention": frozenset({"lora"}),
     "parameter": frozenset({"lora"}),
 }
+_ON_A_CHANGED_BASE = frozenset({"lora", "dora", "velora"})
 _NO_DROPOUT: tuple[Kind, ...] = ("embedding", "attention", "parameter")
 _NO_BIAS: tuple[Kind, ...] = ("embedding", "attention", "parameter")
 _WHAT: dict[Kind, str] = {
@@ -73,15 +74,29 @@ def _combined(site: SitePlan) -> Iterator[tuple[str, str, str]]:
         yield "init", f"init `{init}` and variant `bdlora` do not go together", "both set"
     if init == "mica" and variant != "lora":
         yield "init", f"init `mica` and variant `{variant}` do not go together", "both set"
+    if site.changes_base and variant not in _ON_A_CHANGED_BASE:
+        yield "init", f"init `{init}` and variant `{variant}` do not go together", "both set"
+    if init in ("mica", "loftq") and site.lora_bias:
+        yield "init", f"init `{init}` and `lora_bias` do not go together", "both set"
 
 
 def _of_rank(site: SitePlan) -> Iterator[tuple[str, str, str]]:
     rank, layer = site.rank, site.layer
     if site.init.name == "orthogonal" and rank % 2:
         yield "rank", "init `orthogonal` needs an even rank", f"is {rank}"
+    if site.init.name == "lora_ga" and 2 * rank > layer.largest_rank:
+        message = "init `lora_ga` needs twice the rank in directions"
+        yield "rank", message, f"is {rank}, and {layer.largest_rank} are there,"
     if rank % layer.groups:
         message = f"the rank must be a multiple of the {layer.groups} groups"
         yield "rank", message, f"is {rank}"
+    if site.changes_base and site.scaling <= 0:
+        message = f"init `{site.init.name}` needs a scaling above 0"
+        yield (
+            ("scaling" if "scaling" in site.settings else "alpha"),
+            message,
+            f"is {site.scaling:g}",
+        )
     if site.variant.name == "kasa" and rank >= layer.largest_rank:
         message = "variant `kasa` needs a rank below the smaller side of the layer"
         yield "rank", message, f"is {rank}, of {layer.largest_rank},"

@@ -8,13 +8,15 @@ from transformers import PreTrainedModel
 
 from lora_fx.adapters import copies, magnitudes, storage, token_rows
 from lora_fx.adapters.bind import sharing_weight
+from lora_fx.adapters.changed_weight import rebase
+from lora_fx.adapters.peft.kept_weights import name_of
+from lora_fx.adapters.peft.plain import PREFIX, joined, plain, split
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.velora import width_of
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.variants import compression_of
 
-PREFIX = "base_model.model."
 _ROWS = "token_adapter.trainable_tokens_delta"
 
 
@@ -23,11 +25,24 @@ def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
 
     What an adapter has of a module of the base that it also adapts lies below `base_layer`. A layer
     tied to an adapted embedding has tensors of its own in the file, transposed. An adapter that has
-    magnitudes at some sites has them at all in the file: m = ‖W + s B A‖ changes nothing.
+    magnitudes at some sites has them at all in the file: m = ‖W + s B A‖ changes nothing. Where it
+    changed the base's weight, it stands there as `plain` says.
     """
-    live = live_tensors(model, adapter)
-    named = {**live, **_magnitudes_of_plain_sites(model, adapter)}
-    return {f"{PREFIX}{name}": tensor.detach().contiguous() for name, tensor in named.items()}
+    found = live_tensors(model, adapter)
+    for fqn, site in _taken_from(model, adapter):
+        found |= {f"{fqn}.{name}": tensor for name, tensor in joined(site, adapter).items()}
+    found |= _magnitudes_of_plain_sites(model, adapter)
+    return {f"{PREFIX}{name}": tensor.detach().contiguous() for name, tensor in found.items()}
+
+
+def _changed_sites(model: nn.Module, adapter: str) -> list[tuple[str, storage.Site]]:
+    placed = storage.sites(model)
+    return [(f, s) for f, s in placed if s.lora_change and s.lora_change.adapter == adapter]
+
+
+def _taken_from(model: nn.Module, adapter: str) -> list[tuple[str, storage.Site]]:
+    placed = _changed_sites(model, adapter)
+    return [(f, s) for f, s in placed if s.lora_change and not s.lora_change.replaced]
 
 
 def live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
@@ -52,7 +67,7 @@ def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
     adapted = {site.fqn for site in plan.sites}
     dora = any(storage.MAGNITUDE in site.tensors for site in plan.sites)
     found: dict[str, Tensor] = {}
-    for site in plan.sites:
+    for site in plain(plan).sites:
         shapes = _shapes_at(site, dora).items()
         found |= {f"{site.fqn}.{name}": _empty(*shape) for name, shape in shapes}
         if site.tie:
@@ -103,18 +118,26 @@ def embeddings(model: nn.Module, adapted: set[str]) -> dict[str, nn.Module]:
     }
 
 
+def ranks_of(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the rank of each linear layer among an adapter's tensors, by fqn."""
+    end = ".lora_A.weight"
+    found = {name: tensor for name, tensor in state.items() if name.endswith(end)}
+    return {n.removeprefix(PREFIX).removesuffix(end): len(t) for n, t in found.items()}
+
+
 def expected_shapes(plan: AdapterPlan, model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor that a file of this adapter holds, by its name."""
     return {name: tuple(like.shape) for name, like in expected_tensors(plan, model).items()}
 
 
-def without_values(site: SitePlan) -> dict[str, Tensor]:
+def without_values(site: SitePlan, module: nn.Module) -> dict[str, Tensor]:
     """Return tensors for a site by PEFT's names, for `overwrite` to copy a file's values into.
 
-    Those of the file itself would change with it: it is mapped.
+    Those of the file itself would change with it: it is mapped. With the zeros no weight changes.
     """
+    make = torch.zeros if site.changes_base else torch.empty
     dtype = getattr(torch, site.dtype)
-    return {name: torch.empty(shape, dtype=dtype) for name, shape in site.tensors.items()}
+    return {name: make(shape, dtype=dtype) for name, shape in site.tensors.items()}
 
 
 @torch.no_grad()
@@ -124,9 +147,14 @@ def overwrite(model: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> No
     What a tied layer has in the file is the embedding's, and is passed over. Raises LoraFxError for
     a magnitude that says something of a site that has none.
     """
+    own = dict(state)
+    for fqn, site in _changed_sites(model, adapter):
+        factors, start = split(state, fqn)
+        own |= factors
+        rebase(site, *start, weight=state.get(name_of(fqn)))
     for name, tensor in live_tensors(model, adapter).items():
         if not tensor._is_view():
-            tensor.copy_(state[f"{PREFIX}{name}"])
+            tensor.copy_(own[f"{PREFIX}{name}"])
     norms = _magnitudes_of_plain_sites(model, adapter)
     trained = [name for name in norms if not _is_near(state[f"{PREFIX}{name}"], norms[name])]
     if trained:
