@@ -113,7 +113,11 @@ def expand_reference(
     dtype = compute_dtype(compute, h.dtype)
     with _arithmetic(h, compute):
         scaled = None if bias is None else (bias * scalings[branch]).to(dtype)
-        delta = F.linear((h * scalings[branch]).to(dtype), B.to(dtype), scaled)
+        if B.dtype.itemsize > dtype.itemsize:  # the cast rounds B, scaled or not
+            B = B * scalings[branch]
+        else:
+            h = h * scalings[branch]
+        delta = F.linear(h.to(dtype), B.to(dtype), scaled)
     return y + delta.to(y.dtype)
 
 
