@@ -66,6 +66,7 @@ class Site(_Base):
     lora_arithmetic: dict[str, Arithmetic]
     lora_active: tuple[str, ...]
     lora_branches: dict[str, "Factors"]
+    lora_followed: tuple[tuple["Direction", int, bool], ...]
     _branches: tuple["Factors", ...]
     _training_key: str
     _evaluation_key: str
@@ -78,22 +79,18 @@ class Site(_Base):
         output = super().forward(input, *args, **kwargs)
         if not self._branches:
             return output
-        if self.training and torch.is_grad_enabled():
-            self._observe(input)
+        if self.lora_followed and self.training and torch.is_grad_enabled():
+            self._follow(input)
         params = [t for factors in self._branches for t in factors.tensors(self.training)]
         key = self._training_key if self.training else self._evaluation_key
         base = self._base() if any(factors.magnitude for factors in self._branches) else []
         return ops.site(output, input, params, self.lora_scalings, key, base)
 
-    def _observe(self, input: Tensor) -> None:
+    def _follow(self, input: Tensor) -> None:
         """Let VeLoRA's directions follow the input."""
-        for factors, arithmetic in self.branches_with(self.lora_active):
-            v, compression = factors.direction, arithmetic.compression
-            if v is None or compression is None or compression.init == "random":
-                continue
-            mean = mean_direction(input, compression.groups)
-            once = compression.init == "batch_average_once"
-            v.weight.copy_(torch.where(v.weight.any(), v.weight, mean) if once else mean)
+        for direction, groups, once in self.lora_followed:
+            v, mean = direction.weight, mean_direction(input, groups)
+            v.copy_(torch.where(torch.any(v), v, mean) if once else mean)
 
     def _base(self) -> list[Tensor]:
         """Return the weight as (out, in), and the bias if there is one."""
@@ -117,6 +114,13 @@ class Site(_Base):
                 *arithmetic.kept,
             )
             for factors, arithmetic in branches
+        )
+        self.lora_followed = tuple(
+            (factors.direction, kept.groups, kept.init == "batch_average_once")
+            for factors, arithmetic in branches
+            if factors.direction is not None
+            and (kept := arithmetic.compression) is not None
+            and kept.init != "random"
         )
         evaluation = tuple(replace(b, dropout=0.0, groups=0, scale=1.0) for b in training)
         layer = getattr(self, "padding_idx", None), output_scale(self)
