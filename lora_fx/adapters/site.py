@@ -91,12 +91,12 @@ class Site(_Base):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
         self._place_scalings()
-        self._keep_room()
+        self.keep_room()
         return self
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)  # type: ignore[misc]
-        self._keep_room()
+        self.keep_room()
 
     def make_room(self) -> None:
         """Move the base weight (out, in) to where it has room, and again whenever it is moved."""
@@ -104,7 +104,8 @@ class Site(_Base):
         self._parameters["weight"] = nn.Parameter(wide, self.weight.requires_grad)
         self.lora_room = True
 
-    def _keep_room(self) -> None:
+    def keep_room(self) -> None:
+        """Make room beside the weight in force anew where it was packed."""
         if self.lora_room and not owns_room(self.weight):
             self.weight.data = with_room(self.weight.detach())
 

@@ -33,8 +33,9 @@ class Branch:
 class Structure:
     """What `lora_fx::site` computes; equal for sites that may share one compiled graph.
 
-    Its text is the `structure` argument of the op. `kind` is `linear` or `embedding`; `padding` is
-    the row of an embedding that has no gradient. Values that may change without a recompile
+    Its text is the `structure` argument of the op, and of `merge`, which tells `transposed` layers
+    from `linear` ones. `kind` is `linear` or `embedding`; `padding` is the row of an embedding that
+    has no gradient. Values that may change without a recompile
     (weights, scalings) are tensors and have no place here.
     """
 
@@ -50,6 +51,11 @@ class Structure:
         """Deal out the op's `params` to the branches: A, B and B's bias or None."""
         left = iter(tensors)
         return [(next(left), next(left), next(left) if b.bias else None) for b in self.branches]
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is (in, out): of an embedding, whose inputs are its rows, too."""
+        return self.kind != "linear"
 
     @staticmethod
     @cache

@@ -13,9 +13,9 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 _TOKENS = frozenset({"lora_fx::replace_rows", "lora_fx::replace_columns"})
 _BRANCHES = frozenset({"lora_fx::shrink", "lora_fx::lookup", "lora_fx::expand"})
 _LEGAL: dict[Stage, frozenset[str]] = {
-    "captured": _TOKENS | {"lora_fx::site"},
-    "adapted": _TOKENS | _BRANCHES,
-    "fused": _TOKENS | _BRANCHES,
+    "captured": _TOKENS | {"lora_fx::site", "lora_fx::merge"},
+    "adapted": _TOKENS | _BRANCHES | {"lora_fx::delta"},
+    "fused": _TOKENS | _BRANCHES | {"lora_fx::delta"},
     "lowered": frozenset(),
 }
 

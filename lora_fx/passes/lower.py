@@ -4,6 +4,7 @@
     lookup(ids, A, padding, compute)  →  embedding(ids, Aᵀ, padding).to(d)
     expand(y, h, B, scalings, i, c)   →  y + linear((h * scalings[i]).to(d), B.to(d)).to(y.dtype)
     replace_rows, replace_columns     →  as in `graph/ops.py`
+    delta(W, A, B, scaling, t)        →  addmm(W, B.to(d) * scaling, A.to(d)), d that of W
 
 d is the activations' dtype, or the named compute dtype, which then holds under autocast too.
 """
@@ -86,12 +87,22 @@ def _replace_columns(graph: Graph, node: Node) -> Node:
     return call(graph, "index_copy", y, -1, tokens, _cast(graph, delta, dtype(y)))
 
 
+def _delta(graph: Graph, node: Node) -> Node:
+    weight, A, B, scaling, transposed = node.args
+    A, B = _cast(graph, A, dtype(weight)), _cast(graph, B, dtype(weight))
+    if scaling is not None:
+        B = call(graph, torch.mul, B, scaling)
+    factors = (call(graph, "t", A), call(graph, "t", B)) if transposed else (B, A)
+    return call(graph, torch.addmm, weight, *factors)
+
+
 _LOWERED = (
     (ops.shrink, _shrink),
     (ops.lookup, _lookup),
     (ops.expand, _expand),
     (ops.replace_rows, _replace_rows),
     (ops.replace_columns, _replace_columns),
+    (ops.delta, _delta),
 )
 
 

@@ -40,6 +40,7 @@ class AdapterMethods(_Base):
     lora_fx_plan: Plan
     lora_fx_adapters: dict[str, AdapterPlan]
     lora_fx_active: tuple[str, ...]
+    lora_fx_merged: tuple[str, ...]
     lora_fx_enabled: bool
     lora_fx_watched: set[tuple[str, ...]]
 
@@ -57,7 +58,7 @@ class AdapterMethods(_Base):
         if len(set(names)) < len(names):
             message = f"an adapter is named twice: {', '.join(f'`{name}`' for name in names)}"
             raise LoraFxError((Diagnostic("adapter-twice", message, None),))
-        require_compatible(self, names)
+        require_compatible(self, names, self.lora_fx_merged)
         self.lora_fx_active = names
         self._activate()
 
@@ -94,6 +95,7 @@ class AdapterMethods(_Base):
         """
         if adapter_name not in self.lora_fx_adapters:
             _check_name(adapter_name)
+        self._require_unmerged((adapter_name,))
         loaded = read(local(model_id), adapter_name, self, self._layers())
         if adapter_name in self.lora_fx_adapters:
             self._require_same(adapter_name, loaded.plan)
@@ -107,6 +109,7 @@ class AdapterMethods(_Base):
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; if none stays active, the first one left becomes active."""
         self._require_known((adapter_name,))
+        self._require_unmerged((adapter_name,))
         left = {n: plan for n, plan in self.lora_fx_adapters.items() if n != adapter_name}
         self.lora_fx_adapters = left
         active = tuple(name for name in self.lora_fx_active if name != adapter_name)
@@ -161,7 +164,16 @@ class AdapterMethods(_Base):
         return self
 
     def _activate(self) -> None:
-        activate(self, self.lora_fx_active if self.lora_fx_enabled else ())
+        on = self.lora_fx_enabled
+        activate(self, self.lora_fx_active if on else (), self.lora_fx_merged if on else ())
+
+    def _require_unmerged(self, names: tuple[str, ...]) -> None:
+        """Raise LoraFxError if one of these adapters is folded into the weights."""
+        there = [name for name in self.lora_fx_merged if name in names]
+        if there:
+            message = f"adapter `{there[0]}` is merged into the weights"
+            help = "call `unmerge_adapter()` first"
+            raise LoraFxError((Diagnostic("adapter-merged", message, help=help),))
 
     def _require_known(self, names: tuple[str, ...]) -> None:
         known = ", ".join(f"`{name}`" for name in self.lora_fx_adapters)

@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 
 from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.plan.plan import Plan
-from lora_fx.runtime.adapter_methods import AdapterMethods
 from lora_fx.runtime.facade import HuggingFace
+from lora_fx.runtime.merge_methods import MergeMethods
 from lora_fx.runtime.uncalled import run_watched
 
 
-class Plain(AdapterMethods):
+class Plain(MergeMethods):
     """Mixin for a compiled model that is not a `PreTrainedModel`."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -29,6 +29,7 @@ def make_root(tree: nn.Module, plan: Plan) -> None:
     tree.lora_fx_plan = plan  # type: ignore[assignment]
     tree.lora_fx_adapters = {adapter.name: adapter for adapter in plan.adapters}  # type: ignore[assignment]
     tree.lora_fx_active = names[:1]  # type: ignore[assignment]
+    tree.lora_fx_merged = ()  # type: ignore[assignment]
     tree.lora_fx_enabled = True  # type: ignore[assignment]
     tree.lora_fx_watched = {()}  # type: ignore[assignment]
     tree.lora_fx_checkpoint = "none"  # type: ignore[assignment]

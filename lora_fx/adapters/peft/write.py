@@ -9,7 +9,7 @@ from typing import Any, Literal
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lora_fx.adapters import storage
+from lora_fx.adapters import copies, storage
 from lora_fx.adapters.peft.card import write_card
 from lora_fx.adapters.peft.keys import adapted, adapter_tensors, embeddings
 from lora_fx.plan.offloaded import values_of
@@ -40,7 +40,7 @@ def write(
         ends = embeddings(model, adapted(plan, model))
         if save_embedding_layers == "auto":
             ends = {name: module for name, module in ends.items() if ".base_layer." in name}
-        weights = {n: values_of(m, "weight", m.weight).clone() for n, m in ends.items()}  # type: ignore[arg-type]
+        weights = {n: values_of(m, "weight", _of_base(m)).clone() for n, m in ends.items()}
         tensors = weights | tensors
     tensors = _each_its_own(tensors)
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,6 +48,12 @@ def write(
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text, encoding="utf-8")
     write_card(folder, config, earlier)
+
+
+def _of_base(module: nn.Module) -> Tensor:
+    weight = copies.base_tensor(module, "weight")
+    assert weight is not None
+    return weight
 
 
 def _each_its_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

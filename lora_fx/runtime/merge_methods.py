@@ -1,0 +1,167 @@
+"""Adapters folded into the weights of a compiled model, and out of them again."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from rich.console import Console
+from rich.progress import track
+
+from lora_fx.adapters import merged, storage
+from lora_fx.adapters.bind import require_compatible
+from lora_fx.adapters.merged import Merged
+from lora_fx.adapters.mergeable import require_mergeable
+from lora_fx.adapters.undo import undone_on_error
+from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.alike import once_each
+from lora_fx.plan.folding import numberless
+from lora_fx.runtime import merge_program
+from lora_fx.runtime.adapter_methods import AdapterMethods
+from lora_fx.runtime.unload import put_for_good, require_unloadable, strip, untie, with_rows
+
+
+class MergeMethods(AdapterMethods):
+    """Mixin for the root of a compiled model: PEFT's names.
+
+    A merged adapter takes part as if it were active, and its products cost nothing: they are in
+    the weights. What it trained of the base itself, copies of modules, biases and rows, is in
+    force as that of an active one is. Active adapters that are not merged add up with it.
+    """
+
+    def merge_adapter(
+        self,
+        adapter_names: str | Sequence[str] | None = None,
+        safe_merge: bool = True,
+        progressbar: bool = False,
+    ) -> None:
+        """Fold adapters into the weights, by default the active ones; others stay merged.
+
+        W' = W + Σ s B A, for all merged adapters as they are now, computed in the widest dtype of
+        all and at least float32, and rounded once. W is kept beside W': `unmerge_adapter` puts it
+        back bit for bit. Training then leaves merged adapters as they are.
+
+        Raises LoraFxError, with nothing changed, for weights that cannot be merged into (shared,
+        offloaded, packed), and, with `safe_merge`, if any of the results is not finite.
+        """
+        chosen = self._chosen(adapter_names)
+        names = tuple(dict.fromkeys((*self.lora_fx_merged, *chosen)))
+        require_mergeable(self, names)
+        require_compatible(self, self.lora_fx_active, names)
+        results = merged_tensors(self, names, progressbar)
+        if safe_merge:
+            _require_finite(self, results)
+        with undone_on_error(self):
+            merged.drop(self)
+            merged.keep(results)
+            self._set_merged(names)
+
+    def unmerge_adapter(self) -> None:
+        """Put the weights back that were there before any adapter was merged: the very tensors."""
+        with undone_on_error(self):
+            merged.drop(self)
+            self._set_merged(())
+
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = True,
+        adapter_names: str | Sequence[str] | None = None,
+    ) -> nn.Module:
+        """Make this model a plain one of its original class, with adapters in its weights.
+
+        They are those that are merged and the given ones, by default the active. Modules, biases
+        and rows that they trained stand in the place of the base's; if input and output embeddings
+        differ then, the config says that they are not tied. The model that was compiled keeps its
+        weights. Nothing of lora_fx is left: `save_pretrained` writes a model. Returns it.
+
+        Raises LoraFxError as `merge_adapter` does, with nothing changed.
+        """
+        chosen = self._chosen(adapter_names)
+        names = tuple(dict.fromkeys((*self.lora_fx_merged, *chosen)))
+        require_unloadable(self, names)
+        with undone_on_error(self):
+            self.lora_fx_active, self.lora_fx_enabled = (), True
+            self.merge_adapter(names, safe_merge, progressbar)
+            rows = with_rows(self, names)
+            if safe_merge:
+                _require_finite(self, rows)
+            put_for_good(rows)
+            untie(self)
+            strip(self)
+        return self
+
+    def unload(self) -> nn.Module:
+        """Make this model the plain one that it was: adapters, merged or not, are left out.
+
+        Modules, biases and rows are the base's own again, bit for bit. Returns it.
+        """
+        with undone_on_error(self):
+            self.lora_fx_active = ()
+            self.unmerge_adapter()
+            strip(self)
+        return self
+
+    def merged_adapters(self) -> list[str]:
+        """Return the adapters that are folded into the weights."""
+        return list(self.lora_fx_merged)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load by name; refused while adapters are merged, whose values would go astray."""
+        self._require_unmerged(self.lora_fx_merged)
+        return super().load_state_dict(*args, **kwargs)
+
+    def _chosen(self, names: str | Sequence[str] | None) -> tuple[str, ...]:
+        if names is None:
+            return self.lora_fx_active
+        chosen = (names,) if isinstance(names, str) else tuple(names)
+        self._require_known(chosen)
+        return chosen
+
+    def _set_merged(self, names: tuple[str, ...]) -> None:
+        self.lora_fx_merged = names
+        self.lora_fx_watched = {()}
+        self._activate()
+
+
+def merged_tensors(
+    model: nn.Module, adapters: Sequence[str], progressbar: bool = False
+) -> Merged:
+    """Return the tensors of every module that these adapters change, each computed once.
+
+    Modules that share a weight, and the adapter, get one tensor.
+    """
+    found: dict[nn.Module, dict[str, Tensor]] = {}
+    made: dict[int, Tensor] = {}
+    sites = [site for _, site in storage.sites(model)]
+    shown = Console(stderr=True)
+    for site in track(sites, "Merging", console=shown, disable=not progressbar):
+        here = [adapter for adapter in adapters if adapter in site.lora_branches]
+        if here and not any(site.lora_branches[name].tied for name in here):
+            found[site] = merge_program.run(site, adapters)
+            made[id(merged.source(site, "weight", adapters))] = found[site]["weight"]
+    for site in sites:
+        if site not in found and any(adapter in site.lora_branches for adapter in adapters):
+            found[site] = {"weight": made[id(merged.source(site, "weight", adapters))]}
+    return found
+
+
+def _require_finite(model: nn.Module, results: Merged) -> None:
+    faults = [
+        Diagnostic(
+            "merge-not-finite",
+            f"merged, `{numberless(fqn)}.{name}` would hold NaN or infinity",
+            help="merge in a wider dtype, or look for the adapter whose values are not finite",
+        )
+        for fqn, module in storage.base_modules(model, itself=True).items()
+        for name, tensor in results.get(module, {}).items()
+        if not _is_finite(tensor)
+    ]
+    if faults:
+        raise LoraFxError(once_each(faults))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.is_meta or not tensor.numel():
+        return True
+    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
