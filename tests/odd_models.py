@@ -78,6 +78,9 @@ class Scaled(nn.Embedding):
 
     embed_scale = 2.5
 
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.embed_scale
+
 
 class Varied(nn.Module):
     """Every kind of layer once, and a head that shares the embedding's weight: ids below 11."""

@@ -111,9 +111,7 @@ def require_compatible(
     require_separate(model, adapters, in_weights)
 
 
-def activate(
-    model: nn.Module, adapters: tuple[str, ...], in_weights: tuple[str, ...] = ()
-) -> None:
+def activate(model: nn.Module, adapters: tuple[str, ...], in_weights: tuple[str, ...] = ()) -> None:
     """Let exactly these adapters take part in the forward, wherever they have something.
 
     Branches of those that are merged `in_weights` are not computed; whatever else they have is in

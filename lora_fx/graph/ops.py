@@ -129,7 +129,7 @@ def delta_reference(
 
 
 def merge_reference(W: Tensor, params: list[Tensor], scalings: Tensor, structure: str) -> Tensor:
-    """Add every branch to a weight, and round once, to its dtype: all is computed in `scalings`'."""
+    """Add every branch to a weight in the dtype of the scalings, and round once, to its own."""
     parsed = Structure.parse(structure)
     merged = W.to(scalings.dtype)
     for i, (A, B, _) in enumerate(parsed.params(params)):

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor, nn
 
 from lora_fx.adapters import merged, storage
 from lora_fx.adapters.bind import require_compatible
-from lora_fx.adapters.merged import Merged
 from lora_fx.adapters.mergeable import require_mergeable
+from lora_fx.adapters.merged import Merged
 from lora_fx.adapters.undo import undone_on_error
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.alike import once_each
@@ -124,9 +124,7 @@ class MergeMethods(AdapterMethods):
         self._activate()
 
 
-def merged_tensors(
-    model: nn.Module, adapters: Sequence[str], progressbar: bool = False
-) -> Merged:
+def merged_tensors(model: nn.Module, adapters: Sequence[str], progressbar: bool = False) -> Merged:
     """Return the tensors of every module that these adapters change, each computed once.
 
     Modules that share a weight, and the adapter, get one tensor.

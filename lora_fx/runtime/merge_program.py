@@ -105,9 +105,7 @@ class _Inputs:
         has_bias = any(branch.has_bias for branch in branches)
         return cls(
             here,
-            Structure(
-                _kind(site), tuple(Branch(b.rank, bias=b.has_bias) for b in branches)
-            ),
+            Structure(_kind(site), tuple(Branch(b.rank, bias=b.has_bias) for b in branches)),
             weight.detach(),
             tuple(factor.detach() for factor in factors),
             torch.tensor(scalings, dtype=wide, device=factors[0].device),
