@@ -66,8 +66,7 @@ def _shared(
     """Yield a fault if another module has the weight and is not adapted with it."""
     for name, other in sharing[id(copies.base_tensor(site, "weight"))]:
         if other is not site and not _tied(site, other, adapters):
-            message = f"the weight of `{numberless(fqn)}` is also `{numberless(name)}`'s"
-            yield Diagnostic("cannot-merge", message, help=_remedy(model, fqn, name))
+            yield Diagnostic("cannot-merge", _of_both(fqn, name), help=_remedy(model, fqn, name))
 
 
 def _tied(one: Site, other: nn.Module, adapters: Sequence[str]) -> bool:
@@ -79,6 +78,12 @@ def _tied(one: Site, other: nn.Module, adapters: Sequence[str]) -> bool:
         and all(one.lora_branches[name].A is other.lora_branches[name].A for name in here)
         and source(one, "weight", adapters) is source(other, "weight", adapters)
     )
+
+
+def _of_both(one: str, other: str) -> str:
+    if numberless(one) == numberless(other):
+        return f"layers share the weight of `{numberless(one)}`"
+    return f"the weight of `{one}` is also `{other}`'s"
 
 
 def _remedy(model: nn.Module, fqn: str, other: str) -> str:
