@@ -343,6 +343,25 @@ def test_merging_costs_no_more_graphs_than_switching_off(unit: str) -> None:
     assert "lora_fx.site" in captured.text("captured")
 
 
+@pytest.mark.parametrize("layout", ["plain", "augmented"])
+def test_merged_weights_under_inductor(layout: str) -> None:
+    text = f"{TWO} compile {{ layout = {layout} }}".replace("compile { unit = layers }", "")
+    model, marked = (lora_fx.compile(llama(2), text, backend=b) for b in ("inductor", None))
+    for one in (model, marked):
+        one.set_adapter(["default", "two"])
+    want = step(marked, tokens())
+    assert relative(step(model, tokens())["loss"], want["loss"]) < 1e-5
+    for one in (model, marked):
+        one.merge_adapter("two")
+    got, merged = step(model, tokens()), step(marked, tokens())
+    for name, tensor in merged.items():
+        assert relative(got[name], tensor) < 3e-5, name
+        assert relative(tensor, want[name]) < 3e-5, name
+    model.unmerge_adapter()
+    model.set_adapter("default")
+    assert relative(step(model, tokens())["loss"], want["loss"]) > 1e-3
+
+
 def test_generate_while_merged_and_afterwards() -> None:
     model = both("eager", 3)
     want = generate(model, tokens(2))
