@@ -77,10 +77,9 @@ def holders(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return the merged tensors of a module that has some, by their names in it."""
-    versions = module._modules[_NAME]
-    assert isinstance(versions, copies.Versions)
-    return versions.tensors()
+    """Return the merged tensors of a module by their names in it; none if it has none."""
+    versions = module._modules.get(_NAME)
+    return versions.tensors() if isinstance(versions, copies.Versions) else {}
 
 
 def is_merged(fqn: str) -> bool:

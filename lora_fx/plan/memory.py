@@ -79,10 +79,15 @@ def _tensors(tree: nn.Module) -> Iterator[Tensor]:
     yield from tree.buffers()
     for parameter in distinct_parameters(tree):
         yield parameter
-        state: Any = getattr(parameter, "quant_state", None)
-        while state is not None:
-            yield state.absmax
-            state = getattr(state, "state2", None)
+        yield from scales_of(parameter)
+
+
+def scales_of(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the scales of a packed 4-bit weight, and those that they are packed with in turn."""
+    state: Any = getattr(tensor, "quant_state", None)
+    while state is not None:
+        yield state.absmax
+        state = getattr(state, "state2", None)
 
 
 def _of_sites(adapter: AdapterPlan, optimizer: OptimizerSpec | None) -> Iterator[_Size]:

@@ -22,6 +22,7 @@ from lora_fx.plan.offloaded import distinct_parameters
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.runtime.saved_spec import save_spec
+from lora_fx.runtime.status import LayerStatus, ModelStatus, layer_status, model_status
 from lora_fx.spec.together import together
 
 if TYPE_CHECKING:
@@ -117,6 +118,14 @@ class AdapterMethods(_Base):
         self._activate()
         remove(self, adapter_name)
         self.lora_fx_watched = {()}
+
+    def get_layer_status(self) -> list[LayerStatus]:
+        """Return what adapters have of each module: active, merged, trained, ranks, bytes."""
+        return layer_status(self)
+
+    def get_model_status(self) -> ModelStatus:
+        """Return what adapters the model has, which act, learn or are merged, and its bytes."""
+        return model_status(self)
 
     def print_trainable_parameters(self) -> None:
         """Print trainable and total parameter counts, as PEFT does."""
