@@ -95,7 +95,7 @@ class AdapterMethods(_Base):
         then bit-identical to before.
         """
         if adapter_name not in self.lora_fx_adapters:
-            _check_name(adapter_name)
+            check_name(adapter_name)
         self._require_unmerged((adapter_name,))
         loaded = read(local(model_id), adapter_name, self, self._layers())
         if adapter_name in self.lora_fx_adapters:
@@ -227,7 +227,8 @@ def write_adapter(
     write(folder, model, plan, config, save_embedding_layers, earlier)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise LoraFxError for what cannot name an adapter."""
     taken = name in ("", "base", "__base__") or hasattr(nn.ModuleDict(), name)
     if taken or set("./\\") & set(name):
         message = f"`{name}` cannot name an adapter"

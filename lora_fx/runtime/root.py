@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 
 from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.plan.plan import Plan
+from lora_fx.runtime.combine_methods import CombineMethods
 from lora_fx.runtime.facade import HuggingFace
-from lora_fx.runtime.merge_methods import MergeMethods
 from lora_fx.runtime.uncalled import run_watched
 
 
-class Plain(MergeMethods):
+class Plain(CombineMethods):
     """Mixin for a compiled model that is not a `PreTrainedModel`."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -163,6 +163,11 @@ CASES: dict[str, Callable[[], object]] = {
         ["one", "two"]
     ),
     "adapter-merged": lambda: merged().delete_adapter("default"),
+    "cannot-combine": lambda: lora_fx.compile(
+        llama(2),
+        "lora 1 adapter a { rank = 20 target q_proj } adapter b { rank = 15 target q_proj }",
+        backend=None,
+    ).add_weighted_adapter(["a", "b"], [1.0, 0.5], "both", "cat"),
     "cannot-merge": lambda: lora_fx.compile(
         llama(2, tie_word_embeddings=True), UNMERGEABLE, backend=None
     ).merge_adapter(),
