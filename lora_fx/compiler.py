@@ -34,8 +34,10 @@ from lora_fx.passes.causal_attention import causal_attention
 from lora_fx.passes.grouped_attention import grouped_attention
 from lora_fx.passes.lower import lower
 from lora_fx.passes.share_shrinks import share_shrinks
+from lora_fx.plan.merge_sources import require_base_kept, require_weights
 from lora_fx.plan.plan import Plan, plan_sites
 from lora_fx.plan.replication import replicate_layers
+from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.stacks import find_stacks
 from lora_fx.rewrite.driver import apply
 from lora_fx.rules.expand_sites import ExpandSites
@@ -47,6 +49,7 @@ from lora_fx.runtime.artifact.write import Report, write_artifact
 from lora_fx.runtime.brought_in import bring_in, brought_in
 from lora_fx.runtime.given_weights import bind_weights, read_weights
 from lora_fx.runtime.loss import TokenLosses, compile_loss
+from lora_fx.runtime.merge_statements import Adapters, run_merges
 from lora_fx.runtime.provenance import annotate
 from lora_fx.runtime.root import checkpoint_layers, make_root
 from lora_fx.runtime.saved_spec import frame_of, restore_arithmetic
@@ -98,7 +101,7 @@ def _compiled(
     """Compile a tree in place; `given` has values of adapters, by their names in a PEFT folder."""
     require_effect(spec.compile, tree, backend)
     plan, units = _prepare(tree, spec, backend)
-    _bind(tree.requires_grad_(False), plan, (given or _weights)(tree, plan))
+    adapters = _bind(tree.requires_grad_(False), plan, (given or _weights)(tree, plan))
     if spec.compile.layout == "augmented" and backend == "inductor":
         augment(tree)
     if backend is not None:
@@ -108,7 +111,7 @@ def _compiled(
         if backend == "inductor" and "" not in units:
             compile_loss(tree, unit)
         bring_in(tree)
-    make_root(tree, plan)
+    make_root(tree, plan, adapters)
     if spec.compile.checkpoint == "layers":
         checkpoint_layers(tree, [layer for stack in find_stacks(tree) for layer in stack.layers])
     tree.lora_fx_checkpoint = spec.compile.checkpoint  # type: ignore[assignment]
@@ -122,6 +125,7 @@ def _prepare(
     layer_map = replicate_layers(tree, spec.layers) if spec.layers else None
     plan = plan_sites(spec, tree, layer_map)
     require_supported(plan)
+    require_weights(spec)
     require_reachable(tree, plan.adapters)
     units: dict[str, int | None] = {}
     if backend is not None and spec.compile.unit == "layers":
@@ -132,13 +136,28 @@ def _prepare(
     return plan, units
 
 
-def _bind(tree: nn.Module, plan: Plan, given: Given) -> None:
-    """Put every adapter in place."""
-    for adapter in plan.adapters:
-        if adapter.name in given:
-            bind_weights(tree, adapter, given[adapter.name])
-        else:
-            bind(tree, adapter, initialise)
+def _bind(tree: nn.Module, plan: Plan, given: Given) -> Adapters:
+    """Put every adapter in place, and those that merges make; return them by name.
+
+    What is trained starts from the base that merges leave.
+    """
+    late = [a for a in plan.adapters if plan.spec.merges and a.name not in given]
+    there: Adapters = {a.name: a for a in plan.adapters if a not in late}
+    for adapter in there.values():
+        _bind_one(tree, adapter, given)
+    there = run_merges(tree, plan.spec, there)
+    for adapter in late:
+        _bind_one(tree, adapter, given)
+    every = {**there, **{adapter.name: adapter for adapter in late}}
+    of_file = [adapter.name for adapter in plan.adapters if adapter.name in every]
+    return {name: every[name] for name in (*of_file, *every)}
+
+
+def _bind_one(tree: nn.Module, adapter: AdapterPlan, given: Given) -> None:
+    if adapter.name in given:
+        bind_weights(tree, adapter, given[adapter.name])
+    else:
+        bind(tree, adapter, initialise)
 
 
 def _weights(tree: nn.Module, plan: Plan) -> Given:
@@ -193,6 +212,7 @@ def build(
     written.
     """
     spec = spec if isinstance(spec, Spec) else parse(spec)
+    require_base_kept(spec)
     with new_artifact(Path(out), force) as folder:
         place = place_of(model, spec)
         if not isinstance(model, nn.Module):

@@ -25,7 +25,7 @@ from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
 from lora_fx.plan.weights import with_own_targets
 from lora_fx.spec.expressions import Value
-from lora_fx.spec.spec import AdapterSpec, Spec
+from lora_fx.spec.spec import AdapterSpec, MergeSpec, Spec
 
 if TYPE_CHECKING:
     from lora_fx.plan.activations import Activations
@@ -123,7 +123,8 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
     Raises LoraFxError with everything that is wrong.
     """
     modules = modules_of(tree)
-    diagnostics = [fault for adapter in spec.adapters for fault in _name_faults(adapter)]
+    named = (*spec.adapters, *spec.merges)
+    diagnostics = [fault for adapter in named for fault in _name_faults(adapter)]
     quantize = [select(statement, modules, diagnostics) for statement in spec.quantize]
     quantized = quantized_modules(quantize, modules, diagnostics)
     adapters = []
@@ -169,7 +170,7 @@ def _totals(plan: Plan) -> dict[str, Value]:
     }
 
 
-def _name_faults(adapter: AdapterSpec) -> list[Diagnostic]:
+def _name_faults(adapter: AdapterSpec | MergeSpec) -> list[Diagnostic]:
     """Refuse names that `nn.ModuleDict`, where adapters live, needs for its own methods."""
     if not hasattr(nn.ModuleDict(), adapter.name):
         return []

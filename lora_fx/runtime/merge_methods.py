@@ -3,21 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.progress import track
-from torch import Tensor, nn
+from torch import nn
 
-from lora_fx.adapters import merged, storage
+from lora_fx.adapters import merged
 from lora_fx.adapters.bind import require_compatible
 from lora_fx.adapters.mergeable import require_mergeable
-from lora_fx.adapters.merged import Merged
 from lora_fx.adapters.undo import undone_on_error
-from lora_fx.diagnostics import Diagnostic, LoraFxError
-from lora_fx.plan.alike import once_each
-from lora_fx.plan.folding import numberless
-from lora_fx.runtime import merge_program
 from lora_fx.runtime.adapter_methods import AdapterMethods
+from lora_fx.runtime.merged_tensors import merged_tensors, require_finite
 from lora_fx.runtime.unload import put_for_good, require_unloadable, strip, untie, with_rows
 
 
@@ -50,7 +43,7 @@ class MergeMethods(AdapterMethods):
         require_compatible(self, self.lora_fx_active, names)
         results = merged_tensors(self, names, progressbar)
         if safe_merge:
-            _require_finite(self, results)
+            require_finite(self, results)
         with undone_on_error(self):
             merged.drop(self)
             merged.keep(results)
@@ -85,7 +78,7 @@ class MergeMethods(AdapterMethods):
             self.merge_adapter(names, safe_merge, progressbar)
             rows = with_rows(self, names)
             if safe_merge:
-                _require_finite(self, rows)
+                require_finite(self, rows)
             put_for_good(rows)
             untie(self)
             strip(self)
@@ -122,44 +115,3 @@ class MergeMethods(AdapterMethods):
         self.lora_fx_merged = names
         self.lora_fx_watched = {()}
         self._activate()
-
-
-def merged_tensors(model: nn.Module, adapters: Sequence[str], progressbar: bool = False) -> Merged:
-    """Return the tensors of every module that these adapters change, each computed once.
-
-    Modules that share a weight, and the adapter, get one tensor.
-    """
-    found: dict[nn.Module, dict[str, Tensor]] = {}
-    made: dict[int, Tensor] = {}
-    sites = [site for _, site in storage.sites(model)]
-    shown = Console(stderr=True)
-    for site in track(sites, "Merging", console=shown, disable=not progressbar):
-        here = [adapter for adapter in adapters if adapter in site.lora_branches]
-        if here and not any(site.lora_branches[name].tied for name in here):
-            found[site] = merge_program.run(site, adapters)
-            made[id(merged.source(site, "weight", adapters))] = found[site]["weight"]
-    for site in sites:
-        if site not in found and any(adapter in site.lora_branches for adapter in adapters):
-            found[site] = {"weight": made[id(merged.source(site, "weight", adapters))]}
-    return found
-
-
-def _require_finite(model: nn.Module, results: Merged) -> None:
-    faults = [
-        Diagnostic(
-            "merge-not-finite",
-            f"merged, `{numberless(fqn)}.{name}` would hold NaN or infinity",
-            help="merge in a wider dtype, or look for the adapter whose values are not finite",
-        )
-        for fqn, module in storage.base_modules(model, itself=True).items()
-        for name, tensor in results.get(module, {}).items()
-        if not _is_finite(tensor)
-    ]
-    if faults:
-        raise LoraFxError(once_each(faults))
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    if tensor.is_meta or not tensor.numel():
-        return True
-    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())

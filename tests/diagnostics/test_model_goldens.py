@@ -163,6 +163,9 @@ CASES: dict[str, Callable[[], object]] = {
         ["one", "two"]
     ),
     "adapter-merged": lambda: merged().delete_adapter("default"),
+    "no-weights": lambda: lora_fx.compile(
+        llama(2), "lora 1 adapter sql { target q_proj } merge both { from sql }", backend=None
+    ),
     "cannot-combine": lambda: lora_fx.compile(
         llama(2),
         "lora 1 adapter a { rank = 20 target q_proj } adapter b { rank = 15 target q_proj }",

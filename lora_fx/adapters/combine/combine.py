@@ -32,12 +32,16 @@ Mix = Sequence[tuple[AdapterPlan, float]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How adapters are combined: `rank` compresses the result, `clamped` limits its values."""
+    """How adapters are combined: `rank` compresses the result, `clamped` limits its values.
+
+    With `bounded` a rank beyond what a layer has room for is refused.
+    """
 
     method: Method
     rank: int | None = None
     clamped: float | None = None
     seed: int = 0
+    bounded: bool = True
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,7 @@ def _faults(found: Sequence[tuple[SitePlan, float]], recipe: Recipe) -> Iterator
         message = f"`{method}` combines adapters of one rank; at `{where}` they have {listed}"
         help = "`cat` and `svd` combine any ranks"
         yield Diagnostic("cannot-combine", message, help=help)
-    elif rank_of(method, ranks, recipe.rank) > first.layer.largest_rank:
+    elif recipe.bounded and rank_of(method, ranks, recipe.rank) > first.layer.largest_rank:
         rank, most = rank_of(method, ranks, recipe.rank), first.layer.largest_rank
         message = f"the result would have rank {rank} at `{where}`, where at most {most} is needed"
         yield Diagnostic("cannot-combine", message, help=f"compress it to at most {most} by `svd`")

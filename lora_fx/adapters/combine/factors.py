@@ -103,7 +103,8 @@ def _compressed(A: Tensor, B: Tensor, rank: int) -> Factors:
 
 
 def _dense_svd(product: Tensor, rank: int) -> Factors:
-    return _cut(*torch.linalg.svd(product, full_matrices=False), rank)
+    U, S, Vh = torch.linalg.svd(product, full_matrices=False)
+    return _cut(U, S, Vh, rank)
 
 
 def _cut(U: Tensor, S: Tensor, Vh: Tensor, rank: int) -> Factors:
