@@ -49,10 +49,12 @@ from lora_fx.runtime.artifact.write import Report, write_artifact
 from lora_fx.runtime.brought_in import bring_in, brought_in
 from lora_fx.runtime.given_weights import bind_weights, read_weights
 from lora_fx.runtime.loss import TokenLosses, compile_loss
-from lora_fx.runtime.merge_statements import Adapters, run_merges
+from lora_fx.runtime.merge_statements import Adapters, combine_statements, run_merges
 from lora_fx.runtime.provenance import annotate
 from lora_fx.runtime.root import checkpoint_layers, make_root
 from lora_fx.runtime.saved_spec import frame_of, restore_arithmetic
+from lora_fx.runtime.streamed.mapped_model import map_model
+from lora_fx.runtime.streamed.write_merges import require_saves, write_merges
 from lora_fx.runtime.uncalled import require_called
 from lora_fx.runtime.unit import Compiled, Unit, arguments_of, install_unit
 from lora_fx.spec import parse
@@ -258,6 +260,35 @@ def load(
     restore_arithmetic(model, local(folder))
     model.set_adapter(next(iter(folders)))  # type: ignore[operator]
     return model
+
+
+def merge(
+    spec: SpecLike,
+    model: str | Path | None = None,
+    *,
+    force: bool = False,
+    report: Report = lambda step, done, of: None,
+) -> list[Path]:
+    """Carry out the merges of a spec and write those that say `save`; return the folders.
+
+    What goes into the base is streamed from the model's safetensors checkpoint, of which one tensor
+    is in memory at a time. A run that was cut off goes on where it was. `model` is a folder or a
+    hub id; None is the model that the spec names. Each folder appears when it is whole; what is
+    there is replaced only with `force`. Raises LoraFxError with every fault, and nothing is
+    written.
+    """
+    spec = spec if isinstance(spec, Spec) else parse(spec)
+    require_saves(spec, force)
+    report("reading the adapters", 0, 1)
+    mapped = map_model(place_of(model, spec), spec)
+    tree = mapped.tree
+    plan, _ = _prepare(tree, spec, None)
+    given = _weights(tree, plan)
+    there = {a.name: a for a in plan.adapters if a.name in given}
+    for adapter in there.values():
+        bind_weights(tree, adapter, given[adapter.name])
+    make_root(tree, plan, combine_statements(tree, spec, there))
+    return write_merges(tree, spec, mapped.shards, report)  # type: ignore[arg-type]
 
 
 def _start(

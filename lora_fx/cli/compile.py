@@ -1,14 +1,11 @@
 """`lora-fx compile`."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from lora_fx.cli.bar import bar
 from lora_fx.cli.report import report
 from lora_fx.cli.show import SpecArgument
 
@@ -30,7 +27,7 @@ def compile(
     Compiled ahead is each `entry` of the spec, for its sizes, on the GPU if there is one. The
     folder appears when it is whole.
     """
-    with _bar() as step:
+    with bar() as step:
         from lora_fx.compiler import build
 
         plan = build(spec, model, out, force=force, report=step)
@@ -38,27 +35,3 @@ def compile(
     entries = ", ".join(f"`entry {entry.name}`" for entry in plan.spec.compile.entries)
     ahead = f"compiled ahead: {entries}" if entries else "nothing compiled: the spec has no `entry`"
     print(f"wrote {out} ({ahead})")
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar on stderr, where that is a terminal; gives the function that moves it.
-
-    Meanwhile transformers shows none of its own.
-    """
-    from transformers.utils import logging
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    theirs = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with bar:
-            task = bar.add_task("starting", total=None)
-            yield lambda step, done, of: bar.update(
-                task, description=step, completed=done, total=of
-            )
-    finally:
-        if theirs:
-            logging.enable_progress_bar()

@@ -36,9 +36,12 @@ from lora_fx.rules.expand_merges import ExpandMerges
 Planned = Mapping[tuple[str, str], SitePlan]
 
 
-def run(site: Site, adapters: Sequence[str]) -> dict[str, Tensor]:
-    """Return what a site's tensors are with these adapters merged into them, by name."""
-    inputs = _Inputs.of(site, adapters)
+def run(site: Site, adapters: Sequence[str], weight: Tensor | None = None) -> dict[str, Tensor]:
+    """Return what a site's tensors are with these adapters merged into them, by name.
+
+    With `weight` given, that is merged into instead of the site's own.
+    """
+    inputs = _Inputs.of(site, adapters, weight)
     tensors = inputs.tensors()
     signature = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
     with torch.no_grad(), _exact_products():
@@ -94,10 +97,10 @@ class _Inputs:
     bias: Tensor | None
 
     @classmethod
-    def of(cls, site: Site, adapters: Sequence[str]) -> "_Inputs":
+    def of(cls, site: Site, adapters: Sequence[str], weight: Tensor | None = None) -> "_Inputs":
         here = tuple(name for name in adapters if name in site.lora_branches)
         branches = [site.lora_branches[name] for name in here]
-        weight = source(site, "weight", adapters)
+        weight = source(site, "weight", adapters) if weight is None else weight
         factors = tuple(tensor for branch in branches for tensor in branch.tensors())
         dtypes = (weight.dtype, torch.float32, *(factor.dtype for factor in factors))
         wide = reduce(torch.promote_types, dtypes)

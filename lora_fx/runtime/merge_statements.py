@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from lora_fx.adapters import copies
@@ -25,14 +26,8 @@ def run_merges(tree: nn.Module, spec: Spec, adapters: Adapters) -> Adapters:
     First adapters are made, then what goes into the base does: the adapters that it came from are
     gone then. Raises LoraFxError for what cannot be combined or merged.
     """
-    there = dict(adapters)
-    made: list[tuple[MergeSpec, Combined]] = []
+    there = combine_statements(tree, spec, adapters)
     for merge in spec.merges:
-        new = combine_statement(tree, merge, there)
-        new.bind(tree)
-        there[merge.name] = new.plan
-        made.append((merge, new))
-    for merge, _ in made:
         if merge.into_base:
             _into_base(tree, merge.name)
     for name in base_sources(spec):
@@ -41,19 +36,31 @@ def run_merges(tree: nn.Module, spec: Spec, adapters: Adapters) -> Adapters:
     return there
 
 
-def combine_statement(tree: nn.Module, merge: MergeSpec, adapters: Adapters) -> Combined:
-    """Combine the adapters of a merge as it says; the tree is only looked at."""
+def combine_statements(tree: nn.Module, spec: Spec, adapters: Adapters) -> dict[str, AdapterPlan]:
+    """Add an adapter for each merge, what goes into the base too, in place; return all by name."""
+    there = dict(adapters)
+    for merge in spec.merges:
+        new = _combine(tree, merge, there)
+        new.bind(tree)
+        there[merge.name] = new.plan
+    for merge in spec.merges:
+        if merge.into_base:
+            require_mergeable(tree, (merge.name,))
+    return there
+
+
+def _combine(tree: nn.Module, merge: MergeSpec, adapters: Adapters) -> Combined:
     arguments: dict[str, Any] = dict(merge.method.arguments)
     sign = arguments["sign"].name if "sign" in arguments else "total"
     method = Method(merge.method.name, arguments.get("density", 1.0), sign)
     mix = [(adapters[term.name], term.weight) for term in merge.mix.terms]
-    recipe = Recipe(method, merge.rank, bounded=not merge.into_base)
+    dtype = getattr(torch, merge.dtype) if merge.dtype and not merge.into_base else None
+    recipe = Recipe(method, merge.rank, dtype=dtype, bounded=not merge.into_base)
     return combined(tree, merge.name, mix, recipe)
 
 
 def _into_base(tree: nn.Module, name: str) -> None:
     """Make what one adapter computes the base's, in place."""
-    require_mergeable(tree, (name,))
     activate(tree, (name,))
     results = merged_tensors(tree, (name,))
     require_finite(tree, results)

@@ -45,13 +45,14 @@ def require_finite(model: nn.Module, results: Merged) -> None:
         )
         for fqn, module in storage.base_modules(model, itself=True).items()
         for name, tensor in results.get(module, {}).items()
-        if not _is_finite(tensor)
+        if not is_finite(tensor)
     ]
     if faults:
         raise LoraFxError(once_each(faults))
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; of one on meta nothing is known."""
     if tensor.is_meta or not tensor.numel():
         return True
     return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())

@@ -34,6 +34,7 @@ Mix = Sequence[tuple[AdapterPlan, float]]
 class Recipe:
     """How adapters are combined: `rank` compresses the result, `clamped` limits its values.
 
+    `dtype` is that of the result, else that of the parts, and at least float32.
     With `bounded` a rank beyond what a layer has room for is refused.
     """
 
@@ -41,6 +42,7 @@ class Recipe:
     rank: int | None = None
     clamped: float | None = None
     seed: int = 0
+    dtype: torch.dtype | None = None
     bounded: bool = True
 
 
@@ -113,7 +115,7 @@ def _values(
     values = {first: A, second: B}
     if biased and site.lora_kind == "linear":
         values["lora_B.bias"] = bias if bias is not None else B.new_zeros(B.shape[0])
-    return values
+    return {key: tensor.to(recipe.dtype or tensor.dtype) for key, tensor in values.items()}
 
 
 def _wide(own: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
