@@ -24,10 +24,16 @@ def require_saves(spec: Spec, force: bool) -> None:
         message, help = "no merge says where it is saved", 'write `save = "folder"` in a `merge`'
         span = spec.merges[0].span if spec.merges else None
         faults.append(Diagnostic("cannot-apply", message, span, help=help))
-    for merge in spec.merges:
-        there = Path(merge.save) if merge.save else None
-        if there is not None and there.exists() and any(there.iterdir()) and not force:
-            message, help = f"`{there}` is there already", "replace it: `--force`, or `force=True`"
+    places: dict[Path, MergeSpec] = {}
+    for merge in (merge for merge in spec.merges if merge.save):
+        there = Path(str(merge.save)).resolve()
+        first = places.setdefault(there, merge)
+        if first is not merge:
+            message, other = f"two merges are saved in `{merge.save}`", ((first.span, "and this"),)
+            faults.append(Diagnostic("duplicate-statement", message, merge.span, secondary=other))
+        if there.is_file() or (there.exists() and any(there.iterdir()) and not force):
+            message, help = f"`{merge.save}` is there already", "replace it: `--force`"
+            help = "choose another place" if there.is_file() else f"{help}, or `force=True`"
             faults.append(Diagnostic("artifact-exists", message, merge.span, help=help))
         if merge.into_base and merge.save and spec.layers is not None:
             message = "a checkpoint of `layers` that are repeated or dropped cannot be written yet"
@@ -43,7 +49,7 @@ def write_merges(
     """Write every merge of a spec that says so; return the folders.
 
     An adapter is a PEFT folder. Of what goes into the base the checkpoint is streamed. Each folder
-    appears when it is whole. Raises LoraFxError and OSError.
+    appears when it is whole. Raises LoraFxError.
     """
     stored = {name: one for shard in shards for name, one in shard.tensors.items()}
     saved = [merge for merge in spec.merges if merge.save]
@@ -52,15 +58,21 @@ def write_merges(
         require_there(one, stored)
     for merge in saved:
         folder = Path(str(merge.save))
-        dtype = getattr(torch, merge.dtype) if merge.dtype else None
-        if merge.into_base:
-            with staged(folder, _job(model, merge, shards)) as beside:
-                stream(shards, beside, changes[merge.name], dtype, report)
-        else:
-            report(f"writing {folder}", 0, 1)
-            with together(folder) as beside:
-                plan = model.lora_fx_adapters[merge.name]
-                write_adapter(model, plan, beside, False, folder)
+        try:
+            if merge.into_base:
+                dtype = getattr(torch, merge.dtype) if merge.dtype else None
+                with staged(folder, _job(model, merge, shards)) as beside:
+                    stream(shards, beside, changes[merge.name], dtype, report)
+            else:
+                report(f"writing {folder}", 0, 1)
+                with together(folder) as beside:
+                    plan = model.lora_fx_adapters[merge.name]
+                    write_adapter(model, plan, beside, False, folder)
+        except OSError as error:
+            message, reason = f"`{folder}` cannot be written", error.strerror or str(error)
+            help = "run it again: what is written already is kept" if merge.into_base else None
+            fault = Diagnostic("unwritable-file", message, notes=(reason,), help=help)
+            raise LoraFxError((fault,)) from error
     return [Path(str(merge.save)) for merge in saved]
 
 

@@ -142,8 +142,12 @@ class Cut(OSError):
     pass
 
 
-@pytest.mark.parametrize("error", [Cut, KeyboardInterrupt])
-def test_a_run_that_was_cut_off_goes_on(error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"), [(Cut, lora_fx.LoraFxError), (KeyboardInterrupt, KeyboardInterrupt)]
+)
+def test_a_run_that_was_cut_off_goes_on(
+    error: Any, said: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given()
     lora_fx.merge("a.lora")
     want = files("out")
@@ -159,7 +163,7 @@ def test_a_run_that_was_cut_off_goes_on(error: Any, monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as patch:
         patch.setattr(stream, "_write", cut)
-        with pytest.raises(error):
+        with pytest.raises(said):
             lora_fx.merge("a.lora")
     assert not Path("out").exists()
     first = list(written)
@@ -187,7 +191,7 @@ def test_what_another_run_left_is_not_used(monkeypatch: pytest.MonkeyPatch) -> N
 
     with monkeypatch.context() as patch:
         patch.setattr(stream, "_write", cut)
-        with pytest.raises(Cut):
+        with pytest.raises(lora_fx.LoraFxError, match="cannot be written"):
             lora_fx.merge("a.lora")
     Path("a.lora").write_text(SPEC.replace("0.7", "0.2"))
     lora_fx.merge("a.lora")
@@ -225,7 +229,12 @@ def cut_off(path: Path) -> None:
     ("change", "message"),
     [
         (lambda: Path("out").mkdir() or Path("out/x").touch(), "is there already"),
+        (lambda: Path("out").touch(), "is there already"),
         (lambda: Path("a.lora").write_text(SPEC.replace('save = "out"', "")), "no merge says"),
+        (
+            lambda: Path("a.lora").write_text(f'{SPEC} merge m {{ from one save = "./out" }}'),
+            "two merges are saved",
+        ),
         (lambda: cut_off(max(Path("base").glob("*.safetensors"))), "cut off"),
         (lambda: [path.unlink() for path in Path("base").glob("*.safe*")], "no safetensors"),
         (
