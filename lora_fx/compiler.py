@@ -28,6 +28,7 @@ from lora_fx.graph.program import Program
 from lora_fx.graph.verify import STAGES, Stage, verify
 from lora_fx.passes.aten.accumulate_products import accumulate_products
 from lora_fx.passes.aten.augment_products import augment_products
+from lora_fx.passes.aten.fuse_low_rank_terms import fuse_low_rank_terms
 from lora_fx.passes.aten.keep_float32 import keep_float32
 from lora_fx.passes.aten.share_gradient_reads import share_gradient_reads
 from lora_fx.passes.causal_attention import causal_attention
@@ -67,8 +68,8 @@ Giver = Callable[[nn.Module, Plan], Given]
 
 RULES = (ExpandSites(),)
 FUSE = (share_shrinks, causal_attention, grouped_attention)
-ATEN = (share_gradient_reads, accumulate_products, keep_float32)
-AUGMENT = (augment_products,)
+PLAIN = (share_gradient_reads, accumulate_products, fuse_low_rank_terms, keep_float32)
+AUGMENTED = (*PLAIN[:2], augment_products, *PLAIN[2:])
 
 
 def compile(
@@ -192,7 +193,7 @@ class Pipeline:
         rewrite(module, "lowered")
         if self._backend == "eager":
             return backends.eager(module)
-        passes = (*ATEN, *AUGMENT) if self._augmented else ATEN
+        passes = AUGMENTED if self._augmented else PLAIN
         return backends.inductor(module, inputs, self._mode, passes, self._budget)
 
 

@@ -20,23 +20,18 @@ from lora_fx.graph.room import ROOM, owns_room, room_of
 
 _library = torch.library.Library("lora_fx", "FRAGMENT")
 _library.define(
-    "augmented_products(Tensor xa, Tensor[] hidden, Tensor[] weights, Tensor[] factors, "
-    "Tensor?[] biases) -> Tensor[]",
+    "augmented_products(Tensor xa, Tensor[] weights, Tensor[] factors, Tensor?[] biases) "
+    "-> Tensor[]",
     tags=(torch.Tag.flexible_layout,),
 )
 
 
 def _products(
     xa: Tensor,
-    hidden: Sequence[Tensor],
     weights: Sequence[Tensor],
     factors: Sequence[Tensor],
     biases: Sequence[Tensor | None],
 ) -> list[Tensor]:
-    start = weights[0].shape[1]
-    for h in hidden:
-        xa[:, start : start + h.shape[1]].copy_(h)
-        start += h.shape[1]
     return [_product(xa, *rest) for rest in zip(weights, factors, biases, strict=True)]
 
 
@@ -53,7 +48,6 @@ def _product(xa: Tensor, W: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
 
 def _shapes(
     xa: Tensor,
-    hidden: Sequence[Tensor],
     weights: Sequence[Tensor],
     factors: Sequence[Tensor],
     biases: Sequence[Tensor | None],

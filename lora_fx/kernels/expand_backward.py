@@ -20,8 +20,8 @@ _library.define(
 
 
 def rows_of_a_part(n: int) -> int:
-    """Return how many rows of dy one program goes over: about 256 programs at 8192 rows."""
-    wanted = 32 * -(-n // COLUMNS)
+    """Return how many rows of dy one program goes over: about 128 programs at 8192 rows."""
+    wanted = 64 * -(-n // COLUMNS)
     return max(256, 1 << (wanted - 1).bit_length())
 
 

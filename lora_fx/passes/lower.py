@@ -3,6 +3,7 @@
     shrink(x, A, p, compute)          →  linear(dropout(x, p).to(d), A.to(d))
     lookup(ids, A, padding, compute)  →  embedding(ids, Aᵀ, padding).to(d)
     expand(y, h, B, scalings, i, c)   →  y + linear((h * scalings[i]).to(d), B.to(d)).to(y.dtype)
+        if the cast of B rounds it    →  y + linear(h.to(d), (B * scalings[i]).to(d)).to(y.dtype)
     replace_rows, replace_columns     →  as in `graph/ops.py`
     delta(W, A, B, scaling, t)        →  addmm(W, B.to(d) * scaling, A.to(d)), d that of W
 
@@ -67,8 +68,11 @@ def _expand(graph: Graph, node: Node) -> Node:
     scaling = call(graph, operator.getitem, scalings, branch)
     with _arithmetic(graph, h, compute):
         biases = [_cast(graph, call(graph, torch.mul, bias, scaling), wanted) for bias in more]
-        scaled = call(graph, torch.mul, h, scaling)
-    delta = _linear(graph, scaled, B, compute, *biases)
+        if dtype(B).itemsize > wanted.itemsize:  # the cast rounds B, scaled or not
+            B = call(graph, torch.mul, B, scaling)
+        else:
+            h = call(graph, torch.mul, h, scaling)
+    delta = _linear(graph, h, B, compute, *biases)
     return call(graph, torch.add, y, _cast(graph, delta, dtype(y)))
 
 

@@ -29,7 +29,9 @@ class Adapter:
         return replace(self, dropout=0.0)
 
 
-def by_lora_fx(base: Model, adapter: Adapter, unit: str, layout: str = "plain") -> Model:
+def by_lora_fx(
+    base: Model, adapter: Adapter, unit: str, layout: str = "plain", inplace: bool = False
+) -> Model:
     """Adapt with lora_fx: fp32 adapters, compiled on the first call."""
     spec = f"""lora 1
     adapter default {{
@@ -39,7 +41,7 @@ def by_lora_fx(base: Model, adapter: Adapter, unit: str, layout: str = "plain") 
       target {", ".join(adapter.targets)}
     }}
     compile {{ unit = {unit}  layout = {layout} }}"""
-    return trained(lora_fx.compile(base, spec))
+    return trained(lora_fx.compile(base, spec, inplace=inplace))
 
 
 def by_peft(base: nn.Module, adapter: Adapter, upcast: bool) -> nn.Module:

@@ -1,5 +1,6 @@
 """Llama-shaped decoders to train: the frozen base, lora_fx and PEFT, on one set of weights."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from tests.benchmarks.interleaved import DEVICE, Build, Step
 FLOOR = "frozen base, compiled per layer"
 FLOOR_WHOLE = "frozen base, compiled whole"
 OURS = "lora_fx, unit = layers"
-OURS_AUGMENTED = "lora_fx, layout = augmented"
+OURS_AUGMENTED = "lora_fx, layout = augmented, in place"
 OURS_WHOLE = "lora_fx, unit = model"
 OURS_DRY = "lora_fx, unit = layers, dropout 0"
 PEFT_LAYERS = "PEFT, bf16 adapters, compiled per layer"
@@ -79,13 +80,17 @@ def training_steps(
 
 
 def decoders(base: LlamaModel, adapter: Adapter) -> dict[str, Callable[[], Any]]:
-    """Return how to build each candidate; with dropout, lora_fx without it is one more."""
+    """Return how to build each candidate; with dropout, lora_fx without it is one more.
+
+    What is adapted in place gets weights of its own, now, so that they do not count as held.
+    """
+    own = copy.deepcopy(base)
     dry = {OURS_DRY: lambda: by_lora_fx(base, adapter.dry(), "layers")}
     return {
         FLOOR: lambda: per_layer(twin(base)),
         FLOOR_WHOLE: lambda: torch.compile(twin(base)),
         OURS: lambda: by_lora_fx(base, adapter, "layers"),
-        OURS_AUGMENTED: lambda: by_lora_fx(base, adapter, "layers", "augmented"),
+        OURS_AUGMENTED: lambda: by_lora_fx(own, adapter, "layers", "augmented", inplace=True),
         OURS_WHOLE: lambda: by_lora_fx(base, adapter, "model"),
         **(dry if adapter.dropout else {}),
         PEFT_LAYERS: lambda: per_layer(by_peft(base, adapter, upcast=False)),

@@ -54,4 +54,10 @@ def test_fakes_have_the_same_shapes() -> None:
 
 
 def test_a_part_has_a_tile_at_least() -> None:
-    assert [rows_of_a_part(n) for n in (1, 1024, 4096, 14336, 28672)] == [256, 256, 512, 2048, 4096]
+    assert [rows_of_a_part(n) for n in (1, 1024, 4096, 14336, 28672)] == [
+        256,
+        256,
+        1024,
+        4096,
+        8192,
+    ]

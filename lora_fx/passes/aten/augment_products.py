@@ -72,28 +72,48 @@ def _rewrite(graph: Graph, x: Node, sums: list[Node]) -> bool:
         return False
     with graph.inserting_before(sums[0]):
         weights = [args(args(product)[1][-1])[0] for product in sums]
-        xa = _with_room(graph, x)
+        xa, room = _with_room(graph, x)
+        _fill(graph, room, hidden)
         wide = list(_columns(graph, sums))
-        results = call(graph, sums[0], augmented_products, xa, hidden, weights, wide, biases)
+        results = call(graph, sums[0], augmented_products, xa, weights, wide, biases)
         for i, product in enumerate(sums):
             product.replace_all_uses_with(call(graph, product, operator.getitem, results, i))
     return True
 
 
-def _with_room(graph: Graph, x: Node) -> Node:
-    """Let x be the first columns of a wider matrix, where it is computed."""
-    base = _computed(x)
-    *rows, columns = value(base).shape
+def _with_room(graph: Graph, x: Node) -> tuple[Node, Node]:
+    """Let x be the first columns of a wider matrix; return that, and the room beside x."""
+    columns = value(x).shape[1]
     like = {"dtype": value(x).dtype, "device": value(x).device}
-    with graph.inserting_before(base.next):
-        sizes = [_size(graph, base, i) for i in range(len(rows))]
-        zeros = call(graph, x, aten.full.default, [*sizes, ROOM], 0, **like)
-        wide = call(graph, x, aten.cat.default, [base, zeros], -1)
-    with graph.inserting_before(x.next if x is not base else wide.next):
-        xa = call(graph, x, aten.reshape.default, wide, [-1, columns + ROOM])
-        own = call(graph, x, aten.slice.Tensor, xa, 1, 0, columns)
-    x.replace_all_uses_with(own, lambda user: user is not wide and user not in sizes)
-    return xa
+    with graph.inserting_before(x.next):
+        size = [_size(graph, x, 0), columns + ROOM]
+        xa = call(graph, x, aten.empty.memory_format, size, **like)
+        left = call(graph, x, aten.slice.Tensor, xa, 1, 0, columns)
+        own = call(graph, x, aten.copy_.default, left, x)
+        room = call(graph, x, aten.slice.Tensor, xa, 1, columns, columns + ROOM)
+    x.replace_all_uses_with(own, lambda user: user is not own and user is not size[0])
+    return xa, room
+
+
+def _fill(graph: Graph, room: Node, hidden: list[Node]) -> None:
+    """Lay h beside x, and zeros beside h."""
+    joined = _joined(hidden) or call(graph, room, aten.cat.default, hidden, 1)
+    padded = call(graph, room, aten.constant_pad_nd.default, joined, [0, ROOM - _rank(joined)])
+    call(graph, room, aten.copy_.default, room, padded)
+
+
+def _joined(hidden: list[Node]) -> Node | None:
+    """Return the matrix whose columns these are, from the first to the last."""
+    parts = [_computed(h) for h in hidden]
+    if len(hidden) == 1:
+        return hidden[0]
+    splits = {args(part)[0] for part in parts if part.target is operator.getitem}
+    if len(splits) != 1 or [args(part)[1:] for part in parts] != [(i,) for i in range(len(parts))]:
+        return None
+    split = splits.pop()
+    whole = _computed(args(split)[0])
+    complete = value(whole).dim() == 2 and _rank(whole) == sum(map(_rank, hidden))
+    return whole if split.target is aten.split_with_sizes.default and complete else None
 
 
 def _size(graph: Graph, tensor: Node, dim: int) -> object:
