@@ -1,6 +1,6 @@
 """Refuse to merge where the result could not be held, or would be another module's too."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -11,6 +11,7 @@ from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.alike import once_each
 from lora_fx.plan.folding import numberless
 from lora_fx.plan.offloaded import offload_hook
+from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.stacks import find_stacks, place_of
 
 _Sharing = Mapping[int, Sequence[tuple[str, nn.Module]]]
@@ -26,6 +27,23 @@ def require_mergeable(model: nn.Module, adapters: Sequence[str]) -> None:
         for fqn, site in storage.sites(model)
         if any(adapter in site.lora_branches for adapter in adapters)
         for fault in (*_faults(fqn, site, adapters), *_shared(model, fqn, site, adapters, sharing))
+    ]
+    if faults:
+        raise LoraFxError(once_each(faults))
+
+
+def require_plain(plans: Iterable[AdapterPlan]) -> None:
+    """Raise LoraFxError if an adapter is of a variant whose delta is not s B A."""
+    faults = [
+        Diagnostic(
+            "cannot-merge",
+            f"`{plan.name}` is `{site.variant.name}` at `{numberless(site.name)}`, which cannot be "
+            "merged yet",
+            help="leave it unmerged",
+        )
+        for plan in plans
+        for site in plan.sites
+        if site.variant.name != "lora"
     ]
     if faults:
         raise LoraFxError(once_each(faults))

@@ -7,7 +7,7 @@ from torch import nn
 
 from lora_fx.adapters import merged
 from lora_fx.adapters.bind import require_compatible
-from lora_fx.adapters.mergeable import require_mergeable
+from lora_fx.adapters.mergeable import require_mergeable, require_plain
 from lora_fx.adapters.undo import undone_on_error
 from lora_fx.runtime.adapter_methods import AdapterMethods
 from lora_fx.runtime.merged_tensors import merged_tensors, require_finite
@@ -39,6 +39,7 @@ class MergeMethods(AdapterMethods):
         """
         chosen = self._chosen(adapter_names)
         names = tuple(dict.fromkeys((*self.lora_fx_merged, *chosen)))
+        require_plain(self.lora_fx_adapters[name] for name in names)
         require_mergeable(self, names)
         require_compatible(self, self.lora_fx_active, names)
         results = merged_tensors(self, names, progressbar)

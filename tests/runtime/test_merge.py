@@ -2,21 +2,26 @@
 
 import copy
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 import lora_fx
 from lora_fx.adapters.peft.keys import live_tensors
+from lora_fx.spec.expressions import Word
 from tests.adapters import varied
 from tests.adapters.kinds import PREFIX, by_peft, materialised, ours, scatter, state_of
 from tests.adapters.test_kinds import KINDS
 from tests.dense import relative
 from tests.example_inputs import example_inputs
+from tests.quantised import nf4
+from tests.runtime.artifact.made import BATCH, LENGTH, build, text
 from tests.tiny import generate, graphs, llama, spec, step, tokens
 
 TWO = spec() + "adapter two { rank = 2 init = random seed = 4 target q_proj, down_proj }"
@@ -286,6 +291,70 @@ def test_shared_weights_are_refused_with_what_to_write(remedy: str) -> None:
     plain = model.merge_and_unload()
     assert_plain(plain)
     assert relative(logits(plain), want) < 1e-5
+
+
+def refused_as(model: Any, message: str) -> None:
+    """Neither way to merge does anything."""
+    want = logits(model)
+    for call in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(lora_fx.LoraFxError, match=message):
+            call()
+    assert torch.equal(logits(model), want)
+    assert model.merged_adapters() == []
+
+
+def test_packed_weights_are_refused() -> None:
+    base = nf4(llama(2, hidden_size=64, intermediate_size=128))
+    model = lora_fx.compile(base, spec(), backend=None).eval()
+    refused_as(model, "stored in 4 or 8 bits")
+    with model.disable_adapter():
+        want = logits(model)
+    plain = model.unload()
+    assert_plain_but(plain)
+    assert torch.equal(logits(plain), want)
+
+
+def assert_plain_but(model: nn.Module) -> None:
+    """As `assert_plain`, of what bitsandbytes cannot pickle."""
+    assert not [n for m in model.modules() for n in dir(m) if n.startswith("lora_")]
+    assert not [m for m in model.modules() if "lora_fx" in str(type(m).__mro__)]
+
+
+def test_offloaded_weights_are_refused() -> None:
+    base = cpu_offload(llama(2).eval())
+    model = lora_fx.compile(base, spec(), backend=None).eval()
+    refused_as(model, "is offloaded")
+    plain = model.unload()
+    assert_plain_but(plain)
+    assert torch.equal(logits(plain), logits(llama(2).eval()))
+    text = 'lora 1 adapter default { rank = 2 target q_proj train "model.norm" }'
+    model = lora_fx.compile(base, text.replace("q_proj", "embed_tokens"), backend=None).eval()
+    refused_as(model, "is offloaded")
+
+
+def test_a_variant_that_is_no_sum_is_refused() -> None:
+    model = both()
+    plan = model.lora_fx_adapters["default"]
+    sites = tuple(replace(site, variant=Word("dora")) for site in plan.sites)
+    model.lora_fx_adapters = {**model.lora_fx_adapters, "default": replace(plan, sites=sites)}
+    refused_as(model, "`default` is `dora`")
+
+
+def test_compiled_code_of_an_artifact_is_not_called_for_other_weights(tmp_path: Path) -> None:
+    base = build(tmp_path / "artifact", text())
+    model = lora_fx.load(tmp_path / "artifact", base).eval()
+    marked = lora_fx.load(tmp_path / "artifact", base, backend=None).eval()
+    ids = tokens(BATCH, LENGTH)
+    with torch.no_grad():
+        want = marked(ids).logits
+        assert relative(model(ids).logits, want) < 1e-5
+        model.merge_adapter()
+        with pytest.warns(UserWarning, match="no compiled code for this call"):
+            assert relative(model(ids).logits, want) < 1e-5
+        with model.disable_adapter():
+            assert relative(model(ids).logits, want) > 1e-3
+        model.unmerge_adapter()
+        assert relative(model(ids).logits, want) < 1e-5
 
 
 def test_an_adapter_that_trains_the_merged_weight_is_refused() -> None:
