@@ -8,6 +8,7 @@ from torch import nn
 from lora_fx.adapters import merged
 from lora_fx.adapters.bind import require_compatible
 from lora_fx.adapters.mergeable import require_mergeable, require_plain
+from lora_fx.adapters.merged import Merged
 from lora_fx.adapters.undo import undone_on_error
 from lora_fx.runtime.adapter_methods import AdapterMethods
 from lora_fx.runtime.merged_tensors import merged_tensors, require_finite
@@ -38,23 +39,14 @@ class MergeMethods(AdapterMethods):
         offloaded, packed), and, with `safe_merge`, if any of the results is not finite.
         """
         chosen = self._chosen(adapter_names)
-        names = tuple(dict.fromkeys((*self.lora_fx_merged, *chosen)))
-        require_plain(self.lora_fx_adapters[name] for name in names)
-        require_mergeable(self, names)
-        require_compatible(self, self.lora_fx_active, names)
-        results = merged_tensors(self, names, progressbar)
-        if safe_merge:
-            require_finite(self, results)
+        results = self._merged_with(chosen, safe_merge, progressbar)
         with undone_on_error(self):
-            merged.drop(self)
-            merged.keep(results)
-            self._set_merged(names)
+            self._fold(results, chosen)
 
     def unmerge_adapter(self) -> None:
         """Put the weights back that were there before any adapter was merged: the very tensors."""
         with undone_on_error(self):
-            merged.drop(self)
-            self._set_merged(())
+            self._unfold()
 
     def merge_and_unload(
         self,
@@ -72,11 +64,11 @@ class MergeMethods(AdapterMethods):
         Raises LoraFxError as `merge_adapter` does, with nothing changed.
         """
         chosen = self._chosen(adapter_names)
-        names = tuple(dict.fromkeys((*self.lora_fx_merged, *chosen)))
+        names = self._together(chosen)
         require_unloadable(self, names)
         with undone_on_error(self):
             self.lora_fx_active, self.lora_fx_enabled = (), True
-            self.merge_adapter(names, safe_merge, progressbar)
+            self._fold(self._merged_with(names, safe_merge, progressbar), names)
             rows = with_rows(self, names)
             if safe_merge:
                 require_finite(self, rows)
@@ -92,7 +84,7 @@ class MergeMethods(AdapterMethods):
         """
         with undone_on_error(self):
             self.lora_fx_active = ()
-            self.unmerge_adapter()
+            self._unfold()
             strip(self)
         return self
 
@@ -111,6 +103,29 @@ class MergeMethods(AdapterMethods):
         chosen = (names,) if isinstance(names, str) else tuple(names)
         self._require_known(chosen)
         return chosen
+
+    def _merged_with(self, chosen: tuple[str, ...], safe: bool, progressbar: bool) -> Merged:
+        """Compute what all tensors are with these adapters and those that are merged in them."""
+        names = self._together(chosen)
+        require_plain(self.lora_fx_adapters[name] for name in names)
+        require_mergeable(self, names)
+        require_compatible(self, self.lora_fx_active, names)
+        results = merged_tensors(self, names, progressbar)
+        if safe:
+            require_finite(self, results)
+        return results
+
+    def _together(self, chosen: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.lora_fx_merged, *chosen)))
+
+    def _fold(self, results: Merged, chosen: tuple[str, ...]) -> None:
+        merged.drop(self)
+        merged.keep(results)
+        self._set_merged(self._together(chosen))
+
+    def _unfold(self) -> None:
+        merged.drop(self)
+        self._set_merged(())
 
     def _set_merged(self, names: tuple[str, ...]) -> None:
         self.lora_fx_merged = names

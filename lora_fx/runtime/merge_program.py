@@ -10,8 +10,7 @@ once to that of the weight: W is read once and W' written once, whatever the num
 """
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 
@@ -22,6 +21,7 @@ from torch.fx import Graph, GraphModule, Node
 from lora_fx.adapters.merged import source
 from lora_fx.adapters.site import Site
 from lora_fx.graph import ops
+from lora_fx.graph.exact import exact_products
 from lora_fx.graph.program import Program
 from lora_fx.graph.structure import Branch, Structure
 from lora_fx.graph.text import FQN
@@ -36,6 +36,8 @@ from lora_fx.rules.expand_merges import ExpandMerges
 Planned = Mapping[tuple[str, str], SitePlan]
 
 
+@torch.no_grad()
+@exact_products()
 def run(site: Site, adapters: Sequence[str], weight: Tensor | None = None) -> dict[str, Tensor]:
     """Return what a site's tensors are with these adapters merged into them, by name.
 
@@ -44,8 +46,7 @@ def run(site: Site, adapters: Sequence[str], weight: Tensor | None = None) -> di
     inputs = _Inputs.of(site, adapters, weight)
     tensors = inputs.tensors()
     signature = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
-    with torch.no_grad(), _exact_products():
-        results = _lowered(inputs.structure, signature)(*tensors)
+    results = _lowered(inputs.structure, signature)(*tensors)
     return dict(zip(("weight", "bias"), results, strict=False))
 
 
@@ -176,15 +177,3 @@ def _placeholder(graph: Graph, name: str, shape: torch.Size, dtype: torch.dtype)
 def _finished(graph: Graph, results: Sequence[Node]) -> GraphModule:
     graph.output(tuple(results))
     return GraphModule(torch.nn.Module(), graph)
-
-
-@contextmanager
-def _exact_products() -> Iterator[None]:
-    """Multiply in the dtype itself, whatever is allowed for speed elsewhere."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)

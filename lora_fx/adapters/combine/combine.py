@@ -21,6 +21,7 @@ from lora_fx.adapters.combine.operators import Method
 from lora_fx.adapters.combine.parts import combined_copy, combined_rows
 from lora_fx.adapters.init import generator_of
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.graph.exact import exact_products
 from lora_fx.plan.alike import once_each
 from lora_fx.plan.folding import numberless
 from lora_fx.plan.rules import AdapterPlan
@@ -55,17 +56,19 @@ class Combined:
     copies: Mapping[tuple[str, str], Tensor]
     rows: Mapping[str, Tensor]
 
+    @torch.no_grad()
     def bind(self, model: nn.Module) -> None:
         """Put the adapter in place; it is not activated."""
         bind(model, self.plan, lambda site: self.sites[site.fqn])
-        with torch.no_grad():
-            for (fqn, name), values in self.copies.items():
-                copies.tensors(model.get_submodule(fqn), self.plan.name)[name].copy_(values)
-            for fqn, values in self.rows.items():
-                (rows,) = token_rows.rows_of(model.get_submodule(fqn), self.plan.name)
-                rows.weight.copy_(values)
+        for (fqn, name), values in self.copies.items():
+            copies.tensors(model.get_submodule(fqn), self.plan.name)[name].copy_(values)
+        for fqn, values in self.rows.items():
+            (rows,) = token_rows.rows_of(model.get_submodule(fqn), self.plan.name)
+            rows.weight.copy_(values)
 
 
+@torch.no_grad()
+@exact_products()
 def combined(model: nn.Module, name: str, mix: Mix, recipe: Recipe) -> Combined:
     """Combine adapters of a model as they are now; the model is only looked at.
 
@@ -107,11 +110,10 @@ def _values(
         scaling = site.lora_arithmetic[planned.adapter].scaling
         parts.append(Part(weight, scaling, *_wide(own)))
     first, second = list(found[0][0].tensors)[:2]
-    with torch.no_grad():
-        A, B = combine(recipe.method, parts, recipe.rank, generator)
-        if recipe.clamped is not None:
-            A, B = clamp((A, B), recipe.clamped)
-        bias = combine_biases(parts)
+    A, B = combine(recipe.method, parts, recipe.rank, generator)
+    if recipe.clamped is not None:
+        A, B = clamp((A, B), recipe.clamped)
+    bias = combine_biases(parts)
     values = {first: A, second: B}
     if biased and site.lora_kind == "linear":
         values["lora_B.bias"] = bias if bias is not None else B.new_zeros(B.shape[0])
