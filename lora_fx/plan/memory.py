@@ -74,6 +74,21 @@ def estimate(
     )
 
 
+def merged_bytes(tree: nn.Module, adapters: Iterable[AdapterPlan]) -> int:
+    """Return the bytes that weights take a second time while all adapters are merged into them.
+
+    Packed weights are not merged into.
+    """
+    held: dict[int, int] = {}
+    for site in (site for adapter in adapters for site in adapter.sites if not site.parameter):
+        module = tree.get_submodule(site.fqn)
+        names = ("weight", "bias") if site.lora_bias else ("weight",)
+        for tensor in (getattr(module, name, None) for name in names):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                held[id(tensor)] = tensor.nbytes
+    return sum(held.values())
+
+
 def _tensors(tree: nn.Module) -> Iterator[Tensor]:
     """Yield parameters, buffers, and the scales of packed 4-bit weights; some more than once."""
     yield from tree.buffers()

@@ -13,7 +13,7 @@ from lora_fx.plan.blueprint import Blueprint, blueprint_of
 from lora_fx.plan.checks import failed_checks
 from lora_fx.plan.explain import Part, explain
 from lora_fx.plan.lock_differences import lock_differences
-from lora_fx.plan.memory import Memory, count_elements, estimate
+from lora_fx.plan.memory import Memory, count_elements, estimate, merged_bytes
 from lora_fx.plan.merges import merge_faults
 from lora_fx.plan.modules import modules_of
 from lora_fx.plan.offloaded import distinct_parameters
@@ -40,7 +40,8 @@ class Plan:
     `biases`, the base's own. `quantized` are modules whose weights are packed, `selections` what
     each `quantize` statement selects. `stacks` are the numbers of layers in each stack, `modules`
     the classes of all modules by name, `parameters` the shapes of the base's. `base` counts their
-    elements, packed weights as what they stand for. `notes` are warnings and notes, `blueprint` is
+    elements, packed weights as what they stand for. `merged_bytes` is what weights take a second
+    time while all adapters are merged into them. `notes` are warnings and notes, `blueprint` is
     what the model can be built from again.
     """
 
@@ -57,6 +58,7 @@ class Plan:
     parameters: Mapping[str, tuple[int, ...]]
     selections: tuple[Selection, ...]
     base: int
+    merged_bytes: int
     notes: tuple[Diagnostic, ...]
     blueprint: Blueprint | None
     _memory: Memory
@@ -148,6 +150,7 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         {name: tuple(parameter.shape) for name, parameter in modules.parameters.items()},
         tuple(quantize),
         sum(count_elements(parameter) for parameter in distinct_parameters(tree)),
+        merged_bytes(tree, adapters),
         tuple(d for d in diagnostics if d.severity != "error"),
         blueprint_of(tree),
         estimate(tree, adapters, quantized, spec.optimizer, spec.compile.layout == "augmented"),

@@ -19,7 +19,8 @@ def inputs(kind: str, dtype: torch.dtype) -> list[Tensor]:
     torch.manual_seed(0)
     weight = torch.randn((7, 5) if kind == "linear" else (5, 7), dtype=dtype)
     factors = [torch.randn(shape) for shape in ((2, 5), (7, 2), (3, 5), (7, 3))]
-    return [weight, *factors, torch.tensor([0.5, -1.5])]
+    wide = torch.promote_types(dtype, torch.float32)
+    return [weight, *factors, torch.tensor([0.5, -1.5], dtype=wide)]
 
 
 def graph_of(kind: str, dtype: torch.dtype = torch.bfloat16) -> GraphModule:
