@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from lora_fx.adapters.augmented import augment
-from lora_fx.adapters.bind import bind
+from lora_fx.adapters.bind import Start, bind
 from lora_fx.adapters.checkpoint import require_effect
 from lora_fx.adapters.clone import clone
-from lora_fx.adapters.init import initialise
+from lora_fx.adapters.init.batches import Batches
 from lora_fx.adapters.not_yet import require_supported
 from lora_fx.adapters.peft.folders import adapter_folders, local
 from lora_fx.adapters.reachable import require_compilable, require_reachable
@@ -32,6 +32,7 @@ from lora_fx.passes.aten.fuse_low_rank_terms import fuse_low_rank_terms
 from lora_fx.passes.aten.keep_float32 import keep_float32
 from lora_fx.passes.aten.share_gradient_reads import share_gradient_reads
 from lora_fx.passes.causal_attention import causal_attention
+from lora_fx.passes.factor_dora_norm import factor_dora_norm
 from lora_fx.passes.grouped_attention import grouped_attention
 from lora_fx.passes.lower import lower
 from lora_fx.passes.share_shrinks import share_shrinks
@@ -46,14 +47,17 @@ from lora_fx.runtime.artifact.base import load_model, place_of
 from lora_fx.runtime.artifact.layout import is_artifact
 from lora_fx.runtime.artifact.new import new_artifact
 from lora_fx.runtime.artifact.read import Artifact
-from lora_fx.runtime.artifact.write import Report, write_artifact
+from lora_fx.runtime.artifact.write import write_artifact
 from lora_fx.runtime.brought_in import bring_in, brought_in
+from lora_fx.runtime.calibration_text import text_batches
 from lora_fx.runtime.given_weights import bind_weights, read_weights
 from lora_fx.runtime.loss import TokenLosses, compile_loss
 from lora_fx.runtime.merge_statements import Adapters, combine_statements, run_merges
+from lora_fx.runtime.progress import Report, progress_bar, silent
 from lora_fx.runtime.provenance import annotate
 from lora_fx.runtime.root import checkpoint_layers, make_root
 from lora_fx.runtime.saved_spec import frame_of, restore_arithmetic
+from lora_fx.runtime.starts import starts
 from lora_fx.runtime.streamed.mapped_model import map_model
 from lora_fx.runtime.streamed.write_merges import require_saves, write_merges
 from lora_fx.runtime.uncalled import require_called
@@ -67,7 +71,7 @@ Given = Mapping[str, Mapping[str, Tensor]]
 Giver = Callable[[nn.Module, Plan], Given]
 
 RULES = (ExpandSites(),)
-FUSE = (share_shrinks, causal_attention, grouped_attention)
+FUSE = (factor_dora_norm, share_shrinks, causal_attention, grouped_attention)
 PLAIN = (share_gradient_reads, accumulate_products, fuse_low_rank_terms, keep_float32)
 AUGMENTED = (*PLAIN[:2], augment_products, *PLAIN[2:])
 
@@ -78,6 +82,7 @@ def compile(
     *,
     backend: Backend | None = "inductor",
     inplace: bool = False,
+    calibration: Batches | None = None,
 ) -> Model:
     """Return `model` with the spec's adapters, compiled on its first call.
 
@@ -85,14 +90,16 @@ def compile(
     the same class, frozen but for the adapters. `inplace=True` adapts the given tree itself (for
     models whose modules carry device hooks). `backend`: `inductor`; `eager` runs the rewritten
     graphs as they are; None only marks the model, which computes the same without any compiler.
+    `calibration` are batches for inits that look at data, each a mapping of `forward`'s arguments.
 
     Raises LoraFxError with every fault of spec and plan; nothing is half done.
     """
     spec = spec if isinstance(spec, Spec) else parse(spec)
-    if not inplace:
-        return _compiled(clone(model), spec, backend)  # type: ignore[return-value]
-    with undone_on_error(model):
-        return _compiled(model, spec, backend)
+    with progress_bar() as report:
+        if not inplace:
+            return _compiled(clone(model), spec, backend, None, calibration, report)  # type: ignore[return-value]
+        with undone_on_error(model):
+            return _compiled(model, spec, backend, None, calibration, report)
 
 
 def _compiled(
@@ -100,11 +107,15 @@ def _compiled(
     spec: Spec,
     backend: Backend | None,
     given: Giver | None = None,
+    calibration: Batches | None = None,
+    report: Report = silent,
 ) -> Model:
     """Compile a tree in place; `given` has values of adapters, by their names in a PEFT folder."""
     require_effect(spec.compile, tree, backend)
     plan, units = _prepare(tree, spec, backend)
-    adapters = _bind(tree.requires_grad_(False), plan, (given or _weights)(tree, plan))
+    values = (given or _weights)(tree.requires_grad_(False), plan)
+    plan, start = starts(tree, plan, values, calibration, report)
+    adapters = _bind(tree, plan, values, start)
     if spec.compile.layout == "augmented" and backend == "inductor":
         augment(tree)
     if backend is not None:
@@ -139,7 +150,7 @@ def _prepare(
     return plan, units
 
 
-def _bind(tree: nn.Module, plan: Plan, given: Given) -> Adapters:
+def _bind(tree: nn.Module, plan: Plan, given: Given, start: Start) -> Adapters:
     """Put every adapter in place, and those that merges make; return them by name.
 
     What is trained starts from the base that merges leave.
@@ -147,20 +158,20 @@ def _bind(tree: nn.Module, plan: Plan, given: Given) -> Adapters:
     late = [a for a in plan.adapters if plan.spec.merges and a.name not in given]
     there: Adapters = {a.name: a for a in plan.adapters if a not in late}
     for adapter in there.values():
-        _bind_one(tree, adapter, given)
+        _bind_one(tree, adapter, given, start)
     there = run_merges(tree, plan.spec, there)
     for adapter in late:
-        _bind_one(tree, adapter, given)
+        _bind_one(tree, adapter, given, start)
     every = {**there, **{adapter.name: adapter for adapter in late}}
     of_file = [adapter.name for adapter in plan.adapters if adapter.name in every]
     return {name: every[name] for name in (*of_file, *every)}
 
 
-def _bind_one(tree: nn.Module, adapter: AdapterPlan, given: Given) -> None:
+def _bind_one(tree: nn.Module, adapter: AdapterPlan, given: Given, start: Start) -> None:
     if adapter.name in given:
         bind_weights(tree, adapter, given[adapter.name])
     else:
-        bind(tree, adapter, initialise)
+        bind(tree, adapter, start)
 
 
 def _weights(tree: nn.Module, plan: Plan) -> Given:
@@ -203,15 +214,17 @@ def build(
     out: str | Path = "artifact",
     *,
     force: bool = False,
-    report: Report = lambda step, done, of: None,
+    calibration: Batches | str | Path | None = None,
+    report: Report = silent,
 ) -> Plan:
     """Write everything that is known ahead of training into the folder `out`, for `load`.
 
     That is the adapters as they start and, for each `entry` of the spec, compiled code and the text
     of every graph. `model` is a live model, a folder or a hub id; None is the model that the spec
     names. What is loaded goes to the GPU, if there is one. With `force` an artifact that is there
-    is replaced, at once when the new one is whole. `report` hears what is being done, and how many
-    steps of how many are. Returns the plan. Raises LoraFxError with every fault, and nothing is
+    is replaced, at once when the new one is whole. `calibration` is that of `compile`, or a text
+    file, for the model's tokenizer to split. `report` hears what is being done, and how many steps
+    of how many are. Returns the plan. Raises LoraFxError with every fault, and nothing is
     written.
     """
     spec = spec if isinstance(spec, Spec) else parse(spec)
@@ -221,7 +234,9 @@ def build(
         if not isinstance(model, nn.Module):
             report("loading the model", 0, 1)
             model = load_model(place, "cuda" if torch.cuda.is_available() else "cpu")
-        compiled = compile(model, spec)
+        if isinstance(calibration, str | Path):
+            calibration = text_batches(Path(calibration), place, model)
+        compiled = _compiled(clone(model), spec, "inductor", None, calibration, report)
         write_artifact(compiled, folder, place, report)
     return compiled.lora_fx_plan  # type: ignore[return-value]
 
@@ -268,7 +283,7 @@ def merge(
     model: str | Path | None = None,
     *,
     force: bool = False,
-    report: Report = lambda step, done, of: None,
+    report: Report = silent,
 ) -> list[Path]:
     """Carry out the merges of a spec and write those that say `save`; return the folders.
 

@@ -14,6 +14,7 @@ def add_adapter(
     scaling: float = 0.7,
     dropout: float = 0.0,
     compute: str = "activation",
+    magnitude: bool = False,
 ) -> Site:
     """Mark a linear, give it an adapter with random A and B, and activate all it has."""
     site = storage.mark(linear)
@@ -21,6 +22,8 @@ def add_adapter(
         "lora_A.weight": torch.randn(rank, linear.in_features) / 3,
         "lora_B.weight": torch.randn(linear.out_features, rank) / 3,
     }
+    if magnitude:
+        factors["lora_magnitude_vector"] = 1 + torch.rand(linear.out_features)
     storage.insert(site, name, factors, Arithmetic(1.0, scaling, False, dropout, compute), True)
     site.activate(tuple(site.lora_arithmetic))
     return site

@@ -19,17 +19,24 @@ REPLICATED = "layers { replicate 0..3, 1..4 }"
 
 
 @pytest.mark.parametrize("backend", ["eager", None])
-@pytest.mark.parametrize("more", ["", REPLICATED])
-def test_a_sharded_step_is_the_whole_step(tmp_path: Path, backend: str | None, more: str) -> None:
-    mp.spawn(_train, (tmp_path / "rendezvous", backend, more), nprocs=RANKS)
+@pytest.mark.parametrize(
+    ("adapter", "more"),
+    [("rank = 4", ""), ("rank = 4", REPLICATED), ("rank = 4 variant = dora", "")],
+    ids=["plain", "replicated", "dora"],
+)
+def test_a_sharded_step_is_the_whole_step(
+    tmp_path: Path, backend: str | None, adapter: str, more: str
+) -> None:
+    text = spec(adapter=f"alpha = 6 {adapter}", more=more)
+    mp.spawn(_train, (tmp_path / "rendezvous", backend, text), nprocs=RANKS)
 
 
-def _train(rank: int, rendezvous: Path, backend: str | None, more: str) -> None:
+def _train(rank: int, rendezvous: Path, backend: str | None, text: str) -> None:
     torch.set_num_threads(1)
     method = f"file://{rendezvous}"
     dist.init_process_group("gloo", init_method=method, rank=rank, world_size=RANKS)
-    want = step(lora_fx.compile(llama(4), spec(more=more), backend=None), tokens())
-    model = lora_fx.compile(llama(4), spec(more=more), backend=backend)
+    want = step(lora_fx.compile(llama(4), text, backend=None), tokens())
+    model = lora_fx.compile(llama(4), text, backend=backend)
     mesh = init_device_mesh("cpu", (RANKS,))
     for layers in _sharing_weights(model):
         fully_shard(layers, mesh=mesh)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_fx.adapters import copies, merged, storage, token_rows
+from lora_fx.adapters import copies, magnitudes, merged, storage, token_rows
+from lora_fx.adapters.changed_weight import change, require_changeable, restore
 from lora_fx.adapters.mergeable import require_separate
 from lora_fx.adapters.offloaded_copies import keep_in_force
 from lora_fx.adapters.reachable import require_reachable
@@ -14,21 +15,26 @@ from lora_fx.plan.offloaded import tied_names
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
+from lora_fx.plan.variants import blocks_of
 
-Start = Callable[[SitePlan], Mapping[str, Tensor]]
+Start = Callable[[SitePlan, nn.Module], Mapping[str, Tensor]]
 
 
 def bind(model: nn.Module, plan: AdapterPlan, start: Start) -> None:
     """Put everything planned in place; nothing of it is active.
 
-    `start` gives the tensors of a site by PEFT's names. What is trained of the base starts with the
-    base's values. Raises LoraFxError, with nothing done, where a module would run without it.
+    `start` gives the tensors of a site, on its module, by PEFT's names, and as `weight` the base
+    weight if the init changes it in a way of its own. What is trained of the base starts with the
+    base's values. Raises LoraFxError, with nothing done, where a module would run without it, or
+    where an init would change a weight that something else has changed.
     """
     require_reachable(model, (plan,))
+    require_changeable(model, plan)
     for tokens in plan.tokens:
         _bind_tokens(model, tokens)
     for site_plan in plan.sites:
-        _bind_site(model, site_plan, start(site_plan))
+        module = model.get_submodule(site_plan.fqn)
+        _bind_site(module, site_plan, start(site_plan, module))
     for site_plan in plan.sites:
         if site_plan.tie:
             _tie_site(model, site_plan)
@@ -38,11 +44,19 @@ def bind(model: nn.Module, plan: AdapterPlan, start: Start) -> None:
         _bind_bias(model, bias)
 
 
-def _bind_site(model: nn.Module, planned: SitePlan, start: Mapping[str, Tensor]) -> None:
-    site = storage.mark(model.get_submodule(planned.fqn))
+def _bind_site(module: nn.Module, planned: SitePlan, start: Mapping[str, Tensor]) -> None:
+    site = storage.mark(module)
     device, dtype = storage.base_device(site), getattr(torch, planned.dtype)
-    tensors = {name: tensor.to(device, dtype) for name, tensor in start.items()}
-    storage.insert(site, planned.adapter, tensors, arithmetic(planned), planned.trainable)
+    tensors = {name: start[name].to(device, dtype) for name in planned.tensors if name in start}
+    begins = storage.MAGNITUDE in planned.tensors.keys() - tensors.keys()
+    if begins:
+        tensors[storage.MAGNITUDE] = torch.empty(planned.out_features, device=device, dtype=dtype)
+    how = arithmetic(planned), planned.trainable, planned.frozen
+    storage.insert(site, planned.adapter, tensors, *how)
+    if planned.changes_base:
+        change(site, planned.adapter, start.get("weight"))
+    if begins:
+        magnitudes.begin(site, planned.adapter)
 
 
 def _tie_site(model: nn.Module, planned: SitePlan) -> None:
@@ -94,7 +108,12 @@ def _bind_bias(model: nn.Module, planned: TrainedBias) -> None:
 def arithmetic(planned: SitePlan) -> Arithmetic:
     """Return what the plan says about how a branch computes."""
     return Arithmetic(
-        planned.alpha, planned.scaling, planned.rslora, planned.dropout, planned.compute
+        planned.alpha,
+        planned.scaling,
+        planned.rslora,
+        planned.dropout,
+        planned.compute,
+        blocks_of(planned) if planned.variant.name == "bdlora" else (1, 1),
     )
 
 
@@ -118,7 +137,7 @@ def activate(model: nn.Module, adapters: tuple[str, ...], in_weights: tuple[str,
     force as that of the others is.
     """
     for _, site in storage.sites(model):
-        site.activate(tuple(name for name in adapters if name not in in_weights))
+        site.activate(tuple(name for name in adapters if name not in in_weights), in_weights)
     every = tuple(dict.fromkeys((*in_weights, *adapters)))
     copies.activate(model, every)
     if in_weights:
@@ -129,9 +148,11 @@ def activate(model: nn.Module, adapters: tuple[str, ...], in_weights: tuple[str,
 
 
 def remove(model: nn.Module, adapter: str) -> None:
-    """Delete everything of an adapter, which must not be active."""
+    """Delete everything of an adapter, which must not be active; weights it changed come back."""
     for _, site in storage.sites(model):
         if adapter in site.lora_arithmetic:
+            if site.lora_change is not None and site.lora_change.adapter == adapter:
+                restore(site)
             storage.remove(site, adapter)
     for _, module in copies.holders(model):
         if adapter in copies.adapters_of(module):

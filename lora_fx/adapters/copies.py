@@ -114,6 +114,11 @@ def is_of_base(fqn: str) -> bool:
     return f"{_NAME}.{_BASE}" in fqn
 
 
+def is_held(module: nn.Module) -> bool:
+    """Whether any adapter has a version of a module."""
+    return _NAME in module._modules
+
+
 def has(module: nn.Module, adapter: str) -> bool:
     """Whether an adapter has a version of a module."""
     return _NAME in module._modules and adapter in _versions(module)

@@ -1,6 +1,6 @@
 """Refuse to merge where the result could not be held, or would be another module's too."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -32,8 +32,8 @@ def require_mergeable(model: nn.Module, adapters: Sequence[str]) -> None:
         raise LoraFxError(once_each(faults))
 
 
-def require_plain(plans: Iterable[AdapterPlan]) -> None:
-    """Raise LoraFxError if an adapter is of a variant whose delta is not s B A."""
+def require_variants(plans: Iterable[AdapterPlan], known: Container[str]) -> None:
+    """Raise LoraFxError if an adapter is of a variant that is not among those that are known."""
     faults = [
         Diagnostic(
             "cannot-merge",
@@ -43,19 +43,27 @@ def require_plain(plans: Iterable[AdapterPlan]) -> None:
         )
         for plan in plans
         for site in plan.sites
-        if site.variant.name != "lora"
+        if site.variant.name not in known
     ]
     if faults:
         raise LoraFxError(once_each(faults))
 
 
 def require_separate(model: nn.Module, active: Sequence[str], merged: Sequence[str]) -> None:
-    """Raise LoraFxError if an active adapter trains what merged ones are folded into."""
+    """Raise LoraFxError if an active adapter trains what merged ones are folded into.
+
+    Or has norms of it (DoRA), which are of the base's own weight.
+    """
     others = [adapter for adapter in active if adapter not in merged]
     for fqn, site in storage.sites(model):
         changed = [(name, adapter) for adapter in merged for name in changed_by(site, adapter)]
         for name, adapter in changed:
             for other in others:
+                branch = site.lora_branches.get(other)
+                if branch is not None and branch.magnitude is not None:
+                    message = f"`{other}` has norms of `{fqn}`, which `{adapter}` is merged into"
+                    help = "call `unmerge_adapter()` first"
+                    raise LoraFxError((Diagnostic("adapter-conflict", message, help=help),))
                 if copies.has(site, other) and name in copies.tensors(site, other):
                     message = f"`{other}` trains `{fqn}.{name}`, and `{adapter}` is merged into it"
                     help = "call `unmerge_adapter()` first"

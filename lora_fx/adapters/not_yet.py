@@ -9,7 +9,11 @@ from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.spec import Spec
 
-_INITS = ("default", "gaussian", "random")
+_VARIANTS = ("lora", "dora", "bdlora")
+_INITS = (
+    *("default", "gaussian", "random", "orthogonal", "mica"),
+    *("pissa", "olora", "loftq", "corda", "lora_ga", "eva"),
+)
 _WHAT = {
     "conv": "adapters on convolutions",
     "attention": "adapters on `nn.MultiheadAttention`",
@@ -20,6 +24,7 @@ _WHAT = {
 def require_supported(plan: Plan) -> None:
     """Raise LoraFxError with everything in a plan that this version cannot do."""
     found = [*_of_spec(plan.spec), *(one for site in plan.sites for one in _of_site(site))]
+    found += [one for adapter in plan.adapters for one in _of_adapter(adapter)]
     faults = once_each(
         [
             Diagnostic("not-supported-yet", f"{what} cannot be compiled yet", span, label)
@@ -50,14 +55,33 @@ def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
         yield "`quantize`", quantize.span, ""
 
 
+def _of_adapter(adapter: AdapterPlan) -> Iterator[tuple[str, Span | None, str]]:
+    """Yield what no folder could hold: PEFT has one variant for all modules of an adapter."""
+    variants = {site.variant: site for site in adapter.sites}
+    names = {variant.name for variant in variants}
+    if len(variants) > 1 and names <= {*_VARIANTS} and not names <= {"lora", "dora"}:
+        first, other = list(variants.values())[:2]
+        of_first = "variant" in first.settings and first.variant.name != "lora"
+        site = first if of_first else other
+        what = f"variant `{site.variant.name}` at some modules of an adapter"
+        yield what, _set(site, "variant"), f"at `{site.name}`"
+    tied = next((s for s in adapter.sites if s.tie and s.layer.kind == "embedding"), None)
+    dora = next((s for s in adapter.sites if s.variant.name == "dora"), None)
+    if tied is not None and dora is not None:
+        what = f"variant `dora` in an adapter with the tied embedding `{tied.name}`"
+        yield what, _set(dora, "variant"), f"at `{dora.name}`"
+
+
 def _of_site(site: SitePlan) -> Iterator[tuple[str, Span | None, str]]:
     where = f"at `{site.name}`"
     if site.layer.kind in _WHAT:
         yield _WHAT[site.layer.kind], site.rule, where
     if site.init.name not in _INITS:
         yield f"init `{site.init.name}`", _set(site, "init"), where
-    if site.variant.name != "lora":
+    if site.variant.name not in _VARIANTS:
         yield f"variant `{site.variant.name}`", _set(site, "variant"), where
+    elif site.variant.name == "dora" and site.layer.packed:
+        yield "variant `dora` on weights in 4 or 8 bits", _set(site, "variant"), where
     if site.offload:
         yield "`offload`", _set(site, "offload"), where
 

@@ -21,6 +21,7 @@ class Arithmetic:
     """How one adapter's branch computes here.
 
     `scaling` is the number that multiplies B A x; `alpha` and `rslora` say where it came from.
+    `blocks` are the numbers of blocks on the diagonals of A and B.
     """
 
     alpha: float
@@ -28,6 +29,7 @@ class Arithmetic:
     rslora: bool
     dropout: float
     compute: str
+    blocks: tuple[int, int] = (1, 1)
 
 
 class Site(_Base):
@@ -35,9 +37,11 @@ class Site(_Base):
 
         y = base(x) + sum over active adapters of scaling * (B A drop(x) + b)
 
+    or, with a magnitude m, of (m / ‖W + scaling * B A‖ - 1) * W drop(x) and what is above times the
+    same quotient (Liu et al. 2024, arXiv 2402.09353, eq. 5: the norms are of rows, and constants),
     for a linear layer, in either layout of its weight, or an embedding, whose x is one-hot. Where
     an adapter's factors lie, `storage` knows. With no active adapter the module computes what its
-    base class computes, bit for bit.
+    base class computes, bit for bit, or to rounding where an adapter has changed the weight.
     """
 
     lora_kind: str
@@ -50,6 +54,8 @@ class Site(_Base):
     _evaluation_key: str
     weight: Tensor
     lora_room: bool = False
+    lora_change: "Change | None" = None
+    lora_in_weights: tuple[str, ...] = ()
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the base module, then announce the active branches."""
@@ -58,24 +64,53 @@ class Site(_Base):
             return output
         params = [tensor for factors in self._branches for tensor in factors.tensors()]
         key = self._training_key if self.training else self._evaluation_key
-        return ops.site(output, input, params, self.lora_scalings, key)
+        base = self._base() if any(factors.magnitude for factors in self._branches) else []
+        return ops.site(output, input, params, self.lora_scalings, key, base)
 
-    def activate(self, adapters: tuple[str, ...]) -> None:
-        """Let these adapters, of those present here, take part in the forward, in this order."""
+    def _base(self) -> list[Tensor]:
+        """Return the weight as (out, in), and the bias if there is one."""
+        weight = self.weight if isinstance(self, nn.Linear) else self.weight.t()
+        bias = getattr(self, "bias", None)
+        return [weight] if bias is None else [weight, bias]
+
+    def activate(self, adapters: tuple[str, ...], in_weights: tuple[str, ...] = ()) -> None:
+        """Let these adapters, of those present here, take part in the forward, in this order.
+
+        Those that are merged `in_weights` are in the weight that is here.
+        """
+        self.lora_in_weights = in_weights
         self.lora_active = tuple(name for name in adapters if name in self.lora_arithmetic)
-        self._branches = tuple(self.lora_branches[name] for name in self.lora_active)
+        branches = self.branches_with(adapters)
+        self._branches = tuple(factors for factors, _ in branches)
         training = tuple(
-            Branch(factors.rank, arithmetic.dropout, arithmetic.compute, factors.has_bias)
-            for factors, arithmetic in zip(self._branches, self._active_arithmetic(), strict=True)
+            Branch(
+                factors.rank,
+                arithmetic.dropout,
+                arithmetic.compute,
+                factors.has_bias,
+                factors.magnitude is not None,
+                arithmetic.blocks,
+            )
+            for factors, arithmetic in branches
         )
         evaluation = tuple(replace(branch, dropout=0.0) for branch in training)
-        padding = getattr(self, "padding_idx", None)
-        self._training_key = str(Structure(self.lora_kind, training, padding))
-        self._evaluation_key = str(Structure(self.lora_kind, evaluation, padding))
+        layer = getattr(self, "padding_idx", None), output_scale(self)
+        self._training_key = str(Structure(self.lora_kind, training, *layer))
+        self._evaluation_key = str(Structure(self.lora_kind, evaluation, *layer))
         self._place_scalings()
 
-    def _active_arithmetic(self) -> list[Arithmetic]:
-        return [self.lora_arithmetic[name] for name in self.lora_active]
+    def branches_with(self, adapters: tuple[str, ...]) -> list[tuple["Factors", Arithmetic]]:
+        """Return all that adds to the weight that is here while these adapters are active.
+
+        What an adapter took out of the weight comes first, where that adapter is not active: the
+        weight and these branches together are what the module computes.
+        """
+        present = [name for name in adapters if name in self.lora_arithmetic]
+        found = [(self.lora_branches[name], self.lora_arithmetic[name]) for name in present]
+        change = self.lora_change
+        if change is not None and change.adapter not in (*present, *self.lora_in_weights):
+            found.insert(0, (change.factors, change.arithmetic))
+        return found
 
     def _place_scalings(self) -> None:
         """Scalings are float32 on the parameters' device, whatever the module is cast to.
@@ -84,7 +119,8 @@ class Site(_Base):
         """
         device = self._branches[0].A.weight.device if self._branches else None
         factor = output_scale(self)
-        values = [arithmetic.scaling * factor for arithmetic in self._active_arithmetic()]
+        arithmetic = [one for _, one in self.branches_with(self.lora_active)]
+        values = [one.scaling * factor for one in arithmetic]
         scalings = torch.tensor(values, dtype=torch.float32, device=device)
         self.register_buffer("lora_scalings", scalings, persistent=False)
 
@@ -110,6 +146,21 @@ class Site(_Base):
             self.weight.data = with_room(self.weight.detach())
 
 
+@dataclass(frozen=True)
+class Change:
+    """What `adapter` took out of a base weight: scaling * B A of these factors, which are frozen.
+
+    `base` is the fingerprint of the weight before that. Where the weight was `replaced`, by a
+    quantised one, these factors are the best of their rank for what it has lost.
+    """
+
+    adapter: str
+    factors: "Factors"
+    arithmetic: Arithmetic
+    base: str
+    replaced: bool = False
+
+
 def output_scale(module: nn.Module) -> float:
     """Return what an embedding multiplies its output by (Gemma, BART), 1 for anything else."""
     if not isinstance(module, nn.Embedding):
@@ -117,9 +168,17 @@ def output_scale(module: nn.Module) -> float:
     return float(getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0)))
 
 
+class Magnitude(nn.Module):
+    """Holds DoRA's magnitude of each output, `weight` (out,)."""
+
+    def __init__(self, weight: Tensor, trainable: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=trainable)
+
+
 @dataclass(frozen=True)
 class Factors:
-    """The modules that hold one branch's A (r, in) and B (out, r).
+    """The modules that hold one branch's A (r, in) and B (out, r), and its magnitude if it has one.
 
     Of a `tied` branch they are those of the embedding whose weight the layer shares: there its
     delta is the transposed one, A is Bᵀ and B is Aᵀ.
@@ -127,14 +186,21 @@ class Factors:
 
     A: nn.Linear
     B: nn.Linear
+    magnitude: Magnitude | None = None
     tied: bool = False
 
     def tensors(self) -> list[Tensor]:
-        """Return A, B and, if there is one, B's bias."""
+        """Return A, B and, of those that there are, B's bias and the magnitude."""
         if self.tied:
             return [self.B.weight.t(), self.A.weight.t()]
         bias = self.B.bias
-        return [self.A.weight, self.B.weight, *(() if bias is None else (bias,))]
+        m = self.magnitude
+        return [
+            self.A.weight,
+            self.B.weight,
+            *(() if bias is None else (bias,)),
+            *(() if m is None else (m.weight,)),
+        ]
 
     @property
     def rank(self) -> int:

@@ -1,16 +1,17 @@
 """Where a site keeps an adapter's tensors. No other file knows the layout."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import specialise
-from lora_fx.adapters.site import Arithmetic, Factors, Site
+from lora_fx.adapters.site import Arithmetic, Factors, Magnitude, Site
 from lora_fx.plan.modules import outside_adapters
 from lora_fx.plan.offloaded import device_of
 
+MAGNITUDE = "lora_magnitude_vector"
 _NAMES = {"linear": ("lora_A", "lora_B"), "embedding": ("lora_embedding_A", "lora_embedding_B")}
 
 
@@ -53,9 +54,17 @@ def is_of_adapters(name: str) -> bool:
 
 
 def insert(
-    site: Site, adapter: str, tensors: Mapping[str, Tensor], arithmetic: Arithmetic, trainable: bool
+    site: Site,
+    adapter: str,
+    tensors: Mapping[str, Tensor],
+    arithmetic: Arithmetic,
+    trainable: bool,
+    frozen: Collection[str] = (),
 ) -> None:
-    """Store an adapter at a site; `tensors` as `tensors()` returns them. It is not activated."""
+    """Store an adapter at a site; `tensors` as `tensors()` returns them. It is not activated.
+
+    `frozen` are the names of those tensors that never get gradients.
+    """
     first, second = _containers(site)
     if site.lora_kind == "embedding":
         A, B, bias = tensors["lora_embedding_A"], tensors["lora_embedding_B"], None
@@ -63,9 +72,17 @@ def insert(
         A, B, bias = (tensors.get(f"lora_{n}") for n in ("A.weight", "B.weight", "B.bias"))
         assert A is not None
         assert B is not None
-    first[adapter] = _factor(A, None, trainable).train(site.training)
-    second[adapter] = _factor(B, bias, trainable).train(site.training)
-    site.lora_branches[adapter] = Factors(first[adapter], second[adapter])  # type: ignore[arg-type]
+    trained = trainable and not any("_A" in name for name in frozen)
+    first[adapter] = factor(A, None, trained).train(site.training)
+    trained = trainable and not any("_B" in name for name in frozen)
+    second[adapter] = factor(B, bias, trained).train(site.training)
+    m = None
+    if MAGNITUDE in tensors:
+        m = Magnitude(tensors[MAGNITUDE], trainable).train(site.training)
+        if MAGNITUDE not in site._modules:
+            setattr(site, MAGNITUDE, nn.ModuleDict().train(site.training))
+        _magnitudes(site)[adapter] = m
+    site.lora_branches[adapter] = Factors(first[adapter], second[adapter], m)  # type: ignore[arg-type]
     site.lora_arithmetic[adapter] = arithmetic
 
 
@@ -78,9 +95,12 @@ def insert_tied(site: Site, adapter: str, embedding: Site, arithmetic: Arithmeti
 
 def remove(site: Site, adapter: str) -> None:
     """Delete an adapter's tensors from a site; it must not be active."""
-    if not site.lora_branches.pop(adapter).tied:
+    branch = site.lora_branches.pop(adapter)
+    if not branch.tied:
         for container in _containers(site):
             del container[adapter]
+    if branch.magnitude is not None:
+        del _magnitudes(site)[adapter]
     del site.lora_arithmetic[adapter]
 
 
@@ -88,8 +108,8 @@ def tensors(site: Site, adapter: str) -> dict[str, nn.Parameter]:
     """Return the adapter's own parameters at a site by PEFT's names in a file.
 
     `lora_A.weight` (r, in), `lora_B.weight` (out, r), `lora_B.bias` (out,) of a linear layer;
-    `lora_embedding_A` (r, rows), `lora_embedding_B` (width, r) of an embedding. A tied layer has
-    none of its own.
+    `lora_embedding_A` (r, rows), `lora_embedding_B` (width, r) of an embedding; and of DoRA
+    `lora_magnitude_vector` (out,). A tied layer has none of its own.
     """
     factors = site.lora_branches[adapter]
     if factors.tied:
@@ -97,7 +117,11 @@ def tensors(site: Site, adapter: str) -> dict[str, nn.Parameter]:
     embedding = site.lora_kind == "embedding"
     names = _NAMES[site.lora_kind] if embedding else ("lora_A.weight", "lora_B.weight")
     found: dict[str, Any] = dict(zip(names, (factors.A.weight, factors.B.weight), strict=True))
-    return found if factors.B.bias is None else found | {"lora_B.bias": factors.B.bias}
+    if factors.B.bias is not None:
+        found["lora_B.bias"] = factors.B.bias
+    if factors.magnitude is not None:
+        found[MAGNITUDE] = factors.magnitude.weight
+    return found
 
 
 def _containers(site: Site) -> tuple[nn.ModuleDict, nn.ModuleDict]:
@@ -105,7 +129,12 @@ def _containers(site: Site) -> tuple[nn.ModuleDict, nn.ModuleDict]:
     return getattr(site, first), getattr(site, second)
 
 
-def _factor(weight: Tensor, bias: Tensor | None, trainable: bool) -> nn.Linear:
+def _magnitudes(site: Site) -> nn.ModuleDict:
+    return getattr(site, MAGNITUDE)
+
+
+def factor(weight: Tensor, bias: Tensor | None, trainable: bool) -> nn.Linear:
+    """Return the module that holds one factor, and B's bias."""
     rows, columns = weight.shape
     factor = nn.Linear(columns, rows, bias=bias is not None, device="meta")
     factor.weight = nn.Parameter(weight, requires_grad=trainable)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.mergeable import require_mergeable
+from lora_fx.adapters.mergeable import require_mergeable, require_variants
 from lora_fx.compiler import capture, compile
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.program import Program
@@ -39,6 +39,8 @@ def merge_text(spec_path: Path, model: str | None, layer: int) -> str:
     spec = parse(spec_path)
     compiled = compile(tree_of(model, spec), spec, backend=None)
     adapters = tuple(adapter.name for adapter in spec.adapters[:1])
+    planned_adapters: Any = compiled.lora_fx_plan.adapters  # type: ignore[union-attr]
+    require_variants(planned_adapters[:1], ("lora",))
     require_mergeable(compiled, adapters)
     within = _layer(compiled, layer) if spec.compile.unit == "layers" else ""
     sites = {

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from lora_fx.cli.bar import bar
 from lora_fx.cli.show import SpecArgument
+from lora_fx.runtime.progress import progress_bar
 
 
 def merge(
@@ -24,7 +24,7 @@ def merge(
     What goes into the base is streamed: one tensor of the checkpoint is in memory at a time. A run
     that was cut off goes on where it was. Each folder appears when it is whole.
     """
-    with bar() as step:
+    with progress_bar() as step:
         from lora_fx.compiler import merge
 
         folders = merge(spec, model, force=force, report=step)

@@ -5,13 +5,20 @@ and AOTAutograd runs while it traces; `tests/graph/test_autocast.py` holds that.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.fx import Graph
 
 AUTOCAST_TARGETS = (_enter_autocast, _exit_autocast)
+
+
+def autocast_off(device: str) -> AbstractContextManager[object]:
+    """Return a context without autocast; meta tensors have none."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 @contextmanager
@@ -21,13 +28,14 @@ def without_autocast(graph: Graph, device: str) -> Iterator[None]:
         yield
         return
     entered = graph.call_function(_enter_autocast, (device, None, False, None))
-    with torch.autocast(device, enabled=False):
+    with autocast_off(device):
         yield
     graph.call_function(_exit_autocast, (entered,))
 
 
 def _may_be_on(graph: Graph, device: str) -> bool:
     """Ask the ambient state: Dynamo guards it, so it is the one the graph will run in."""
-    return torch.is_autocast_enabled(device) or any(
-        node.target is _enter_autocast for node in graph.nodes
+    return torch.amp.is_autocast_available(device) and (
+        torch.is_autocast_enabled(device)
+        or any(node.target is _enter_autocast for node in graph.nodes)
     )

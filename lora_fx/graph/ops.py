@@ -1,41 +1,58 @@
 """The `lora_fx::` operators and their reference implementations.
 
-    site(y, x, params, scalings, structure)            y + sum_i s_i * (B_i A_i drop_i(x) + b_i)
+    site(y, x, params, scalings, structure, base)      y + sum_i s_i * (B_i A_i drop_i(x) + b_i)
     shrink(x, A, dropout, compute)                     drop(x) Aᵀ
     lookup(ids, A, padding, compute)                   columns of A, one for each id
     expand(y, h, B, scalings, branch, compute, bias)   y + (s h) Bᵀ + s b
+    block_diagonal(weight, blocks)                     the rows' chunks on a diagonal
+    norms(W, A, B, scalings, branch, factor)           of the rows of W + s B A, no gradient
+    magnitude(y, u, m, norms, bias)                    y + (m / norms - 1) * (u - bias)
     replace_rows(y, ids, tokens, rows, padding)        y, and rows[i] where the id is tokens[i]
     replace_columns(y, x, tokens, rows, bias)          y, and x rows[i]ᵀ + bias in column tokens[i]
     merge(W, params, scalings, structure)              W + sum_i s_i B_i A_i
     delta(W, A, B, scaling, transposed)                W + s B A
 
 x: (*, in)   A: (r, in)   B: (out, r)   y: (*, out)   h: (*, r)   scalings: float32 (branches,)
-b: (out,)   ids: (*)   tokens: (n,)   rows: (n, in or out)   W: (out, in), or (in, out) and B A
-transposed
+b: (out,)   ids: (*)   tokens: (n,)   rows: (n, in or out)   W: (out, in)   m, norms: (out,)
+Where `merge` and `delta` are given W as (in, out), B A is transposed.
 Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3. Of an embedding, x is one-hot and `in` its rows.
+With a magnitude m, DoRA's branch is what makes W x to (m / ‖W + s B A‖) (W + s B A) x: Liu et al.
+2024, arXiv 2402.09353, eq. 5. Several branches add up what each alone adds to W x. `base` is W and
+the base's bias, if there is one, where a branch needs them.
 
 All are CompositeImplicitAutograd: one node in a captured graph, decomposed by autograd and
 `torch.compile`, so no derivative or shape formula has to be kept in step. They are the plain
 differentiable path that every rewrite is compared with.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_fx.graph.autocast import autocast_off
+from lora_fx.graph.row_norms import row_norms
 from lora_fx.graph.structure import ACTIVATION, Structure, compute_dtype
 
 _library = torch.library.Library("lora_fx", "DEF")
 _library.define(
-    "site(Tensor y, Tensor x, Tensor[] params, Tensor scalings, str structure) -> Tensor"
+    "site(Tensor y, Tensor x, Tensor[] params, Tensor scalings, str structure, "
+    "Tensor[] base) -> Tensor"
 )
 _library.define("shrink(Tensor x, Tensor A, float dropout, str compute) -> Tensor")
 _library.define("lookup(Tensor ids, Tensor A, int? padding, str compute) -> Tensor")
 _library.define(
     "expand(Tensor y, Tensor h, Tensor B, Tensor scalings, int branch, str compute, "
     "Tensor? bias=None) -> Tensor"
+)
+_library.define("block_diagonal(Tensor weight, int blocks) -> Tensor")
+_library.define(
+    "norms(Tensor W, Tensor A, Tensor B, Tensor scalings, int branch, float factor) -> Tensor"
+)
+_library.define(
+    "magnitude(Tensor y, Tensor u, Tensor m, Tensor norms, Tensor? bias=None) -> Tensor"
 )
 _library.define(
     "replace_rows(Tensor y, Tensor ids, Tensor tokens, Tensor rows, int? padding) -> Tensor"
@@ -83,18 +100,59 @@ def expand_reference(
     return y + delta.to(y.dtype)
 
 
+def block_diagonal_reference(weight: Tensor, blocks: int) -> Tensor:
+    """Put the chunks of the rows on a diagonal: (m, n) -> (m, blocks * n)."""
+    return torch.block_diag(*weight.chunk(blocks))
+
+
+def norms_reference(
+    W: Tensor, A: Tensor, B: Tensor, scalings: Tensor, branch: int, factor: float
+) -> Tensor:
+    """Return the norms of the rows of `W + s B A`; `scalings` are `factor` times s."""
+    return row_norms(W, A, B, scalings[branch] / factor)
+
+
+def magnitude_reference(
+    y: Tensor, u: Tensor, m: Tensor, norms: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Give `u` (*, out), which `y` has in it, the magnitude m: `y + (m / norms - 1) * (u - bias)`.
+
+    Computed in the dtype of m and norms, if that is wider, and rounded once.
+    """
+    own = u if bias is None else u - bias
+    return (y + (m / norms - 1) * own).to(y.dtype)
+
+
 def site_reference(
-    y: Tensor, x: Tensor, params: list[Tensor], scalings: Tensor, structure: str
+    y: Tensor,
+    x: Tensor,
+    params: list[Tensor],
+    scalings: Tensor,
+    structure: str,
+    base: Sequence[Tensor],
 ) -> Tensor:
     """Add every branch of a site to its base output `y`; `params` is A₀, B₀, A₁, B₁, …."""
     parsed = Structure.parse(structure)
-    for i, (A, B, bias) in enumerate(parsed.params(params)):
+    of_base = y
+    for i, (A, B, bias, m) in enumerate(parsed.params(params)):
         branch = parsed.branches[i]
+        A, B = (
+            block_diagonal_reference(factor, blocks) if blocks > 1 else factor
+            for factor, blocks in zip((A, B), branch.blocks, strict=True)
+        )
+        dropped = F.dropout(x, branch.dropout, training=True) if branch.dropout else x
         if parsed.kind == "embedding":
             h = lookup_reference(x, A, parsed.padding, branch.compute)
         else:
-            h = shrink_reference(x, A, branch.dropout, branch.compute)
+            h = shrink_reference(dropped, A, 0.0, branch.compute)
+        alone = y is of_base and not branch.dropout
         y = expand_reference(y, h, B, scalings, i, branch.compute, bias)
+        if m is not None:
+            W, *of_layer = (base[0],) if branch.dropout else base
+            own = F.linear(dropped, W) if branch.dropout else of_base
+            u = y if alone else expand_reference(own, h, B, scalings, i, branch.compute)
+            norms = norms_reference(W, A, B, scalings, i, parsed.factor)
+            y = magnitude_reference(y, u, m, norms, *of_layer)
     return y
 
 
@@ -132,7 +190,7 @@ def merge_reference(W: Tensor, params: list[Tensor], scalings: Tensor, structure
     """Add every branch to a weight in the dtype of the scalings, and round once, to its own."""
     parsed = Structure.parse(structure)
     merged = W.to(scalings.dtype)
-    for i, (A, B, _) in enumerate(parsed.params(params)):
+    for i, (A, B, *_) in enumerate(parsed.params(params)):
         merged = delta_reference(merged, A, B, scalings[i], parsed.transposed)
     return merged.to(W.dtype)
 
@@ -141,7 +199,7 @@ def _arithmetic(x: Tensor, compute: str):
     """Keep a named compute dtype under autocast; `activation` leaves autocast in charge."""
     if compute == ACTIVATION:
         return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
+    return autocast_off(x.device.type)
 
 
 for _name, _reference in {
@@ -149,6 +207,9 @@ for _name, _reference in {
     "shrink": shrink_reference,
     "lookup": lookup_reference,
     "expand": expand_reference,
+    "block_diagonal": block_diagonal_reference,
+    "norms": norms_reference,
+    "magnitude": magnitude_reference,
     "replace_rows": replace_rows_reference,
     "replace_columns": replace_columns_reference,
     "merge": merge_reference,
@@ -160,6 +221,9 @@ site = torch.ops.lora_fx.site.default
 shrink = torch.ops.lora_fx.shrink.default
 lookup = torch.ops.lora_fx.lookup.default
 expand = torch.ops.lora_fx.expand.default
+block_diagonal = torch.ops.lora_fx.block_diagonal.default
+norms = torch.ops.lora_fx.norms.default
+magnitude = torch.ops.lora_fx.magnitude.default
 replace_rows = torch.ops.lora_fx.replace_rows.default
 replace_columns = torch.ops.lora_fx.replace_columns.default
 merge = torch.ops.lora_fx.merge.default

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 ACTIVATION = "activation"
+_BRANCH = re.compile(r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?(?::(\d+)x(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -17,16 +18,22 @@ class Branch:
 
     `rank` is the inner dimension; `dropout` the probability applied to the branch's input (0 in
     evaluation); `compute` the dtype of its arithmetic, or `activation` for that of its input;
-    `bias` says that B has a bias.
+    `bias` says that B has a bias, `magnitude` that the branch is DoRA's. `blocks` are the numbers
+    of blocks that A and B consist of, on a diagonal; more than one are stored below each other.
     """
 
     rank: int
     dropout: float = 0.0
     compute: str = ACTIVATION
     bias: bool = False
+    magnitude: bool = False
+    blocks: tuple[int, int] = (1, 1)
 
     def __str__(self) -> str:
-        return f"r{self.rank}:p{self.dropout!r}:{self.compute}{':bias' * self.bias}"
+        more = ":bias" * self.bias + ":magnitude" * self.magnitude
+        if self.blocks != (1, 1):
+            more += f":{self.blocks[0]}x{self.blocks[1]}"
+        return f"r{self.rank}:p{self.dropout!r}:{self.compute}{more}"
 
 
 @dataclass(frozen=True)
@@ -35,22 +42,32 @@ class Structure:
 
     Its text is the `structure` argument of the op, and of `merge`, which tells `transposed` layers
     from `linear` ones. `kind` is `linear` or `embedding`; `padding` is the row of an embedding that
-    has no gradient. Values that may change without a recompile
-    (weights, scalings) are tensors and have no place here.
+    has no gradient, `factor` what it multiplies its output by. Values that may change without a
+    recompile (weights, scalings) are tensors and have no place here.
     """
 
     kind: str
     branches: tuple[Branch, ...]
     padding: int | None = None
+    factor: float = 1.0
 
     def __str__(self) -> str:
         padding = "" if self.padding is None else f"@{self.padding}"
-        return f"{self.kind}{padding}[{'|'.join(map(str, self.branches))}]"
+        factor = "" if self.factor == 1 else f"*{self.factor!r}"
+        return f"{self.kind}{padding}{factor}[{'|'.join(map(str, self.branches))}]"
 
-    def params(self, tensors: Sequence[Any]) -> list[tuple[Any, Any, Any]]:
-        """Deal out the op's `params` to the branches: A, B and B's bias or None."""
+    def params(self, tensors: Sequence[Any]) -> list[tuple[Any, Any, Any, Any]]:
+        """Deal out the op's `params` to the branches: A, B, B's bias or None, magnitude or None."""
         left = iter(tensors)
-        return [(next(left), next(left), next(left) if b.bias else None) for b in self.branches]
+        return [
+            (
+                next(left),
+                next(left),
+                next(left) if branch.bias else None,
+                next(left) if branch.magnitude else None,
+            )
+            for branch in self.branches
+        ]
 
     @property
     def transposed(self) -> bool:
@@ -61,17 +78,20 @@ class Structure:
     @cache
     def parse(key: str) -> "Structure":
         """Read a key back; `Structure.parse(str(s)) == s`. Raises ValueError for any other text."""
-        whole = re.fullmatch(r"(\w+)(?:@(\d+))?\[(.+)\]", key)
+        whole = re.fullmatch(r"(\w+)(?:@(\d+))?(?:\*([\d.e+-]+))?\[(.+)\]", key)
         if whole is None:
             raise ValueError(f"`{key}` is not a site structure")
         branches = []
-        for text in whole[3].split("|"):
-            branch = re.fullmatch(r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?", text)
+        for text in whole[4].split("|"):
+            branch = _BRANCH.fullmatch(text)
             if branch is None:
                 raise ValueError(f"`{text}` is not a branch of a site structure")
-            rank, dropout, compute, bias = branch.groups()
-            branches.append(Branch(int(rank), float(dropout), compute, bias is not None))
-        return Structure(whole[1], tuple(branches), None if whole[2] is None else int(whole[2]))
+            rank, dropout, compute, bias, magnitude, a, b = branch.groups()
+            flags = bias is not None, magnitude is not None
+            blocks = int(a or 1), int(b or 1)
+            branches.append(Branch(int(rank), float(dropout), compute, *flags, blocks))
+        padding = None if whole[2] is None else int(whole[2])
+        return Structure(whole[1], tuple(branches), padding, float(whole[3] or 1))
 
 
 def compute_dtype(compute: str, activation: torch.dtype) -> torch.dtype:

@@ -3,7 +3,9 @@
     shrink(x, A, p, compute)          →  linear(dropout(x, p).to(d), A.to(d))
     lookup(ids, A, padding, compute)  →  embedding(ids, Aᵀ, padding).to(d)
     expand(y, h, B, scalings, i, c)   →  y + linear((h * scalings[i]).to(d), B.to(d)).to(y.dtype)
-        if the cast of B rounds it    →  y + linear(h.to(d), (B * scalings[i]).to(d)).to(y.dtype)
+        or, if B is cast to fewer bits  →  y + linear(h.to(d), (B * scalings[i]).to(d)).to(y.dtype)
+    block_diagonal(weight, n)         →  block_diag(*chunk(weight, n))
+    magnitude(y, u, m, norms, b)      →  (y + (m / norms - 1) * (u - b)).to(y.dtype)
     replace_rows, replace_columns     →  as in `graph/ops.py`
     delta(W, A, B, scaling, t)        →  addmm(W, B.to(d) * scaling, A.to(d)), d that of W
 
@@ -76,6 +78,21 @@ def _expand(graph: Graph, node: Node) -> Node:
     return call(graph, torch.add, y, _cast(graph, delta, dtype(y)))
 
 
+def _block_diagonal(graph: Graph, node: Node) -> Node:
+    weight, blocks = node.args
+    chunks = call(graph, torch.chunk, weight, blocks)
+    parts = (call(graph, operator.getitem, chunks, i) for i in range(blocks))  # type: ignore[arg-type]
+    return call(graph, torch.block_diag, *parts)
+
+
+def _magnitude(graph: Graph, node: Node) -> Node:
+    y, u, m, norms, *bias = node.args
+    own = call(graph, torch.sub, u, *bias) if bias else u
+    gain = call(graph, torch.sub, call(graph, torch.div, m, norms), 1)
+    total = call(graph, torch.add, y, call(graph, torch.mul, gain, own))
+    return _cast(graph, total, dtype(y))  # type: ignore[return-value]
+
+
 def _replace_rows(graph: Graph, node: Node) -> Node:
     y, ids, tokens, rows, padding = node.args
     hits = call(graph, torch.eq, call(graph, "unsqueeze", ids, -1), tokens)
@@ -104,6 +121,8 @@ _LOWERED = (
     (ops.shrink, _shrink),
     (ops.lookup, _lookup),
     (ops.expand, _expand),
+    (ops.block_diagonal, _block_diagonal),
+    (ops.magnitude, _magnitude),
     (ops.replace_rows, _replace_rows),
     (ops.replace_columns, _replace_columns),
     (ops.delta, _delta),

@@ -42,6 +42,9 @@ def share_shrinks(module: GraphModule) -> int:
 
 def _join(graph: Graph, x: Node, compute: str, shrinks: list[Node]) -> None:
     factors = [node.args[1] for node in shrinks]
+    for A in factors:
+        if A.target is ops.block_diagonal:  # type: ignore[union-attr]
+            shrinks[0].prepend(A)  # type: ignore[arg-type]
     ranks = [A.meta[EXAMPLE].shape[0] for A in factors]  # type: ignore[union-attr]
     with graph.inserting_before(shrinks[0]):
         stacked = call(graph, torch.cat, factors)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from lora_fx.diagnostics import Diagnostic, Span
 from lora_fx.plan.kinds import Kind
 from lora_fx.plan.sites import SitePlan
-from lora_fx.plan.variants import blocks_of
+from lora_fx.plan.variants import named_blocks
 from lora_fx.spec.attributes import INITS, VARIANTS
 
 _PLAIN_INITS = frozenset({"default", "gaussian", "random"})
@@ -24,6 +24,7 @@ _VARIANTS: dict[Kind, frozenset[str]] = {
     "attention": frozenset({"lora"}),
     "parameter": frozenset({"lora"}),
 }
+_ON_A_CHANGED_BASE = frozenset({"lora", "dora", "velora"})
 _NO_DROPOUT: tuple[Kind, ...] = ("embedding", "attention", "parameter")
 _NO_BIAS: tuple[Kind, ...] = ("embedding", "attention", "parameter")
 _WHAT: dict[Kind, str] = {
@@ -66,17 +67,36 @@ def _combined(site: SitePlan) -> Iterator[tuple[str, str, str]]:
     variant, init = site.variant.name, site.init.name
     if site.lora_bias and variant != "lora":
         yield "lora_bias", f"`lora_bias` and variant `{variant}` do not go together", "both set"
+    if variant == "dora" and site.tie and site.layer.kind == "embedding":
+        message = "variant `dora` and `tie` do not go together at an embedding"
+        yield "variant", message, "both set"
+    if variant == "bdlora" and init not in _PLAIN_INITS:
+        yield "init", f"init `{init}` and variant `bdlora` do not go together", "both set"
     if init == "mica" and variant != "lora":
         yield "init", f"init `mica` and variant `{variant}` do not go together", "both set"
+    if site.changes_base and variant not in _ON_A_CHANGED_BASE:
+        yield "init", f"init `{init}` and variant `{variant}` do not go together", "both set"
+    if init in ("mica", "loftq") and site.lora_bias:
+        yield "init", f"init `{init}` and `lora_bias` do not go together", "both set"
 
 
 def _of_rank(site: SitePlan) -> Iterator[tuple[str, str, str]]:
     rank, layer = site.rank, site.layer
     if site.init.name == "orthogonal" and rank % 2:
         yield "rank", "init `orthogonal` needs an even rank", f"is {rank}"
+    if site.init.name == "lora_ga" and 2 * rank > layer.largest_rank:
+        message = "init `lora_ga` needs twice the rank in directions"
+        yield "rank", message, f"is {rank}, and {layer.largest_rank} are there,"
     if rank % layer.groups:
         message = f"the rank must be a multiple of the {layer.groups} groups"
         yield "rank", message, f"is {rank}"
+    if site.changes_base and site.scaling <= 0:
+        message = f"init `{site.init.name}` needs a scaling above 0"
+        yield (
+            ("scaling" if "scaling" in site.settings else "alpha"),
+            message,
+            f"is {site.scaling:g}",
+        )
     if site.variant.name == "kasa" and rank >= layer.largest_rank:
         message = "variant `kasa` needs a rank below the smaller side of the layer"
         yield "rank", message, f"is {rank}, of {layer.largest_rank},"
@@ -85,7 +105,7 @@ def _of_rank(site: SitePlan) -> Iterator[tuple[str, str, str]]:
 
 
 def _of_blocks(site: SitePlan) -> Iterator[tuple[str, str, str]]:
-    a, b, blocks = blocks_of(site)
+    a, b, blocks = named_blocks(site)
     if a and b:
         yield "variant", "`bdlora` makes A or B block diagonal, not both", "both named"
     if not a and not b and site.variant.argument("strict"):

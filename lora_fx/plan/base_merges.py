@@ -24,8 +24,8 @@ def base_merge_faults(
     `quantized` are the modules that the spec quantises; those that come so are found. `merges` come
     each after those that it takes from.
     """
-    sharing = _sharing(modules)
-    packed = {*quantized, *_packed(modules)}
+    sharing = modules_sharing(modules)
+    packed = {*quantized, *packed_modules(modules)}
     sources: dict[str, set[str]] = {adapter.name: {adapter.name} for adapter in adapters}
     faults = []
     for merge in merges:
@@ -77,14 +77,20 @@ def _shared(merge: MergeSpec, site: SitePlan, other: str, modules: Modules) -> D
     )
 
 
-def _packed(modules: Modules) -> Iterator[str]:
+def packed_modules(modules: Modules) -> Iterator[str]:
+    """Yield the modules whose weights are stored in 4 or 8 bits."""
     for fqn, module in modules.by_fqn.items():
         weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and not weight.is_floating_point():
+        if isinstance(weight, Tensor) and _is_packed(weight):
             yield fqn
 
 
-def _sharing(modules: Modules) -> dict[str, list[str]]:
+def _is_packed(weight: Tensor) -> bool:
+    of_bytes = weight.dtype.itemsize == 1 or not weight.is_floating_point()
+    return of_bytes or getattr(weight, "quant_state", None) is not None
+
+
+def modules_sharing(modules: Modules) -> dict[str, list[str]]:
     """Return the other modules that have the same weight, by module, and so for parameters."""
     names: dict[int, list[str]] = {}
     for name, parameter in modules.parameters.items():

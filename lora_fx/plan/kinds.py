@@ -19,7 +19,8 @@ class Layer:
 
     `transposed` is Hugging Face's `Conv1D`, whose weight is (in, out); `attention` is
     `nn.MultiheadAttention`; an embedding's inputs are its rows. `experts` counts the matrices that
-    a parameter stacks, `groups` and `kernel` are a convolution's.
+    a parameter stacks, `groups` and `kernel` are a convolution's. A `packed` weight is in 4 or 8
+    bits.
     """
 
     kind: Kind
@@ -28,6 +29,7 @@ class Layer:
     experts: int = 1
     groups: int = 1
     kernel: tuple[int, ...] = ()
+    packed: bool = False
 
     @property
     def largest_rank(self) -> int:
@@ -64,7 +66,8 @@ def layer_of(module: nn.Module) -> Layer | None:
     """Return a module as a layer to adapt, or None if it is none."""
     match module:
         case nn.Linear() if not isinstance(module, NonDynamicallyQuantizableLinear):
-            return Layer("linear", module.in_features, module.out_features)
+            packed = not module.weight.is_floating_point() or hasattr(module.weight, "quant_state")
+            return Layer("linear", module.in_features, module.out_features, packed=packed)
         case Conv1D():
             return Layer("transposed", module.weight.shape[0], module.weight.shape[1])
         case nn.Embedding():

@@ -51,7 +51,8 @@ def estimate(
 ) -> Memory:
     """Return the bytes that training needs beside its activations.
 
-    With `augmented`, adapted weights are held a second time, with room beside them.
+    With `augmented`, adapted weights are held a second time, with room beside them; those that an
+    init changes are so in any case.
     """
     sizes = {id(tensor): tensor.nbytes for tensor in _tensors(tree)}
     for fqn, module in quantized.items():
@@ -63,7 +64,8 @@ def estimate(
     for adapter in adapters:
         of_base = [*_copies(tree, adapter), *_rows(tree, adapter), *_biases(tree, adapter)]
         added += sum(size.elements * size.width for _, size in of_base)
-        added += sum(site.parameters * _width(site.dtype) for site in adapter.sites)
+        added += sum((site.parameters + site.kept) * _width(site.dtype) for site in adapter.sites)
+        added += sum(weight.nbytes for weight in _changed(tree, adapter, augmented))
         trained += [size for is_trained, size in of_base if is_trained]
         trained += _of_sites(adapter, optimizer)
     return Memory(
@@ -116,6 +118,13 @@ def _with_room(tree: nn.Module, adapters: list[AdapterPlan]) -> int:
     sites = dict.fromkeys(s.fqn for a in adapters for s in a.sites if s.layer.kind == "linear")
     weights = weights_with_room(tree, sites).values()
     return sum(w.shape[0] * (w.shape[1] + ROOM) * w.element_size() for w in weights)
+
+
+def _changed(tree: nn.Module, adapter: AdapterPlan, augmented: bool) -> Iterator[Tensor]:
+    """Yield the weights that an adapter changes, and that are not moved to have room anyway."""
+    changing = [site.fqn for site in adapter.sites if site.changes_base]
+    moved = weights_with_room(tree, changing) if augmented else {}
+    yield from (tree.get_parameter(f"{fqn}.weight") for fqn in changing if fqn not in moved)
 
 
 def _copies(tree: nn.Module, adapter: AdapterPlan) -> Iterator[tuple[bool, _Size]]:

@@ -10,6 +10,7 @@ from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.alike import once_each
 from lora_fx.plan.base_merges import base_merge_faults
 from lora_fx.plan.blueprint import Blueprint, blueprint_of
+from lora_fx.plan.changed_weights import changed_weight_faults
 from lora_fx.plan.checks import failed_checks
 from lora_fx.plan.explain import Part, explain
 from lora_fx.plan.lock_differences import lock_differences
@@ -71,9 +72,10 @@ class Plan:
 
     @property
     def all(self) -> int:
-        """All parameters: the base's, the adapters', and the copies that are trained."""
+        """All parameters: the base's, the adapters', and the copies that are kept or trained."""
         copies = (*self.trained, *self.tokens)
-        added = sum(site.parameters for site in self.sites) + sum(one.parameters for one in copies)
+        added = sum(site.parameters + site.kept for site in self.sites)
+        added += sum(one.parameters for one in copies)
         return self.base + added
 
     def activations(self, batch: int, sequence: int | None = None) -> "Activations":
@@ -119,6 +121,19 @@ class Plan:
         return plan_to_json(self)
 
 
+def with_adapters(plan: Plan, adapters: tuple[AdapterPlan, ...], tree: nn.Module) -> Plan:
+    """Return the plan with these adapters in the place of its own, of the same modules."""
+    sites = {(site.name, site.adapter): site for adapter in adapters for site in adapter.sites}
+    keys = ((site.name, site.adapter) for site in plan.sites)
+    augmented = plan.spec.compile.layout == "augmented"
+    return replace(
+        plan,
+        adapters=adapters,
+        sites=tuple(sites[key] for key in keys if key in sites),
+        _memory=estimate(tree, adapters, plan.quantized, plan.spec.optimizer, augmented),
+    )
+
+
 def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -> Plan:
     """Plan on a module tree whose layers are replicated already; the tree is only read.
 
@@ -132,7 +147,8 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
     adapters = []
     for adapter in spec.adapters:
         try:
-            adapters.append(plan_adapter(with_own_targets(adapter, tree), modules, diagnostics))
+            own = with_own_targets(adapter, tree)
+            adapters.append(plan_adapter(own, modules, diagnostics, own is not adapter))
         except LoraFxError as error:
             diagnostics += error.diagnostics
     order = {name: i for i, name in enumerate((*modules.by_fqn, *modules.parameters))}
@@ -156,6 +172,7 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         estimate(tree, adapters, quantized, spec.optimizer, spec.compile.layout == "augmented"),
     )
     diagnostics += _slot_faults(plan) + merge_faults(spec.merges, adapters)
+    diagnostics += changed_weight_faults(adapters, modules)
     diagnostics += base_merge_faults(spec.merges, adapters, quantized, modules)
     if not any(d.severity == "error" for d in diagnostics):
         diagnostics += failed_checks(spec.checks, _totals(plan), modules)

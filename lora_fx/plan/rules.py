@@ -55,12 +55,13 @@ class AdapterPlan:
 
 
 def plan_adapter(
-    adapter: AdapterSpec, modules: Modules, diagnostics: list[Diagnostic]
+    adapter: AdapterSpec, modules: Modules, diagnostics: list[Diagnostic], any_rank: bool = False
 ) -> AdapterPlan:
     """Return what an adapter does, and note everything that is wrong.
 
     Per attribute the later matching rule wins; the adapter's own attributes are the defaults. What
-    is trained as a whole is not adapted, nor is what stands inside it.
+    is trained as a whole is not adapted, nor is what stands inside it. With `any_rank` ranks may be
+    larger than the layers, as in a file they may.
     """
     trains = [select(train, modules, diagnostics) for train in adapter.trains]
     copies = trained_modules(adapter, trains, modules, diagnostics)
@@ -77,7 +78,7 @@ def plan_adapter(
     for name in matched:
         rule = adapter.targets[matched[name][-1]]
         try:
-            sites.append(_site(name, adapter.name, rule, matched, modules, winners[name]))
+            sites.append(_site(name, adapter.name, rule, matched, modules, winners[name], any_rank))
         except LoraFxError as error:
             faults += error.diagnostics
     tokens = trained_tokens(adapter, modules, copies, diagnostics)
@@ -108,12 +109,13 @@ def _site(
     matched: Mapping[str, Sequence[int]],
     modules: Modules,
     settings: Mapping[str, Setting],
+    any_rank: bool,
 ) -> SitePlan:
     layer = modules.layer(name)
     if layer is None:
         raise LoraFxError((_unsupported_layer(name, modules, rule),))
     if name in modules.by_fqn:
-        return settle(name, None, layer, adapter, rule, Names(name, modules, settings))
+        return settle(name, None, layer, adapter, rule, Names(name, modules, settings), any_rank)
     fqn, _, parameter = name.rpartition(".")
     if fqn in matched:
         message = f"`{fqn}` is adapted as a module already"

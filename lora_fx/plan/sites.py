@@ -9,6 +9,10 @@ from lora_fx.plan.kinds import Layer
 from lora_fx.spec.expressions import Word
 from lora_fx.spec.spec import Setting
 
+TAKES_FROM_BASE = frozenset({"pissa", "olora", "corda", "lora_ga"})
+CHANGES_BASE = TAKES_FROM_BASE | {"loftq"}
+LOOKS_AT_BASE = CHANGES_BASE | {"mica"}
+
 
 @dataclass(frozen=True)
 class SitePlan:
@@ -57,6 +61,22 @@ class SitePlan:
     def out_features(self) -> int:
         """Outputs of the adapted layer."""
         return self.layer.out_features
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the init changes the base weight."""
+        return self.init.name in CHANGES_BASE
+
+    @property
+    def takes_from_base(self) -> bool:
+        """Whether what the init changes of the base weight is what the adapter starts with."""
+        return self.init.name in TAKES_FROM_BASE
+
+    @property
+    def kept(self) -> int:
+        """Elements of A and B as they started, which are kept where the init changes the base."""
+        shapes = self.layer.shapes(self.rank).values() if self.changes_base else ()
+        return sum(math.prod(shape) for shape in shapes)
 
     @property
     def provenance(self) -> Mapping[str, Span]:

@@ -8,7 +8,7 @@ from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
-from lora_fx.spec.expressions import show
+from lora_fx.spec.expressions import Word, show
 from lora_fx.spec.peft import names
 from lora_fx.spec.peft.methods import init_settings, variant_settings
 from lora_fx.spec.peft.moe import taken_for_experts
@@ -76,8 +76,13 @@ def _values(sites: Sequence[SitePlan]) -> dict[str, Any]:
         "lora_bias": first.lora_bias,
         "ensure_weight_tying": any(site.tie for site in sites),
         **init_settings(first.init),
-        **variant_settings(first.variant),
+        **variant_settings(_variant(sites)),
     }
+
+
+def _variant(sites: Sequence[SitePlan]) -> Word:
+    """Return what PEFT has for all; LoRA is DoRA with the norms that the weights have."""
+    return next((s.variant for s in sites if s.variant.name == "dora"), sites[0].variant)
 
 
 def _differences(sites: Sequence[SitePlan]) -> Iterator[Diagnostic]:

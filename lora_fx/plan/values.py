@@ -14,15 +14,24 @@ from lora_fx.spec.spec import Target
 
 
 def settle(
-    fqn: str, parameter: str | None, layer: Layer, adapter: str, rule: Target, names: Names
+    fqn: str,
+    parameter: str | None,
+    layer: Layer,
+    adapter: str,
+    rule: Target,
+    names: Names,
+    any_rank: bool = False,
 ) -> SitePlan:
     """Evaluate every attribute. Raises LoraFxError naming module and line.
+
+    With `any_rank` the rank may be larger than the layer: that of a file is what it is.
 
     scaling = α/r (Hu et al. 2021, arXiv 2106.09685, §4.1), or α/√r for `rslora` (Kalajdzievski
     2023, arXiv 2312.03732, eq. 1), or the number given.
     """
     rank = int(names.number("rank"))
-    _check_rank(rank, layer, rule, names)
+    if not any_rank:
+        _check_rank(rank, layer, rule, names)
     alpha = float(names.number("alpha"))
     scaling = names.attribute("scaling")
     rslora = scaling == Word("rslora")

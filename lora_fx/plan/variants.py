@@ -38,8 +38,14 @@ def frozen(site: SitePlan) -> frozenset[str]:
     return frozenset(name for name in site.tensors or tensors(site) if "_B" in name)
 
 
-def blocks_of(site: SitePlan) -> tuple[bool, bool, int]:
-    """Return whether A and B of a `bdlora` site are block diagonal, and the number of blocks."""
+def blocks_of(site: SitePlan) -> tuple[int, int]:
+    """Return the numbers of blocks that A and B of a `bdlora` site have on their diagonals."""
+    a, b, number = named_blocks(site)
+    return number if a else 1, number if b else 1
+
+
+def named_blocks(site: SitePlan) -> tuple[bool, bool, int]:
+    """Return whether a `bdlora` site is named in `a` and in `b`, and the number of blocks."""
     arguments = dict(site.variant.arguments)
     number = arguments["blocks"]
     assert isinstance(number, int)
@@ -47,7 +53,7 @@ def blocks_of(site: SitePlan) -> tuple[bool, bool, int]:
 
 
 def _block_diagonal(site: SitePlan) -> dict[str, tuple[int, ...]]:
-    a, b, blocks = blocks_of(site)
+    a, b, blocks = named_blocks(site)
     if a:
         return {"lora_A.weight": (site.rank, site.in_features // blocks)}
     return {"lora_B.weight": (site.out_features, site.rank // blocks)} if b else {}

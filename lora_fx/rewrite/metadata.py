@@ -19,19 +19,19 @@ EXAMPLE = "example_value"
 _INHERITED = ("stack_trace", "nn_module_stack", "source_fn_stack")
 
 
-def call(graph: Graph, target: Any, *args: Any) -> Node:
-    """Add `target(*args)` and note its example value, a fake tensor with shape and dtype.
+def call(graph: Graph, target: Any, *args: Any, **options: Any) -> Node:
+    """Add `target(*args, **options)` and note its example value, a fake with shape and dtype.
 
     `target` is an operator or torch function, or the name of a tensor method.
     """
     if isinstance(target, str):
-        node = graph.call_method(target, args)
+        node = graph.call_method(target, args, options)
     else:
-        node = graph.call_function(target, args)
+        node = graph.call_function(target, args, options)
     values = map_arg(args, lambda n: n.meta[EXAMPLE])
     function = getattr(torch.Tensor, target) if isinstance(target, str) else target
     with fake_mode(values), enable_python_dispatcher(), _own_saved_tensors():
-        node.meta[EXAMPLE] = function(*values)
+        node.meta[EXAMPLE] = function(*values, **options)
     return node
 
 

@@ -40,7 +40,7 @@ class ExpandMerges:
         structure: Structure = match["structure"]
         wide, narrow = dtype(scalings), dtype(weight)
         value = weight if wide == narrow else call(graph, "to", weight, wide)
-        for i, (A, B, _) in enumerate(structure.params(params)):  # type: ignore[arg-type]
+        for i, (A, B, *_) in enumerate(structure.params(params)):  # type: ignore[arg-type]
             scaling = call(graph, operator.getitem, scalings, i)
             value = call(graph, ops.delta, value, A, B, scaling, structure.transposed)
         return value if wide == narrow else call(graph, "to", value, narrow)  # type: ignore[return-value]

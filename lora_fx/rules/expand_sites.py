@@ -1,6 +1,6 @@
 """Open each site into the shrinks and expands of its branches.
 
-    before   %z = lora_fx.site(%y, %x, [%A, %B], %scalings, "linear[r4:p0.0:activation]")
+    before   %z = lora_fx.site(%y, %x, [%A, %B], %scalings, "linear[r4:p0.0:activation]", [])
     after    %h = lora_fx.shrink(%x, %A, 0.0, "activation")
              %z = lora_fx.expand(%y, %h, %B, %scalings, 0, "activation")
 
@@ -8,9 +8,22 @@ z = y + Σᵢ sᵢ ((dropᵢ(x) Aᵢᵀ) Bᵢᵀ + bᵢ)    x: (*, in)  A: (r, i
 Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3; several adapters add up. At an embedding `lookup`
 stands for `shrink`: x would be one-hot.
 
-Holds: with B and b zero the outputs are unchanged.
+With a magnitude m (Liu et al. 2024, arXiv 2402.09353, eq. 5) a branch makes of W x, which is y
+without the base's bias, (m / n) (W + s B A) x, and adds what that is more:
+
+    after    %u = lora_fx.expand(%y, %h, %B, …)                      y + s B A x
+             %n = lora_fx.norms(%W, %A, %B, %scalings, 0, 1.0)
+             %z = lora_fx.magnitude(%u, %u, %m, %n, %base_bias)
+
+Behind another branch the first argument is what that one left, with this one's expand added to it.
+With dropout, y is replaced by W drop(x), which is computed for it, in the second.
+
+Factors that consist of blocks become whole matrices first: `lora_fx.block_diagonal(%A, 2)`.
+
+Holds: with B and b zero, and m the norms of W, the outputs are unchanged.
 """
 
+import torch.nn.functional as F
 from torch.fx import Graph, Node
 
 from lora_fx.graph import ops
@@ -32,15 +45,31 @@ class ExpandSites:
 
     def rewrite(self, graph: Graph, match: Match) -> Node:
         """Build one shrink or lookup and one expand per branch."""
-        y, x, params, scalings, _ = match.node.args
+        y, x, params, scalings, _, base = match.node.args
         structure: Structure = match["structure"]
         value = y
-        for i, (A, B, bias) in enumerate(structure.params(params)):  # type: ignore[arg-type]
+        for i, (A, B, bias, m) in enumerate(structure.params(params)):  # type: ignore[arg-type]
             branch = structure.branches[i]
+            A, B = (
+                call(graph, ops.block_diagonal, factor, blocks) if blocks > 1 else factor
+                for factor, blocks in zip((A, B), branch.blocks, strict=True)
+            )
+            drawn, dropout = x, branch.dropout
+            if m is not None and dropout:
+                drawn, dropout = call(graph, F.dropout, x, dropout, True), 0.0
             if structure.kind == "embedding":
                 h = call(graph, ops.lookup, x, A, structure.padding, branch.compute)
             else:
-                h = call(graph, ops.shrink, x, A, branch.dropout, branch.compute)
-            more = () if bias is None else (bias,)
-            value = call(graph, ops.expand, value, h, B, scalings, i, branch.compute, *more)
+                h = call(graph, ops.shrink, drawn, A, dropout, branch.compute)
+            with_bias = () if bias is None else (bias,)
+            factors = h, B, scalings, i, branch.compute, *with_bias
+            before, value = value, call(graph, ops.expand, value, *factors)
+            if m is not None:
+                W, *base_bias = base  # type: ignore[misc]
+                own = y
+                if drawn is not x:
+                    own, base_bias = call(graph, F.linear, drawn, W), []
+                u = value if own is before else call(graph, ops.expand, own, *factors)
+                norms = call(graph, ops.norms, W, A, B, scalings, i, structure.factor)
+                value = call(graph, ops.magnitude, value, u, m, norms, *base_bias)
         return value  # type: ignore[return-value]

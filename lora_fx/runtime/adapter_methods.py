@@ -100,6 +100,7 @@ class AdapterMethods(_Base):
         loaded = read(local(model_id), adapter_name, self, self._layers())
         if adapter_name in self.lora_fx_adapters:
             self._require_same(adapter_name, loaded.plan)
+        self._require_base_unmerged(loaded.plan)
         with undone_on_error(self, live_tensors(self, adapter_name).values()):
             if adapter_name not in self.lora_fx_adapters:
                 plan = loaded.plan.with_trainable(is_trainable)
@@ -111,6 +112,7 @@ class AdapterMethods(_Base):
         """Remove an adapter; if none stays active, the first one left becomes active."""
         self._require_known((adapter_name,))
         self._require_unmerged((adapter_name,))
+        self._require_base_unmerged(self.lora_fx_adapters[adapter_name])
         left = {n: plan for n, plan in self.lora_fx_adapters.items() if n != adapter_name}
         self.lora_fx_adapters = left
         active = tuple(name for name in self.lora_fx_active if name != adapter_name)
@@ -176,6 +178,11 @@ class AdapterMethods(_Base):
         on = self.lora_fx_enabled
         activate(self, self.lora_fx_active if on else (), self.lora_fx_merged if on else ())
 
+    def _require_base_unmerged(self, plan: AdapterPlan) -> None:
+        """Raise LoraFxError if an adapter changes weights while others are folded into them."""
+        if any(site.changes_base for site in plan.sites):
+            self._require_unmerged(self.lora_fx_merged)
+
     def _require_unmerged(self, names: tuple[str, ...]) -> None:
         """Raise LoraFxError if one of these adapters is folded into the weights."""
         there = [name for name in self.lora_fx_merged if name in names]
@@ -204,12 +211,12 @@ class AdapterMethods(_Base):
 
     def _overwrite(self, adapter: str, loaded: Loaded) -> None:
         """Put a file's values and scalings in the place of an adapter's own; dropout stays."""
-        overwrite(self, adapter, loaded.tensors)
         placed = dict(storage.sites(self))
         for site in loaded.plan.sites:
             known = placed[site.fqn].lora_arithmetic
             new = {"alpha": site.alpha, "scaling": site.scaling, "rslora": site.rslora}
             known[adapter] = replace(known[adapter], **new)
+        overwrite(self, adapter, loaded.tensors)
         self._activate()
 
 

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from lora_fx.adapters import copies, merged, storage
+from lora_fx.adapters.changed_weight import rebase_by_name
 from lora_fx.adapters.peft.keys import adapter_tensors
 from lora_fx.adapters.peft.write import folder_config
 from lora_fx.diagnostics import Diagnostic, LoraFxError
@@ -88,7 +89,12 @@ class HuggingFace(CombineMethods, _Base):  # type: ignore[override]
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load by name; a file of all adapters and nothing else is complete."""
+        """Load by name; a file of all adapters and nothing else is complete.
+
+        Where an adapter changed the base's weight, it is now what the adapter in the file left.
+        """
+        if state_dict.keys() == self._adapter_state().keys():
+            rebase_by_name(self, state_dict)
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         if state_dict.keys() == self._adapter_state().keys():
             result.missing_keys.clear()

@@ -5,14 +5,17 @@ from typing import Any
 
 from torch import nn
 
-from lora_fx.adapters import merged
+from lora_fx.adapters import merged, storage
 from lora_fx.adapters.bind import require_compatible
-from lora_fx.adapters.mergeable import require_mergeable, require_plain
+from lora_fx.adapters.changed_weight import restore
+from lora_fx.adapters.mergeable import require_mergeable, require_variants
 from lora_fx.adapters.merged import Merged
 from lora_fx.adapters.undo import undone_on_error
 from lora_fx.runtime.adapter_methods import AdapterMethods
 from lora_fx.runtime.merged_tensors import merged_tensors, require_finite
 from lora_fx.runtime.unload import put_for_good, require_unloadable, strip, untie, with_rows
+
+_MERGED = ("lora", "dora", "bdlora")  # variants
 
 
 class MergeMethods(AdapterMethods):
@@ -68,6 +71,8 @@ class MergeMethods(AdapterMethods):
         require_unloadable(self, names)
         with undone_on_error(self):
             self.lora_fx_active, self.lora_fx_enabled = (), True
+            merged.drop(self)
+            _restore(self, names)
             self._fold(self._merged_with(names, safe_merge, progressbar), names)
             rows = with_rows(self, names)
             if safe_merge:
@@ -80,11 +85,13 @@ class MergeMethods(AdapterMethods):
     def unload(self) -> nn.Module:
         """Make this model the plain one that it was: adapters, merged or not, are left out.
 
-        Modules, biases and rows are the base's own again, bit for bit. Returns it.
+        Modules, biases and rows are the base's own again, bit for bit; weights that an init has
+        changed to rounding. Returns it.
         """
         with undone_on_error(self):
             self.lora_fx_active = ()
             self._unfold()
+            _restore(self, ())
             strip(self)
         return self
 
@@ -107,7 +114,7 @@ class MergeMethods(AdapterMethods):
     def _merged_with(self, chosen: tuple[str, ...], safe: bool, progressbar: bool) -> Merged:
         """Compute what all tensors are with these adapters and those that are merged in them."""
         names = self._together(chosen)
-        require_plain(self.lora_fx_adapters[name] for name in names)
+        require_variants((self.lora_fx_adapters[name] for name in names), _MERGED)
         require_mergeable(self, names)
         require_compatible(self, self.lora_fx_active, names)
         results = merged_tensors(self, names, progressbar)
@@ -131,3 +138,10 @@ class MergeMethods(AdapterMethods):
         self.lora_fx_merged = names
         self.lora_fx_watched = {()}
         self._activate()
+
+
+def _restore(model: nn.Module, kept: tuple[str, ...]) -> None:
+    """Put back what the inits of all adapters but these have taken out of weights."""
+    for _, site in storage.sites(model):
+        if site.lora_change is not None and site.lora_change.adapter not in kept:
+            restore(site)

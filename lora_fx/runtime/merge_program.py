@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from lora_fx.adapters.magnitudes import effective_delta
 from lora_fx.adapters.merged import source
 from lora_fx.adapters.site import Site
 from lora_fx.graph import ops
@@ -43,11 +44,36 @@ def run(site: Site, adapters: Sequence[str], weight: Tensor | None = None) -> di
 
     With `weight` given, that is merged into instead of the site's own.
     """
+    if not all(_is_product(site, name) for name in adapters if name in site.lora_branches):
+        return _dense(site, adapters, weight)
     inputs = _Inputs.of(site, adapters, weight)
     tensors = inputs.tensors()
     signature = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
     results = _lowered(inputs.structure, signature)(*tensors)
     return dict(zip(("weight", "bias"), results, strict=False))
+
+
+def _is_product(site: Site, adapter: str) -> bool:
+    """Whether what an adapter adds to the weight is s B A as its factors lie in memory."""
+    branch, arithmetic = site.lora_branches[adapter], site.lora_arithmetic[adapter]
+    return branch.magnitude is None and arithmetic.blocks == (1, 1)
+
+
+def _dense(site: Site, adapters: Sequence[str], weight: Tensor | None) -> dict[str, Tensor]:
+    """Merge adapters whose deltas are no products: W + Σ of what each alone adds to W (DoRA)."""
+    given = source(site, "weight", adapters) if weight is None else weight
+    here = [name for name in adapters if name in site.lora_branches]
+    deltas = [effective_delta(site, name) for name in here]
+    wide = reduce(torch.promote_types, (given.dtype, *(delta.dtype for delta in deltas)))
+    total = sum(deltas[1:], deltas[0]).to(wide)
+    results = {"weight": given.to(wide) + (total if _kind(site) == "linear" else total.t())}
+    biased = [name for name in here if site.lora_branches[name].has_bias]
+    if biased:
+        results["bias"] = source(site, "bias", adapters).to(wide)
+        for name in biased:
+            bias = site.lora_branches[name].B.bias
+            results["bias"] = results["bias"] + site.lora_arithmetic[name].scaling * bias
+    return {name: tensor.to(given.dtype) for name, tensor in results.items()}
 
 
 def merge_program(
@@ -144,12 +170,12 @@ def _merge(graph: Graph, structure: Structure, inputs: Sequence[Node]) -> list[N
     weight, factors, scalings = inputs[0], inputs[1 : 1 + of_branches], inputs[1 + of_branches]
     products = Structure(structure.kind, tuple(Branch(b.rank) for b in structure.branches))
     dealt = structure.params(factors)
-    params = [factor for A, B, _ in dealt for factor in (A, B)]
+    params = [factor for A, B, *_ in dealt for factor in (A, B)]
     results = [call(graph, ops.merge, weight, params, scalings, str(products))]
     bias = inputs[2 + of_branches :]
     if bias:
         value = call(graph, "to", bias[0], dtype(scalings))
-        for index, (_, _, own) in enumerate(dealt):
+        for index, (_, _, own, _) in enumerate(dealt):
             if own is not None:
                 scaling = call(graph, operator.getitem, scalings, index)
                 value = call(graph, torch.add, value, call(graph, torch.mul, own, scaling))

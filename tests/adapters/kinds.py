@@ -166,18 +166,45 @@ def materialised(base: nn.Module, leaves: Mapping[str, Tensor], kind: Kind) -> d
         if name.endswith(".lora_embedding_B"):
             fqn = name.removesuffix(".lora_embedding_B")
             delta = kind.scaling * (B @ leaves[key.replace("_B", "_A")]).T
-            _change(found, parameters, f"{fqn}.weight", lambda w, d=delta: w + d, kind.tied)
+            m = leaves.get(f"{PREFIX}{fqn}.lora_magnitude_vector")
+            _change(
+                found,
+                parameters,
+                f"{fqn}.weight",
+                lambda w, d=delta, m=m: _with_norms(w + d, m, 0),
+                kind.tied,
+            )
         elif name.endswith(".lora_B.bias"):
             fqn = name.removesuffix(".lora_B.bias")
             delta = kind.scaling * B
             _change(found, parameters, f"{fqn}.bias", lambda b, d=delta: b + d)
         elif name.endswith(".lora_B.weight") and not (kind.tied and "lm_head" in name):
             fqn = name.removesuffix(".lora_B.weight")
-            delta = kind.scaling * (B @ leaves[key.replace("lora_B", "lora_A")])
+            A = leaves[key.replace("lora_B", "lora_A")]
+            inputs = getattr(base.get_submodule(fqn), "in_features", A.shape[1])
+            delta = kind.scaling * (_whole(B, A.shape[0]) @ _whole(A, inputs))
             turned = type(base.get_submodule(fqn)).__name__ == "Conv1D"
             delta = delta.T if turned else delta
-            _change(found, parameters, f"{fqn}.weight", lambda w, d=delta: w + d)
+            m = leaves.get(f"{PREFIX}{fqn}.lora_magnitude_vector")
+            _change(
+                found,
+                parameters,
+                f"{fqn}.weight",
+                lambda w, d=delta, m=m, over=0 if turned else 1: _with_norms(w + d, m, over),
+            )
     return found
+
+
+def _whole(factor: Tensor, columns: int) -> Tensor:
+    """The matrix whose blocks are stored below each other."""
+    return torch.block_diag(*factor.chunk(columns // factor.shape[1]))
+
+
+def _with_norms(weight: Tensor, m: Tensor | None, over: int) -> Tensor:
+    """DoRA's weight: each output has the norm m, and the norm it had is a constant."""
+    if m is None:
+        return weight
+    return weight * (m / weight.detach().norm(dim=over)).unsqueeze(over)
 
 
 def _change(

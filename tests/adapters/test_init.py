@@ -11,7 +11,7 @@ from lora_fx.adapters.init import generator_of
 from tests.tiny import llama
 
 METHODS = ALL["linear"]
-IN, OUT, RANK = 307, 211, 101
+IN, OUT, RANK = 307, 211, 102
 
 
 def draw(method: str, seed: int = 0, adapter: str = "default", fqn: str = "a.b"):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import BdLoraConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -56,6 +57,37 @@ KINDS = {
         of("gpt_neox"),
         "bias = lora_only target query_key_value",
         {"target_modules": ["query_key_value"], "bias": "lora_only"},
+    ),
+    "dora": Kind(
+        of("qwen2"),
+        "variant = dora  target q_proj, down_proj",
+        {"target_modules": ["q_proj", "down_proj"], "use_dora": True},
+    ),
+    "dora on conv1d": Kind(
+        of("gpt2"),
+        "variant = dora  bias = lora_only  target c_attn, c_fc",
+        {"target_modules": ["c_attn", "c_fc"], "use_dora": True, "bias": "lora_only"},
+    ),
+    "dora on an embedding": Kind(
+        of("llama"),
+        "variant = dora  target embed_tokens, v_proj",
+        {"target_modules": ["embed_tokens", "v_proj"], "use_dora": True},
+    ),
+    "dora on a scaled embedding": Kind(
+        of("bart", scale_embedding=True, tie_word_embeddings=False),
+        'variant = dora  target "model.encoder.embed_tokens"',
+        {"target_modules": ["model.encoder.embed_tokens"], "use_dora": True},
+    ),
+    "bdlora": Kind(
+        of("llama"),
+        """variant = bdlora(a = ["down_proj"], b = ["gate_proj", "up"], blocks = 2)
+        target gate_proj, up_proj, down_proj { rank = 4 }""",
+        {
+            "r": 4,
+            "target_modules": ["gate_proj", "up_proj", "down_proj"],
+            "use_bdlora": BdLoraConfig(["down_proj"], ["gate_proj", "up"], nblocks=2),
+        },
+        scaling=5 / 4,
     ),
     "train": Kind(
         of("llama"),
@@ -139,7 +171,16 @@ def test_rewritten(name: str, unit: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["conv1d", "scaled tied embedding", "tokens tied and scaled", "tied"]
+    "name",
+    [
+        "conv1d",
+        "scaled tied embedding",
+        "tokens tied and scaled",
+        "tied",
+        "dora",
+        "dora on an embedding",
+        "dora on a scaled embedding",
+    ],
 )
 def test_as_precise_as_peft_in_bfloat16(name: str) -> None:
     """With float32 adapters on a bfloat16 base: as near to float64 as PEFT is."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import lora_fx
-from lora_fx.adapters.peft.keys import adapter_tensors, live_tensors
+from lora_fx.adapters.peft.keys import live_tensors
 from tests.adapters.kinds import scatter
 from tests.adapters.varied import IDS, KINDS, assert_same, compiled, step
 from tests.dense import relative
@@ -79,7 +79,7 @@ def test_moved_to_another_dtype(kind: str, dtype: torch.dtype) -> None:
     model = marked(kind)
     before = step(model)
     model.to(dtype)
-    assert {t.dtype for t in adapter_tensors(model, "default").values() if t.ndim} == {dtype}
+    assert {t.dtype for t in live_tensors(model, "default").values() if t.ndim} == {dtype}
     assert model.head.weight is model.embed.weight or "train" in kind
     after = step(model)
     assert {t.dtype for t in after.values()} == {dtype}

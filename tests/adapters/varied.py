@@ -16,6 +16,11 @@ KINDS = {
     "lora_bias": "lora_bias = true  target up, mix",
     "embedding": "target embed",
     "dropout": "dropout = 0.3  target up, mix",
+    "dora": "variant = dora  target up, mix, embed",
+    "dora, dropout": "variant = dora  dropout = 0.3  bias = lora_only  target up, mix",
+    "dora and lora": "variant = dora  target up, embed  target mix { variant = lora }",
+    "bdlora": """variant = bdlora(b = ["up"], blocks = 2, strict = false)  target mix, up
+    """,
     "tie": "tie = true  target embed",
     "bias = all": "bias = all  target mix",
     "bias = lora_only": "bias = lora_only  target up",

@@ -23,6 +23,11 @@ class Adapter:
     rank: int
     dropout: float
     targets: tuple[str, ...]
+    variant: str = "lora"
+
+    def plain(self) -> "Adapter":
+        """Return the same as LoRA."""
+        return replace(self, variant="lora")
 
     def dry(self) -> "Adapter":
         """Return the same without dropout."""
@@ -38,6 +43,7 @@ def by_lora_fx(
       rank = {adapter.rank}
       alpha = {2 * adapter.rank}
       dropout = {adapter.dropout}
+      variant = {adapter.variant}
       target {", ".join(adapter.targets)}
     }}
     compile {{ unit = {unit}  layout = {layout} }}"""
@@ -51,6 +57,7 @@ def by_peft(base: nn.Module, adapter: Adapter, upcast: bool) -> nn.Module:
         lora_alpha=2 * adapter.rank,
         lora_dropout=adapter.dropout,
         target_modules=list(adapter.targets),
+        use_dora=adapter.variant == "dora",
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")

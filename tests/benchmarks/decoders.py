@@ -24,6 +24,8 @@ OURS = "lora_fx, unit = layers"
 OURS_AUGMENTED = "lora_fx, layout = augmented, in place"
 OURS_WHOLE = "lora_fx, unit = model"
 OURS_DRY = "lora_fx, unit = layers, dropout 0"
+OURS_LORA = "lora_fx, unit = layers, LoRA"
+OURS_LORA_AUGMENTED = "lora_fx, layout = augmented, in place, LoRA"
 PEFT_LAYERS = "PEFT, bf16 adapters, compiled per layer"
 PEFT_LAYERS_FP32 = "PEFT as shipped (fp32 adapters), compiled per layer"
 PEFT_WHOLE = "PEFT, bf16 adapters, torch.compile(peft_model)"
@@ -80,12 +82,20 @@ def training_steps(
 
 
 def decoders(base: LlamaModel, adapter: Adapter) -> dict[str, Callable[[], Any]]:
-    """Return how to build each candidate; with dropout, lora_fx without it is one more.
+    """Return how to build each candidate.
 
-    What is adapted in place gets weights of its own, now, so that they do not count as held.
+    With dropout lora_fx without it is one more, and with another variant lora_fx's LoRA. What is
+    adapted in place gets weights of its own, now, so that they do not count as held.
     """
     own = copy.deepcopy(base)
     dry = {OURS_DRY: lambda: by_lora_fx(base, adapter.dry(), "layers")}
+    lora = adapter.plain()
+    plain = {
+        OURS_LORA: lambda: by_lora_fx(base, lora, "layers"),
+        OURS_LORA_AUGMENTED: lambda: by_lora_fx(
+            copy.deepcopy(base), lora, "layers", "augmented", inplace=True
+        ),
+    }
     return {
         FLOOR: lambda: per_layer(twin(base)),
         FLOOR_WHOLE: lambda: torch.compile(twin(base)),
@@ -93,6 +103,7 @@ def decoders(base: LlamaModel, adapter: Adapter) -> dict[str, Callable[[], Any]]
         OURS_AUGMENTED: lambda: by_lora_fx(own, adapter, "layers", "augmented", inplace=True),
         OURS_WHOLE: lambda: by_lora_fx(base, adapter, "model"),
         **(dry if adapter.dropout else {}),
+        **(plain if adapter.variant != "lora" else {}),
         PEFT_LAYERS: lambda: per_layer(by_peft(base, adapter, upcast=False)),
         PEFT_LAYERS_FP32: lambda: per_layer(by_peft(base, adapter, upcast=True)),
         PEFT_WHOLE: lambda: torch.compile(by_peft(base, adapter, upcast=False)),

@@ -43,6 +43,17 @@ def test_dropout_adds_a_candidate_without_it(base) -> None:
     assert 0.1 in rates
 
 
+def test_dora_is_dora_everywhere_but_in_what_it_is_compared_with(base) -> None:
+    builds = d.decoders(base, Adapter(RANK, 0.0, d.MLP, "dora"))
+    assert set(builds) - set(d.decoders(base, Adapter(RANK, 0.0, d.MLP))) == {
+        d.OURS_LORA,
+        d.OURS_LORA_AUGMENTED,
+    }
+    for name in (d.OURS, d.OURS_WHOLE, d.OURS_LORA, d.PEFT_EAGER, d.PEFT_EAGER_FP32):
+        names = {n for n, p in builds[name]().named_parameters() if p.requires_grad}
+        assert any("magnitude" in n for n in names) == (name != d.OURS_LORA), name
+
+
 def test_a_step_computes_all_gradients_and_drops_them(base) -> None:
     seen = []
     model = by_peft(base, Adapter(RANK, 0.0, d.MLP), upcast=False)

@@ -47,6 +47,13 @@ def test_training_step_goes_on_from_its_file(tmp_path: Path) -> None:
     assert set(took_part[0]) != set(took_part[1])
 
 
+def test_training_step_of_dora(tmp_path: Path) -> None:
+    arguments = ["--layers", "1", "--rounds", "1", "--variant", "dora", "--only", ", LoRA"]
+    text = run("training_step", *arguments)
+    assert "DoRA / lora_fx, unit = layers, LoRA" in text
+    assert "T1 " not in text
+
+
 def test_blocks(tmp_path: Path) -> None:
     file = tmp_path / "numbers.json"
     arguments = ["--blocks", "qkv", "mlp", "--rounds", "1", "--only", "eager", "LoRAFusion"]

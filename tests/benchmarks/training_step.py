@@ -2,8 +2,9 @@
 
 Forward and backward of Llama-shaped layers in bf16, with gradients to the embeddings, interleaved.
 T1 is lora_fx over the frozen base, T2 what PEFT takes over what lora_fx takes, T3 dropout over
-none (with `--dropout`), T4 the memory beyond the base. The goals hold for the default shapes on a
-GPU; on a CPU (`--shape tiny --layers 2 --tokens 64`) the command shows that it works.
+none (with `--dropout`), or DoRA over LoRA (with `--variant dora`, of lora_fx and of PEFT), T4 the
+memory beyond the base. The goals hold for the default shapes on a GPU; on a CPU (`--shape tiny
+--layers 2 --tokens 64`) the command shows that it works.
 """
 
 import argparse
@@ -34,14 +35,17 @@ def main(given: argparse.Namespace) -> None:
     """Measure what the file lacks, and print all that it has at these settings."""
     linears = "attention" if given.attention else "all"
     told = settings(given, benchmark="training step", layers=given.layers, linears=linears)
-    adapter = Adapter(given.rank, given.dropout, d.ATTENTION + (() if given.attention else d.MLP))
+    told["variant"] = given.variant
+    targets = d.ATTENTION + (() if given.attention else d.MLP)
+    adapter = Adapter(given.rank, given.dropout, targets, given.variant)
     base = d.frozen_base(given.shape, given.layers)
     builds = d.training_steps(base, adapter, given.samples, given.tokens)
     names = chosen(list(builds), given.only, ALWAYS)
     record = Record(given.json, told, machine())
     measure({name: builds[name] for name in names}, given.rounds, record, ALWAYS)
     show(record, d.FLOOR)
-    show_goals(goals(record), stated=DEVICE == "cuda" and STATED.items() <= told.items())
+    of_variant = goals if given.variant == "lora" else goals_of_dora
+    show_goals(of_variant(record), stated=DEVICE == "cuda" and STATED.items() <= told.items())
 
 
 def goals(record: Record) -> list[Goal]:
@@ -68,6 +72,18 @@ def goals(record: Record) -> list[Goal]:
     ]
 
 
+def goals_of_dora(record: Record) -> list[Goal]:
+    """Return the goal for DoRA in either layout, and what PEFT's DoRA takes over lora_fx's."""
+    pairs = ((d.OURS, d.OURS_LORA), (d.OURS_AUGMENTED, d.OURS_LORA_AUGMENTED))
+    return [
+        *(Goal("T3", f"DoRA / {lora}", record.ratio(dora, lora), 1.06) for dora, lora in pairs),
+        *(
+            Goal("", f"{name} / {d.OURS}", record.ratio(name, d.OURS), None, least=True)
+            for name in PEFT_GOALS
+        ),
+    ]
+
+
 def memory(record: Record, over: str, under: str) -> float | None:
     """Return the ratio of what two hold at most beyond the base, adapters and a step together."""
     totals = []
@@ -83,4 +99,5 @@ if __name__ == "__main__":
     arguments = parser(__doc__)
     arguments.add_argument("--layers", type=int, default=8)
     arguments.add_argument("--attention", action="store_true", help="no adapters on the MLP")
+    arguments.add_argument("--variant", choices=["lora", "dora"], default="lora")
     main(arguments.parse_args())

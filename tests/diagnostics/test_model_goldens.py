@@ -1,6 +1,7 @@
 """Diagnostics that take more than a file to make, `model/<code>.expect`."""
 
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,7 +68,7 @@ adapter default {
   target linear
   target embed_tokens
   target q_proj, k_proj { init = pissa(iterations = 4) }
-  target v_proj { variant = dora }
+  target v_proj { variant = monteclora }
   train "model.norm"
   tokens [7]
 }
@@ -94,6 +95,19 @@ def chain_of_files() -> None:
     for i in range(20):
         Path(f"{i}.lora").write_text(f'lora 1 include "{i + 1}.lora"')
     lora_fx.parse(Path("0.lora"))
+
+
+def other_base() -> None:
+    text = "lora 1 adapter a { init = pissa target q_proj, v_proj }"
+    lora_fx.compile(llama(2), text, backend=None).save_pretrained("saved")
+    lora_fx.load("saved/a", llama(2).bfloat16())
+
+
+def lost_start() -> None:
+    config = Path(saved()) / "adapter_config.json"
+    values = json.loads(config.read_text()) | {"init_lora_weights": "pissa_niter_4"}
+    config.write_text(json.dumps(values))
+    lora_fx.load("saved", llama(2))
 
 
 def replaced_forward() -> None:
@@ -177,6 +191,11 @@ CASES: dict[str, Callable[[], object]] = {
     "merge-not-finite": diverged,
     "add-adapter": lambda: model().add_adapter(LoraConfig()),
     "no-adapter": empty_folder,
+    "adapter-other-base": other_base,
+    "adapter-lost-start": lost_start,
+    "calibration-data": lambda: lora_fx.compile(
+        llama(2), "lora 1\nadapter a {\n  init = corda\n  target q_proj\n}"
+    ),
     "no-such-layer": lambda: lora_fx.capture(model(), layer=1, input_ids=tokens()),
     "no-example-input": vision_model,
     "too-many-graphs": too_many_graphs,

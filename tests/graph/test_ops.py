@@ -22,7 +22,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> dict:
 
 def call(v: dict, key: str = KEY) -> torch.Tensor:
     y = torch.nn.functional.linear(v["x"], v["W"])
-    return ops.site(y, v["x"], v["params"], v["scalings"], key)
+    return ops.site(y, v["x"], v["params"], v["scalings"], key, [])
 
 
 def dense(v: dict) -> torch.Tensor:
@@ -75,5 +75,5 @@ def test_dropout_drops_and_rescales() -> None:
 def test_the_schema_holds(key: str) -> None:
     v = inputs()
     y = torch.nn.functional.linear(v["x"], v["W"])
-    args = (y, v["x"], v["params"], v["scalings"], key)
+    args = (y, v["x"], v["params"], v["scalings"], key, [])
     opcheck(ops.site, args, test_utils=("test_schema", "test_faketensor"))

@@ -9,8 +9,17 @@ branches = st.builds(
     st.integers(1, 512),
     st.floats(0, 1),
     st.sampled_from(["activation", "float32", "bfloat16"]),
+    st.booleans(),
+    st.booleans(),
+    st.tuples(st.integers(1, 8), st.integers(1, 8)),
 )
-structures = st.builds(Structure, st.just("linear"), st.lists(branches, min_size=1).map(tuple))
+structures = st.builds(
+    Structure,
+    st.sampled_from(["linear", "embedding"]),
+    st.lists(branches, min_size=1).map(tuple),
+    st.none() | st.integers(0, 9),
+    st.sampled_from([1.0, 2.5, 1e-07, 5.656854152679443]),
+)
 
 
 @given(structures)

@@ -339,6 +339,15 @@ def test_what_is_refused(message: str) -> None:
     assert list(compiled.lora_fx_adapters) == ["one", "two"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"), [("init = pissa", "changed the weight"), ("variant = dora", "no sum")]
+)
+def test_what_is_no_sum_of_products(settings: str, message: str) -> None:
+    text = f"lora 1 adapter one {{ rank = 2 target q_proj }} adapter two {{ {settings} rank = 2"
+    with pytest.raises(lora_fx.LoraFxError, match=message):
+        model(f"{text} target q_proj }}").add_weighted_adapter(**MIX, adapter_name="new")
+
+
 def test_one_adapts_what_the_other_trains() -> None:
     text = """lora 1 adapter one { rank = 2 target q_proj }
     adapter two { rank = 2 target v_proj train "model.layers.1.self_attn.q_proj" }"""

@@ -27,6 +27,7 @@ from tests.tiny import generate, graphs, llama, spec, step, tokens
 TWO = spec() + "adapter two { rank = 2 init = random seed = 4 target q_proj, down_proj }"
 REFUSED = {"scaled tied embedding"}
 MERGED = [name for name in KINDS if name not in REFUSED]
+TIED = {"embedding", "dora", "dora and lora"}  # adapt an embedding that a head shares
 DOUBLE = {"tied"}  # PEFT adds the delta of a tied weight twice
 
 
@@ -114,7 +115,7 @@ def test_a_copy_of_a_tied_head_unties_the_config(tmp_path: Path) -> None:
     assert torch.equal(loaded.model.embed_tokens.weight, llama(2).model.embed_tokens.weight)
 
 
-@pytest.mark.parametrize("kind", [k for k in varied.KINDS if k != "embedding"])
+@pytest.mark.parametrize("kind", [k for k in varied.KINDS if k not in TIED])
 def test_modules_that_are_no_models_of_transformers(kind: str) -> None:
     model = varied.compiled(varied.KINDS[kind], None).eval()
     with torch.no_grad():
@@ -332,12 +333,76 @@ def test_offloaded_weights_are_refused() -> None:
     refused_as(model, "is offloaded")
 
 
+CHANGED = """lora 1
+adapter default { rank = 3 init = pissa target q_proj, down_proj }
+adapter two { rank = 2 init = random target q_proj, up_proj }
+"""
+
+
+def test_an_adapter_whose_init_changed_the_weight() -> None:
+    def changed() -> Any:
+        model = lora_fx.compile(llama(2), CHANGED, backend=None).eval()
+        scatter(model)
+        return model
+
+    model, base = changed(), logits(llama(2).eval())
+    results = {}
+    for names in ((), ("default",), ("two",), ("default", "two")):
+        model.set_adapter(names)
+        results[names] = logits(model)
+    assert relative(results["default",], results[()]) > 1e-2
+    for merged, active in ((("default",), ("two",)), (("two",), ("default",))):
+        model.set_adapter(active)
+        model.merge_adapter(merged)
+        assert relative(logits(model), results["default", "two"]) < 1e-5
+        model.set_adapter(())
+        assert relative(logits(model), results[merged]) < 1e-5
+        with model.disable_adapter():
+            assert torch.equal(logits(model), results[()])
+        model.unmerge_adapter()
+        assert torch.equal(logits(model), results[()])
+    model.merge_adapter("two")
+    with pytest.raises(lora_fx.LoraFxError, match="`two` is merged"):
+        model.delete_adapter("default")
+    for names in (("default",), ("two",), ("default", "two")):
+        plain = changed().merge_and_unload(adapter_names=names)
+        assert_plain(plain)
+        assert relative(logits(plain), results[names]) < 1e-5
+    model.merge_adapter("default")
+    plain = model.unload()
+    assert_plain(plain)
+    assert relative(logits(plain), base) < 1e-5
+
+
+def test_norms_are_of_the_base_s_own_weight() -> None:
+    text = """lora 1 adapter default { rank = 3 init = random target q_proj }
+    adapter two { rank = 2 variant = dora init = random target q_proj }"""
+    model = lora_fx.compile(llama(2), text, backend=None).eval()
+    model.set_adapter(["default", "two"])
+    with pytest.raises(lora_fx.LoraFxError, match="`two` has norms"):
+        model.merge_adapter("default")
+    model.set_adapter("two")
+    want = logits(model)
+    model.merge_adapter()
+    assert relative(logits(model), want) < 1e-5
+    model.unmerge_adapter()
+    model.set_adapter(["default", "two"])
+    want = logits(model)
+    model.merge_adapter()
+    assert relative(logits(model), want) < 1e-5
+    model.unmerge_adapter()
+    model.set_adapter("default")
+    model.merge_adapter()
+    with pytest.raises(lora_fx.LoraFxError, match="`two` has norms"):
+        model.set_adapter("two")
+
+
 def test_a_variant_that_is_no_sum_is_refused() -> None:
     model = both()
     plan = model.lora_fx_adapters["default"]
-    sites = tuple(replace(site, variant=Word("dora")) for site in plan.sites)
+    sites = tuple(replace(site, variant=Word("kasa")) for site in plan.sites)
     model.lora_fx_adapters = {**model.lora_fx_adapters, "default": replace(plan, sites=sites)}
-    refused_as(model, "`default` is `dora`")
+    refused_as(model, "`default` is `kasa`")
 
 
 def test_compiled_code_of_an_artifact_is_not_called_for_other_weights(tmp_path: Path) -> None:

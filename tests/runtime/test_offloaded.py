@@ -38,6 +38,7 @@ adapter default {
   rank = 3
   init = random
   target linear
+  target q_proj, down_proj { variant = dora }
   train "model.norm", "model.layers.1.input_layernorm"
 }
 """

@@ -27,6 +27,7 @@ from lora_fx.plan.folding import numberless
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.selectors import is_inside
 from lora_fx.plan.sites import SitePlan
+from lora_fx.spec.expressions import Word
 
 Mix = Sequence[tuple[AdapterPlan, float]]
 
@@ -59,7 +60,7 @@ class Combined:
     @torch.no_grad()
     def bind(self, model: nn.Module) -> None:
         """Put the adapter in place; it is not activated."""
-        bind(model, self.plan, lambda site: self.sites[site.fqn])
+        bind(model, self.plan, lambda site, _: self.sites[site.fqn])
         for (fqn, name), values in self.copies.items():
             copies.tensors(model.get_submodule(fqn), self.plan.name)[name].copy_(values)
         for fqn, values in self.rows.items():
@@ -137,6 +138,7 @@ def _site(name: str, like: SitePlan, values: Mapping[str, Tensor]) -> SitePlan:
         scaling=1.0,
         rslora=False,
         dropout=0.0,
+        init=Word("default"),
         lora_bias="lora_B.bias" in values,
         dtype=str(A.dtype).removeprefix("torch."),
         compute="activation",
@@ -206,6 +208,10 @@ def _faults(found: Sequence[tuple[SitePlan, float]], recipe: Recipe) -> Iterator
         if site.variant.name != "lora":
             message = f"`{site.adapter}` is `{site.variant.name}` at `{where}`, which is no sum"
             yield Diagnostic("cannot-combine", message)
+        if site.changes_base:
+            message = f"`{site.adapter}` has changed the weight of `{where}`, and adds to the rest"
+            help = "save it, and load the folder over the base: that is LoRA as any other"
+            yield Diagnostic("cannot-combine", message, help=help)
     ranks = [site.rank for site, _ in found]
     if len(set(ranks)) > 1 and not merges_any_ranks(method):
         listed = " and ".join(str(rank) for rank in dict.fromkeys(ranks))

@@ -6,12 +6,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lora_fx.adapters import copies, storage, token_rows
+from lora_fx.adapters import copies, magnitudes, storage, token_rows
 from lora_fx.adapters.bind import sharing_weight
+from lora_fx.adapters.changed_weight import rebase
+from lora_fx.adapters.peft.kept_weights import name_of
+from lora_fx.adapters.peft.plain import PREFIX, joined, plain, split
+from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 
-PREFIX = "base_model.model."
 _ROWS = "token_adapter.trainable_tokens_delta"
 
 
@@ -19,10 +22,25 @@ def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     """Return an adapter's live tensors, in module order, by their names in a file.
 
     What an adapter has of a module of the base that it also adapts lies below `base_layer`. A layer
-    tied to an adapted embedding has tensors of its own in the file, transposed.
+    tied to an adapted embedding has tensors of its own in the file, transposed. An adapter that has
+    magnitudes at some sites has them at all in the file: m = ‖W + s B A‖ changes nothing. Where it
+    changed the base's weight, it stands there as `plain` says.
     """
-    live = live_tensors(model, adapter).items()
-    return {f"{PREFIX}{name}": tensor.detach().contiguous() for name, tensor in live}
+    found = live_tensors(model, adapter)
+    for fqn, site in _taken_from(model, adapter):
+        found |= {f"{fqn}.{name}": tensor for name, tensor in joined(site, adapter).items()}
+    found |= _magnitudes_of_plain_sites(model, adapter)
+    return {f"{PREFIX}{name}": tensor.detach().contiguous() for name, tensor in found.items()}
+
+
+def _changed_sites(model: nn.Module, adapter: str) -> list[tuple[str, storage.Site]]:
+    placed = storage.sites(model)
+    return [(f, s) for f, s in placed if s.lora_change and s.lora_change.adapter == adapter]
+
+
+def _taken_from(model: nn.Module, adapter: str) -> list[tuple[str, storage.Site]]:
+    placed = _changed_sites(model, adapter)
+    return [(f, s) for f, s in placed if s.lora_change and not s.lora_change.replaced]
 
 
 def live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
@@ -45,9 +63,12 @@ def live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
 def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
     """Return every tensor that a file of this adapter holds, empty and on meta, by its name."""
     adapted = {site.fqn for site in plan.sites}
+    dora = any(storage.MAGNITUDE in site.tensors for site in plan.sites)
     found: dict[str, Tensor] = {}
-    for site in plan.sites:
+    for site in plain(plan).sites:
         found |= {f"{site.fqn}.{name}": _empty(*shape) for name, shape in site.tensors.items()}
+        if dora:
+            found[f"{site.fqn}.{storage.MAGNITUDE}"] = _empty(site.out_features)
         if site.tie:
             for fqn in _tied(model, site.fqn):
                 found[f"{fqn}.lora_A.weight"] = _empty(site.rank, site.out_features)
@@ -86,29 +107,53 @@ def embeddings(model: nn.Module, adapted: set[str]) -> dict[str, nn.Module]:
     }
 
 
+def ranks_of(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the rank of each linear layer among an adapter's tensors, by fqn."""
+    end = ".lora_A.weight"
+    found = {name: tensor for name, tensor in state.items() if name.endswith(end)}
+    return {n.removeprefix(PREFIX).removesuffix(end): len(t) for n, t in found.items()}
+
+
 def expected_shapes(plan: AdapterPlan, model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor that a file of this adapter holds, by its name."""
     return {name: tuple(like.shape) for name, like in expected_tensors(plan, model).items()}
 
 
-def without_values(site: SitePlan) -> dict[str, Tensor]:
+def without_values(site: SitePlan, module: nn.Module) -> dict[str, Tensor]:
     """Return tensors for a site by PEFT's names, for `overwrite` to copy a file's values into.
 
-    Those of the file itself would change with it: it is mapped.
+    Those of the file itself would change with it: it is mapped. With the zeros no weight changes.
     """
+    make = torch.zeros if site.changes_base else torch.empty
     dtype = getattr(torch, site.dtype)
-    return {name: torch.empty(shape, dtype=dtype) for name, shape in site.tensors.items()}
+    return {name: make(shape, dtype=dtype) for name, shape in site.tensors.items()}
 
 
 @torch.no_grad()
 def overwrite(model: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> None:
     """Copy a file's tensors into an adapter that has the same; its parameters stay the same.
 
-    What a tied layer has in the file is the embedding's, and is passed over.
+    What a tied layer has in the file is the embedding's, and is passed over. Raises LoraFxError for
+    a magnitude that says something of a site that has none.
     """
+    own = dict(state)
+    for fqn, site in _changed_sites(model, adapter):
+        factors, start = split(state, fqn)
+        own |= factors
+        rebase(site, *start, weight=state.get(name_of(fqn)))
     for name, tensor in live_tensors(model, adapter).items():
         if not tensor._is_view():
-            tensor.copy_(state[f"{PREFIX}{name}"])
+            tensor.copy_(own[f"{PREFIX}{name}"])
+    norms = _magnitudes_of_plain_sites(model, adapter)
+    trained = [name for name in norms if not _is_near(state[f"{PREFIX}{name}"], norms[name])]
+    if trained:
+        raise LoraFxError(
+            Diagnostic(
+                "adapter-unexpected-tensor",
+                f"`{PREFIX}{name}` has been trained, and the adapter has no `dora` there",
+            )
+            for name in trained
+        )
 
 
 def _empty(*shape: int) -> Tensor:
@@ -124,6 +169,25 @@ def _of_site(module: nn.Module, adapter: str) -> Iterator[tuple[str, Tensor]]:
             strict=True,
         )
     yield from storage.tensors(module, adapter).items()
+
+
+def _magnitudes_of_plain_sites(model: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """Return by name the magnitudes that say what is so already; none if no site has one."""
+    sites = {fqn: site for fqn, site in storage.sites(model) if adapter in site.lora_branches}
+    plain = {f: site for f, site in sites.items() if site.lora_branches[adapter].magnitude is None}
+    if len(plain) == len(sites):
+        return {}
+    return {
+        f"{fqn}.{storage.MAGNITUDE}": magnitudes.start(
+            site, site.lora_branches[adapter].tensors(), site.lora_arithmetic[adapter].scaling
+        )
+        for fqn, site in plain.items()
+    }
+
+
+def _is_near(m: Tensor, norms: Tensor) -> bool:
+    """Whether a magnitude from a file is these norms, but for how they were computed."""
+    return torch.allclose(m.to(norms), norms, rtol=max(1e-4, 4 * torch.finfo(m.dtype).eps))
 
 
 def _base_layer(fqn: str, adapted: set[str]) -> str:

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from lora_fx.adapters import copies, storage
 from lora_fx.adapters.not_yet import unsupported_parts
+from lora_fx.adapters.peft.kept_weights import with_weights
 from lora_fx.adapters.peft.keys import PREFIX, adapted, embeddings, expected_tensors
+from lora_fx.adapters.peft.plain import Origin, as_named, read_origins, with_origins
+from lora_fx.adapters.peft.starts import base_faults, start_faults, with_starts
 from lora_fx.adapters.peft.write import CONFIG, TENSORS
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Source, Span
 from lora_fx.plan.modules import modules_of
@@ -43,22 +46,27 @@ def read(folder: Path, name: str, model: nn.Module, layers: Sequence[int] | None
     looked at.
     """
     config = dict(_config(folder))
-    state = _read_tensors(folder)
+    state, origins = _read_tensors(folder)
     faults = replication_faults(config, layers, folder)
     if faults:
         raise LoraFxError(faults)
     plan, state = _with_embeddings(_plan(folder, config, name, model, state), state, model)
-    found = unsupported_parts(plan)
-    if found:
-        raise LoraFxError(_fault("adapter-unsupported", what, folder / CONFIG) for what in found)
-    expected = expected_tensors(plan, model)
+    parts = unsupported_parts(plan)
+    if parts:
+        raise LoraFxError(_fault("adapter-unsupported", what, folder / CONFIG) for what in parts)
+    expected = expected_tensors(as_named(plan), model)
     faults = [f for key, like in expected.items() for f in _tensor_faults(key, like, state, folder)]
     for key in sorted(state.keys() - expected.keys()):
         message = f"`{key}` belongs to nothing that the config names"
         faults.append(_fault("adapter-unexpected-tensor", message, folder / TENSORS))
     if faults:
         raise LoraFxError(faults)
-    return Loaded(plan, state)
+    whole = with_origins(plan, origins)
+    found = [*start_faults(plan), *base_faults(whole, origins, model)]
+    if found:
+        raise LoraFxError(_fault(code, message, folder / TENSORS) for code, message in found)
+    state = with_weights(whole, with_starts(plan, state, model), folder, model)
+    return Loaded(whole, state)
 
 
 def layer_ranges(folder: Path) -> list[list[int]] | None:
@@ -91,7 +99,8 @@ def _plan(
     found: list[Diagnostic] = []
     try:
         spec = translate(config | {"layer_replication": None}, model)
-        plan = plan_adapter(replace(spec.adapters[0], name=name), modules_of(model), found)
+        named = replace(spec.adapters[0], name=name)
+        plan = plan_adapter(named, modules_of(model), found, any_rank=True)
     except LoraFxError as error:
         found += error.diagnostics
         plan = None
@@ -136,19 +145,27 @@ def _with_embeddings(
     return replace(plan, modules=(*plan.modules, *own)), left
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Origin]]:
+    """Return the tensors of a folder, and of which weights the adapter was started."""
     path = folder / TENSORS
     pickled = folder / "adapter_model.bin"
+    broken = OSError, ValueError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError
     try:
         if path.exists() or not pickled.exists():
-            return load_file(path)
+            return _renamed(load_file(path)), read_origins(path)
         path = pickled
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except broken as error:
         raise _unreadable(path, error) from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise _unreadable(path, "not a dictionary of tensors")
-    return state
+    return _renamed(state), {}
+
+
+def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors by the names that PEFT writes; it reads `lora_magnitude_vector.weight` too."""
+    long = f"{storage.MAGNITUDE}.weight"
+    return {k.removesuffix(".weight") if k.endswith(long) else k: t for k, t in state.items()}
 
 
 def _unreadable(path: Path, error: object) -> LoraFxError:

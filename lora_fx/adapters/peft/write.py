@@ -10,11 +10,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lora_fx.adapters import copies, storage
+from lora_fx.adapters.changed_weight import changed_by
 from lora_fx.adapters.peft.card import write_card
+from lora_fx.adapters.peft.kept_weights import write_weights
 from lora_fx.adapters.peft.keys import adapted, adapter_tensors, embeddings
+from lora_fx.adapters.peft.plain import header, plain
+from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.offloaded import values_of
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.to_peft import config_of
+from lora_fx.spec.expressions import Word
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -33,18 +38,21 @@ def write(
     The card has the text of the one in `earlier`, if there is one.
 
     With `save_embedding_layers` the weights of the input and output embeddings are written too,
-    with `auto` of those of them that the adapter adapts, as PEFT does.
+    with `auto` of those of them that the adapter adapts, as PEFT does; but none that an adapter has
+    changed: what is read has to be the base's.
     """
     tensors = adapter_tensors(model, plan.name)
     if save_embedding_layers:
         ends = embeddings(model, adapted(plan, model))
         if save_embedding_layers == "auto":
             ends = {name: module for name, module in ends.items() if ".base_layer." in name}
+        ends = {name: module for name, module in ends.items() if not changed_by(module)}
         weights = {n: values_of(m, "weight", _of_base(m)).clone() for n, m in ends.items()}
         tensors = weights | tensors
     tensors = _each_its_own(tensors)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    save_file(tensors, folder / TENSORS, metadata={"format": "pt"} | header(model, plan))
+    write_weights(folder, model, plan.name)
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text, encoding="utf-8")
     write_card(folder, config, earlier)
@@ -79,9 +87,28 @@ def folder_config(
     current = (placed[site.fqn].lora_arithmetic[plan.name] for site in plan.sites)
     sites = tuple(
         replace(site, alpha=a.alpha, scaling=a.scaling, rslora=a.rslora, dropout=a.dropout)
-        for site, a in zip(plan.sites, current, strict=True)
+        for site, a in zip(plain(plan).sites, current, strict=True)
     )
+    init = _init(plan)
+    sites = tuple(replace(site, init=init) for site in sites)
     config = config_of(replace(plan, sites=sites), list(storage.base_modules(model)), layers)
     transposed = any(site.layer.kind == "transposed" for site in plan.sites)
-    now = {"fan_in_fan_out": transposed, "inference_mode": True, "init_lora_weights": True}
-    return config | now
+    return config | {"fan_in_fan_out": transposed, "inference_mode": True}
+
+
+def _init(plan: AdapterPlan) -> Word:
+    """Return the init that a config says: one that is in force when the adapter is there.
+
+    It keeps B from being trained, or puts another weight in place. Raises LoraFxError if it does so
+    at some modules only, for PEFT has one for all.
+    """
+    inits = dict.fromkeys(site.init for site in plan.sites)
+    if len(inits) == 1 and next(iter(inits)).name in ("mica", "loftq"):
+        return next(iter(inits))
+    for site in plan.sites:
+        if site.init.name == "loftq":
+            message = f"PEFT has one `init` for the whole adapter `{plan.name}`"
+            label = f"`{site.init.name}` at `{site.name}`, and another elsewhere"
+            span = site.settings["init"].span if "init" in site.settings else site.rule
+            raise LoraFxError((Diagnostic("peft-cannot-say", message, span, label),))
+    return Word("default")

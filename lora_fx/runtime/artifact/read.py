@@ -11,10 +11,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lora_fx.adapters.peft.keys import expected_shapes
+from lora_fx.adapters.peft.kept_weights import with_weights
+from lora_fx.adapters.peft.keys import expected_shapes, ranks_of
+from lora_fx.adapters.peft.plain import read_origins
+from lora_fx.adapters.peft.starts import base_faults
 from lora_fx.adapters.peft.write import TENSORS
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.plan import Plan
+from lora_fx.plan.ranks import with_ranks
+from lora_fx.plan.rules import AdapterPlan
 from lora_fx.runtime.artifact import layout
 from lora_fx.runtime.artifact.ahead import AheadFunction, load_ahead
 from lora_fx.runtime.artifact.base import load_seen_from
@@ -58,7 +63,7 @@ class Artifact:
             raise LoraFxError((Diagnostic("no-model", message, notes=(note,), help=help),))
         return load_seen_from(self.manifest.model, self.folder, self.manifest.device)
 
-    def adapters(self, model: nn.Module, plan: Plan) -> dict[str, dict[str, Tensor]]:
+    def adapters(self, model: nn.Module, plan: Plan) -> dict[str, Mapping[str, Tensor]]:
         """Return the tensors of each adapter by their names in a PEFT folder.
 
         Raises LoraFxError if they are not those that the plan has on the model.
@@ -68,12 +73,24 @@ class Artifact:
         unheld = [p for p in paths.values() if self._name(p) not in self.manifest.files]
         if unheld:
             raise LoraFxError([damaged(path, "there is no hash of it") for path in unheld])
-        found = {name: load_file(path) for name, path in paths.items()}
-        for adapter in plan.adapters:
+        found: dict[str, Mapping[str, Tensor]] = {n: load_file(path) for n, path in paths.items()}
+        for planned in plan.adapters:
+            of_eva = [site.fqn for site in planned.sites if site.init.name == "eva"]
+            ranks = ranks_of(found[planned.name])
+            adapter = with_ranks(planned, {fqn: ranks.get(fqn, 0) for fqn in of_eva})
             here = expected_shapes(adapter, model)
             there = {name: tuple(t.shape) for name, t in found[adapter.name].items()}
             self._require_same(here, there)
+            self._require_base(adapter, model, paths[adapter.name])
+            tensors = found[adapter.name]
+            found[adapter.name] = with_weights(adapter, tensors, places[adapter.name], model)
         return found
+
+    def _require_base(self, adapter: AdapterPlan, model: nn.Module, path: Path) -> None:
+        faults = base_faults(adapter, read_origins(path), model)
+        found = [Diagnostic(code, message, notes=(f"in `{path}`",)) for code, message in faults]
+        if found:
+            raise LoraFxError(found)
 
     def _require_same(self, here: Shapes, there: Shapes) -> None:
         differing = [name for name in {**here, **there} if here.get(name) != there.get(name)]

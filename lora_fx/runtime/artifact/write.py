@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,10 @@ from lora_fx.runtime.artifact.key import key_of
 from lora_fx.runtime.artifact.manifest import Function, Manifest, hashes, write_manifest
 from lora_fx.runtime.artifact.recorder import Recorder
 from lora_fx.runtime.artifact.trust import trust
+from lora_fx.runtime.progress import Report
 from lora_fx.runtime.unit import Compiled
 from lora_fx.spec.flat import flat_text
 from lora_fx.spec.spec import EntrySpec, Spec
-
-Report = Callable[[str, int, int], None]
 
 
 def write_artifact(model: Any, folder: Path, origin: Place | None, report: Report) -> None:

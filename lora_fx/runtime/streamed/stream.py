@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,11 +10,11 @@ import torch
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.folding import numberless
 from lora_fx.runtime.merged_tensors import is_finite
+from lora_fx.runtime.progress import Report
 from lora_fx.runtime.streamed.changes import Change
 from lora_fx.runtime.streamed.shards import Shard, append, begin, durable
 from lora_fx.runtime.streamed.staging import put
 
-Report = Callable[[str, int, int], None]
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 _INDEX = "model.safetensors.index.json"
 

@@ -9,10 +9,11 @@ import torch
 from lora_fx.adapters.peft.keys import adapter_tensors
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.adapter_methods import AdapterMethods, write_adapter
+from lora_fx.runtime.progress import Report
 from lora_fx.runtime.streamed.changes import changes_of, require_there
 from lora_fx.runtime.streamed.shards import Shard
 from lora_fx.runtime.streamed.staging import staged
-from lora_fx.runtime.streamed.stream import Report, stream
+from lora_fx.runtime.streamed.stream import stream
 from lora_fx.spec.spec import MergeSpec, Spec
 from lora_fx.spec.together import together
 

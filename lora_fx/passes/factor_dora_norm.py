@@ -1,0 +1,86 @@
+"""Compute the norms of W + s B A from the factors; W is read once for all adapters on it.
+
+    before   %n0 = lora_fx.norms(%W, %A0, %B0, %scalings, 0, f)      A0: (r0, in)   B0: (out, r0)
+             %n1 = lora_fx.norms(%W, %A1, %B1, %scalings, 1, f)      A1: (r1, in)   B1: (out, r1)
+    after    %own = vector_norm(%W, dim=1)                           (out,)
+             %wa0, %wa1 = split(mm(%W, cat([%A0, %A1])ᵀ), [r0, r1], 1)
+             %n0 = sqrt(%own² + s₀ · sum(%B0 · (2 %wa0 + s₀ %B0 (%A0 %A0ᵀ)), 1))     …
+
+The equation and its rounding are those of `graph/row_norms.py`, without autocast; nothing of it has
+a gradient. The pass leaves no `norms` in the graph.
+"""
+
+import operator
+from collections import defaultdict
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from lora_fx.graph import ops
+from lora_fx.graph.autocast import without_autocast
+from lora_fx.graph.row_norms import LEAST
+from lora_fx.rewrite.driver import graph_modules
+from lora_fx.rewrite.metadata import EXAMPLE, call, dtype, inherit
+
+
+def factor_dora_norm(module: GraphModule) -> int:
+    """Factor every norm; return how many weights have one."""
+    weights = 0
+    for part in graph_modules(module):
+        groups: dict[Node, list[Node]] = defaultdict(list)
+        for node in part.graph.nodes:
+            if node.target is ops.norms:
+                groups[node.args[0]].append(node)
+        for weight, norms in groups.items():
+            _factor(part.graph, weight, norms)
+        weights += len(groups)
+        part.graph.lint()
+        part.recompile()
+    return weights
+
+
+def _factor(graph: Graph, weight: Node, norms: list[Node]) -> None:
+    before = set(graph.nodes)
+    wide = torch.promote_types(dtype(weight), torch.float32)
+    with (
+        graph.inserting_before(norms[0]),
+        without_autocast(graph, weight.meta[EXAMPLE].device.type),
+    ):
+        W = call(graph, "detach", weight)
+        own = call(graph, torch.linalg.vector_norm, W, 2, 1, dtype=wide)
+        square = call(graph, torch.square, own)
+        factors = [_cast(graph, call(graph, "detach", n.args[1]), dtype(W)) for n in norms]
+        for node, A, inner in zip(norms, factors, _inner(graph, W, factors), strict=True):
+            _, _, B, scalings, branch, factor = node.args
+            B = _cast(graph, call(graph, "detach", B), wide)
+            scaling = call(graph, torch.select, scalings, 0, branch)
+            scaling = call(graph, torch.div, scaling, factor) if factor != 1 else scaling
+            A, inner = _cast(graph, A, wide), _cast(graph, inner, wide)
+            gram = call(graph, torch.mm, A, call(graph, "t", A))
+            quadratic = call(graph, torch.mul, scaling, call(graph, torch.mm, B, gram))
+            both = call(graph, torch.add, call(graph, torch.mul, inner, 2), quadratic)
+            branch = call(graph, torch.sum, call(graph, torch.mul, B, both), 1)
+            total = call(graph, torch.add, square, call(graph, torch.mul, scaling, branch))
+            root = call(graph, torch.sqrt, call(graph, torch.clamp_min, total, LEAST))
+            node.replace_all_uses_with(root)
+    provenance = norms[0].meta.get("lora_fx", {})
+    for node in (node for node in graph.nodes if node not in before):
+        inherit(node, norms[0])
+        node.meta["lora_fx"] = {**provenance, "rule": "factor_dora_norm"}
+    for node in norms:
+        graph.erase_node(node)
+
+
+def _inner(graph: Graph, W: Node, factors: list[Node]) -> list[Node]:
+    """Return W Aᵀ (out, r) for each A, from one product."""
+    stacked = call(graph, torch.cat, factors) if len(factors) > 1 else factors[0]
+    products = call(graph, torch.mm, W, call(graph, "t", stacked))
+    if len(factors) == 1:
+        return [products]
+    ranks = [A.meta[EXAMPLE].shape[0] for A in factors]
+    split = call(graph, torch.split, products, ranks, 1)
+    return [call(graph, operator.getitem, split, i) for i in range(len(factors))]
+
+
+def _cast(graph: Graph, node: Node, wanted: torch.dtype) -> Node:
+    return node if dtype(node) == wanted else call(graph, "to", node, wanted)

@@ -1,0 +1,89 @@
+"""Inits that look at the base's weight or change it: what must hold of the weight."""
+
+from collections.abc import Iterator, Sequence
+
+from lora_fx.diagnostics import Diagnostic, Span
+from lora_fx.plan.alike import once_each
+from lora_fx.plan.base_merges import modules_sharing, packed_modules
+from lora_fx.plan.modules import Modules
+from lora_fx.plan.offloaded import offload_hook
+from lora_fx.plan.rules import AdapterPlan
+from lora_fx.plan.sites import LOOKS_AT_BASE, SitePlan
+
+
+def changed_weight_faults(adapters: Sequence[AdapterPlan], modules: Modules) -> list[Diagnostic]:
+    """Refuse inits of packed weights, and to change one that is shared, offloaded or changed twice.
+
+    At most one adapter changes a weight, and then no other one trains it. What the spec quantises
+    itself is whole when an init looks at it.
+    """
+    sharing = modules_sharing(modules)
+    packed = set(packed_modules(modules))
+    changing: dict[str, SitePlan] = {}
+    faults = []
+    for site in (site for adapter in adapters for site in adapter.sites):
+        if site.init.name in LOOKS_AT_BASE and site.fqn in packed:
+            message = f"init `{site.init.name}` cannot be computed of a quantised weight"
+            help = "load the base without quantisation, or write another init"
+            faults.append(_fault(site, message, f"`{site.name}` is packed", help))
+        elif site.changes_base:
+            faults += _of_change(site, sharing, changing, modules)
+    faults += [fault for adapter in adapters for fault in _trained_elsewhere(adapter, changing)]
+    return once_each(faults)
+
+
+def _of_change(
+    site: SitePlan,
+    sharing: dict[str, list[str]],
+    changing: dict[str, SitePlan],
+    modules: Modules,
+) -> Iterator[Diagnostic]:
+    what = f"init `{site.init.name}` changes the base's weight"
+    first = changing.setdefault(site.fqn, site)
+    if first is not site:
+        label = f"`{first.adapter}` changes that of `{site.fqn}` too"
+        help = "let one of the adapters start with another init"
+        message = f"{what}, and only one adapter can"
+        there = ((_span(first), "changed here"),)
+        yield _fault(site, message, label, help, there)
+    others = sharing.get(site.fqn, [])
+    if others:
+        replicated = all(modules.place(name) is not None for name in (site.fqn, others[0]))
+        help = "write another init"
+        if replicated:
+            help = "write `share = nothing` in `layers`, so that copies have weights of their own"
+        label = f"that of `{site.fqn}` is also `{others[0]}`'s"
+        yield _fault(site, f"{what}, and several modules share it", label, help)
+    if offload_hook(modules.by_fqn[site.fqn]) is not None:
+        label = f"that of `{site.fqn}` comes in when it runs"
+        yield _fault(
+            site, f"{what}, and it is offloaded", label, "load the model without offloading"
+        )
+
+
+def _trained_elsewhere(adapter: AdapterPlan, changing: dict[str, SitePlan]) -> Iterator[Diagnostic]:
+    for trained in adapter.modules:
+        for fqn, site in changing.items():
+            if f"{fqn}.".startswith(f"{trained.fqn}."):
+                yield Diagnostic(
+                    "cannot-apply",
+                    f"adapter `{adapter.name}` trains a weight that `{site.adapter}` changes",
+                    trained.rule,
+                    f"that of `{fqn}`",
+                    ((_span(site), "changed here"),),
+                    help="train it in an adapter of a spec of its own",
+                )
+
+
+def _fault(
+    site: SitePlan,
+    message: str,
+    label: str,
+    help: str,
+    secondary: tuple[tuple[Span, str], ...] = (),
+) -> Diagnostic:
+    return Diagnostic("cannot-apply", message, _span(site), label, secondary, help=help)
+
+
+def _span(site: SitePlan) -> Span:
+    return site.settings["init"].span if "init" in site.settings else site.rule
