@@ -95,11 +95,11 @@ def compile(
     Raises LoraFxError with every fault of spec and plan; nothing is half done.
     """
     spec = spec if isinstance(spec, Spec) else parse(spec)
-    with progress_bar() as report:
-        if not inplace:
+    if not inplace:
+        with progress_bar() as report:
             return _compiled(clone(model), spec, backend, None, calibration, report)  # type: ignore[return-value]
-        with undone_on_error(model):
-            return _compiled(model, spec, backend, None, calibration, report)
+    with undone_on_error(model), progress_bar() as report:
+        return _compiled(model, spec, backend, None, calibration, report)
 
 
 def _compiled(

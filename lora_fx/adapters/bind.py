@@ -7,15 +7,17 @@ from torch import Tensor, nn
 
 from lora_fx.adapters import copies, magnitudes, merged, storage, token_rows
 from lora_fx.adapters.changed_weight import change, require_changeable, restore
+from lora_fx.adapters.init import generator_of
+from lora_fx.adapters.init.direction import start_direction
 from lora_fx.adapters.mergeable import require_separate
 from lora_fx.adapters.offloaded_copies import keep_in_force
 from lora_fx.adapters.reachable import require_reachable
-from lora_fx.adapters.site import Arithmetic
+from lora_fx.adapters.site import Arithmetic, Compression
 from lora_fx.plan.offloaded import tied_names
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
-from lora_fx.plan.variants import blocks_of
+from lora_fx.plan.variants import blocks_of, compression_of
 
 Start = Callable[[SitePlan, nn.Module], Mapping[str, Tensor]]
 
@@ -51,6 +53,10 @@ def _bind_site(module: nn.Module, planned: SitePlan, start: Mapping[str, Tensor]
     begins = storage.MAGNITUDE in planned.tensors.keys() - tensors.keys()
     if begins:
         tensors[storage.MAGNITUDE] = torch.empty(planned.out_features, device=device, dtype=dtype)
+    if planned.variant.name == "velora":
+        name = f"{planned.name}.{storage.DIRECTION}"
+        v = start_direction(planned, generator_of(planned.seed, planned.adapter, name))
+        tensors[storage.DIRECTION] = v.to(device)
     how = arithmetic(planned), planned.trainable, planned.frozen
     storage.insert(site, planned.adapter, tensors, *how)
     if planned.changes_base:
@@ -114,6 +120,7 @@ def arithmetic(planned: SitePlan) -> Arithmetic:
         planned.dropout,
         planned.compute,
         blocks_of(planned) if planned.variant.name == "bdlora" else (1, 1),
+        Compression(*compression_of(planned)) if planned.variant.name == "velora" else None,
     )
 
 

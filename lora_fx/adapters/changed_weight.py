@@ -167,7 +167,7 @@ def _plus(site: Site, weight: Tensor, sign: int) -> Tensor:
 
 
 def _keep(site: Site, adapter: str, A: Tensor, B: Tensor) -> Factors:
-    factors = Factors(*(storage.factor(tensor, None, False) for tensor in (A, B)), tied=False)
+    factors = Factors(storage.factor(A, None, False), storage.factor(B, None, False))
     for name, factor in zip(_START, (factors.A, factors.B), strict=True):
         setattr(site, name, nn.ModuleDict({adapter: factor}).train(site.training))
     return factors

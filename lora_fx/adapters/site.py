@@ -9,11 +9,21 @@ from torch import Tensor, nn
 from lora_fx.graph import ops
 from lora_fx.graph.room import owns_room, with_room
 from lora_fx.graph.structure import Branch, Structure
+from lora_fx.graph.velora import mean_direction
 
 if TYPE_CHECKING:
     _Base = nn.Module
 else:
     _Base = object
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What VeLoRA keeps of an input: `graph/velora.py`. `init` is PEFT's `init_type`."""
+
+    groups: int
+    scale: float
+    init: str
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,13 @@ class Arithmetic:
     dropout: float
     compute: str
     blocks: tuple[int, int] = (1, 1)
+    compression: Compression | None = None
+
+    @property
+    def kept(self) -> tuple[int, float]:
+        """How many groups of an input are kept for the gradient of A, 0 if all of it, and how."""
+        kept = self.compression
+        return (0, 1.0) if kept is None else (kept.groups, kept.scale)
 
 
 class Site(_Base):
@@ -62,10 +79,22 @@ class Site(_Base):
         output = super().forward(input, *args, **kwargs)
         if not self._branches:
             return output
-        params = [tensor for factors in self._branches for tensor in factors.tensors()]
+        if self.training and torch.is_grad_enabled():
+            self._observe(input)
+        params = [t for factors in self._branches for t in factors.tensors(self.training)]
         key = self._training_key if self.training else self._evaluation_key
         base = self._base() if any(factors.magnitude for factors in self._branches) else []
         return ops.site(output, input, params, self.lora_scalings, key, base)
+
+    def _observe(self, input: Tensor) -> None:
+        """Let VeLoRA's directions follow the input."""
+        for factors, arithmetic in self.branches_with(self.lora_active):
+            v, compression = factors.direction, arithmetic.compression
+            if v is None or compression is None or compression.init == "random":
+                continue
+            mean = mean_direction(input, compression.groups)
+            once = compression.init == "batch_average_once"
+            v.weight.copy_(torch.where(v.weight.any(), v.weight, mean) if once else mean)
 
     def _base(self) -> list[Tensor]:
         """Return the weight as (out, in), and the bias if there is one."""
@@ -90,10 +119,11 @@ class Site(_Base):
                 factors.has_bias,
                 factors.magnitude is not None,
                 arithmetic.blocks,
+                *arithmetic.kept,
             )
             for factors, arithmetic in branches
         )
-        evaluation = tuple(replace(branch, dropout=0.0) for branch in training)
+        evaluation = tuple(replace(b, dropout=0.0, groups=0, scale=1.0) for b in training)
         layer = getattr(self, "padding_idx", None), output_scale(self)
         self._training_key = str(Structure(self.lora_kind, training, *layer))
         self._evaluation_key = str(Structure(self.lora_kind, evaluation, *layer))
@@ -176,9 +206,19 @@ class Magnitude(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=trainable)
 
 
+class Direction(nn.Module):
+    """Holds VeLoRA's direction `weight` (width,), which is zero until there is an input."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+
 @dataclass(frozen=True)
 class Factors:
-    """The modules that hold one branch's A (r, in) and B (out, r), and its magnitude if it has one.
+    """The modules that hold one branch's A (r, in) and B (out, r), and what else it has.
 
     Of a `tied` branch they are those of the embedding whose weight the layer shares: there its
     delta is the transposed one, A is Bᵀ and B is Aᵀ.
@@ -188,9 +228,10 @@ class Factors:
     B: nn.Linear
     magnitude: Magnitude | None = None
     tied: bool = False
+    direction: Direction | None = None
 
-    def tensors(self) -> list[Tensor]:
-        """Return A, B and, of those that there are, B's bias and the magnitude."""
+    def tensors(self, training: bool = False) -> list[Tensor]:
+        """Return A, B and, of those that there are, B's bias, magnitude and, in training, v."""
         if self.tied:
             return [self.B.weight.t(), self.A.weight.t()]
         bias = self.B.bias
@@ -200,6 +241,7 @@ class Factors:
             self.B.weight,
             *(() if bias is None else (bias,)),
             *(() if m is None else (m.weight,)),
+            *(() if self.direction is None or not training else (self.direction.weight,)),
         ]
 
     @property

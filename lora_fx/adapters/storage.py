@@ -1,17 +1,19 @@
 """Where a site keeps an adapter's tensors. No other file knows the layout."""
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import specialise
-from lora_fx.adapters.site import Arithmetic, Factors, Magnitude, Site
+from lora_fx.adapters.site import Arithmetic, Direction, Factors, Magnitude, Site
 from lora_fx.plan.modules import outside_adapters
 from lora_fx.plan.offloaded import device_of
 
 MAGNITUDE = "lora_magnitude_vector"
+DIRECTION = "lora_velora_embed"
+Held = TypeVar("Held", bound=nn.Module)
 _NAMES = {"linear": ("lora_A", "lora_B"), "embedding": ("lora_embedding_A", "lora_embedding_B")}
 
 
@@ -76,13 +78,13 @@ def insert(
     first[adapter] = factor(A, None, trained).train(site.training)
     trained = trainable and not any("_B" in name for name in frozen)
     second[adapter] = factor(B, bias, trained).train(site.training)
-    m = None
+    m, v = None, None
     if MAGNITUDE in tensors:
-        m = Magnitude(tensors[MAGNITUDE], trainable).train(site.training)
-        if MAGNITUDE not in site._modules:
-            setattr(site, MAGNITUDE, nn.ModuleDict().train(site.training))
-        _magnitudes(site)[adapter] = m
-    site.lora_branches[adapter] = Factors(first[adapter], second[adapter], m)  # type: ignore[arg-type]
+        m = _held(site, MAGNITUDE, adapter, Magnitude(tensors[MAGNITUDE], trainable))
+    if DIRECTION in tensors:
+        v = _held(site, DIRECTION, adapter, Direction(tensors[DIRECTION]))
+    factors: Any = first[adapter], second[adapter]
+    site.lora_branches[adapter] = Factors(*factors, magnitude=m, direction=v)
     site.lora_arithmetic[adapter] = arithmetic
 
 
@@ -99,17 +101,18 @@ def remove(site: Site, adapter: str) -> None:
     if not branch.tied:
         for container in _containers(site):
             del container[adapter]
-    if branch.magnitude is not None:
-        del _magnitudes(site)[adapter]
+    for name in (MAGNITUDE, DIRECTION):
+        if name in site._modules and adapter in getattr(site, name):
+            del getattr(site, name)[adapter]
     del site.lora_arithmetic[adapter]
 
 
-def tensors(site: Site, adapter: str) -> dict[str, nn.Parameter]:
-    """Return the adapter's own parameters at a site by PEFT's names in a file.
+def tensors(site: Site, adapter: str) -> dict[str, Tensor]:
+    """Return the adapter's own parameters and buffers at a site by PEFT's names in a file.
 
     `lora_A.weight` (r, in), `lora_B.weight` (out, r), `lora_B.bias` (out,) of a linear layer;
     `lora_embedding_A` (r, rows), `lora_embedding_B` (width, r) of an embedding; and of DoRA
-    `lora_magnitude_vector` (out,). A tied layer has none of its own.
+    `lora_magnitude_vector` (out,), of VeLoRA `lora_velora_embed`. A tied layer has none of its own.
     """
     factors = site.lora_branches[adapter]
     if factors.tied:
@@ -121,6 +124,8 @@ def tensors(site: Site, adapter: str) -> dict[str, nn.Parameter]:
         found["lora_B.bias"] = factors.B.bias
     if factors.magnitude is not None:
         found[MAGNITUDE] = factors.magnitude.weight
+    if factors.direction is not None:
+        found[DIRECTION] = factors.direction.weight
     return found
 
 
@@ -129,8 +134,12 @@ def _containers(site: Site) -> tuple[nn.ModuleDict, nn.ModuleDict]:
     return getattr(site, first), getattr(site, second)
 
 
-def _magnitudes(site: Site) -> nn.ModuleDict:
-    return getattr(site, MAGNITUDE)
+def _held(site: Site, name: str, adapter: str, module: Held) -> Held:
+    """Put what some adapters have at a site into its container there."""
+    if name not in site._modules:
+        setattr(site, name, nn.ModuleDict().train(site.training))
+    getattr(site, name)[adapter] = module.train(site.training)
+    return module
 
 
 def factor(weight: Tensor, bias: Tensor | None, trainable: bool) -> nn.Linear:

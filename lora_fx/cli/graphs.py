@@ -40,7 +40,7 @@ def merge_text(spec_path: Path, model: str | None, layer: int) -> str:
     compiled = compile(tree_of(model, spec), spec, backend=None)
     adapters = tuple(adapter.name for adapter in spec.adapters[:1])
     planned_adapters: Any = compiled.lora_fx_plan.adapters  # type: ignore[union-attr]
-    require_variants(planned_adapters[:1], ("lora",))
+    require_variants(planned_adapters[:1], ("lora", "velora"))
     require_mergeable(compiled, adapters)
     within = _layer(compiled, layer) if spec.compile.unit == "layers" else ""
     sites = {

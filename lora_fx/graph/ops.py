@@ -2,6 +2,7 @@
 
     site(y, x, params, scalings, structure, base)      y + sum_i s_i * (B_i A_i drop_i(x) + b_i)
     shrink(x, A, dropout, compute)                     drop(x) Aᵀ
+    compressed_shrink(x, A, v, groups, scale, dropout, compute)    shrink; dA is VeLoRA's
     lookup(ids, A, padding, compute)                   columns of A, one for each id
     expand(y, h, B, scalings, branch, compute, bias)   y + (s h) Bᵀ + s b
     block_diagonal(weight, blocks)                     the rows' chunks on a diagonal
@@ -35,6 +36,7 @@ from torch import Tensor
 from lora_fx.graph.autocast import autocast_off
 from lora_fx.graph.row_norms import row_norms
 from lora_fx.graph.structure import ACTIVATION, Structure, compute_dtype
+from lora_fx.graph.velora import projection
 
 _library = torch.library.Library("lora_fx", "DEF")
 _library.define(
@@ -42,6 +44,10 @@ _library.define(
     "Tensor[] base) -> Tensor"
 )
 _library.define("shrink(Tensor x, Tensor A, float dropout, str compute) -> Tensor")
+_library.define(
+    "compressed_shrink(Tensor x, Tensor A, Tensor v, int groups, float scale, float dropout, "
+    "str compute) -> Tensor"
+)
 _library.define("lookup(Tensor ids, Tensor A, int? padding, str compute) -> Tensor")
 _library.define(
     "expand(Tensor y, Tensor h, Tensor B, Tensor scalings, int branch, str compute, "
@@ -74,6 +80,23 @@ def shrink_reference(x: Tensor, A: Tensor, dropout: float, compute: str) -> Tens
         return F.linear(x.to(dtype), A.to(dtype))
 
 
+def compressed_shrink_reference(
+    x: Tensor, A: Tensor, v: Tensor, groups: int, scale: float, dropout: float, compute: str
+) -> Tensor:
+    """Project as `shrink` does; A's gradient is of what the direction v (width,) leaves of x.
+
+    Of x nothing is kept but its projection (*, groups): `graph/velora.py`.
+    """
+    dtype = compute_dtype(compute, x.dtype)
+    if dropout:
+        x = F.dropout(x, dropout, training=True)
+    with _arithmetic(x, compute):
+        x, A = x.to(dtype), A.to(dtype)
+        P = projection(v.to(dtype), groups, x.shape[-1])
+        own = F.linear(F.linear(x.detach(), P), F.linear(A, P)) * scale
+        return F.linear(x, A.detach()) + (own - own.detach())
+
+
 def lookup_reference(ids: Tensor, A: Tensor, padding: int | None, compute: str) -> Tensor:
     """Pick the column of A (r, in) of each id: ids (*) -> (*, r); column `padding` learns nothing.
 
@@ -96,7 +119,11 @@ def expand_reference(
     dtype = compute_dtype(compute, h.dtype)
     with _arithmetic(h, compute):
         scaled = None if bias is None else (bias * scalings[branch]).to(dtype)
-        delta = F.linear((h * scalings[branch]).to(dtype), B.to(dtype), scaled)
+        if B.dtype.itemsize > dtype.itemsize:  # the cast rounds B, scaled or not
+            B = B * scalings[branch]
+        else:
+            h = h * scalings[branch]
+        delta = F.linear(h.to(dtype), B.to(dtype), scaled)
     return y + delta.to(y.dtype)
 
 
@@ -134,7 +161,7 @@ def site_reference(
     """Add every branch of a site to its base output `y`; `params` is A₀, B₀, A₁, B₁, …."""
     parsed = Structure.parse(structure)
     of_base = y
-    for i, (A, B, bias, m) in enumerate(parsed.params(params)):
+    for i, (A, B, bias, m, v) in enumerate(parsed.params(params)):
         branch = parsed.branches[i]
         A, B = (
             block_diagonal_reference(factor, blocks) if blocks > 1 else factor
@@ -143,6 +170,9 @@ def site_reference(
         dropped = F.dropout(x, branch.dropout, training=True) if branch.dropout else x
         if parsed.kind == "embedding":
             h = lookup_reference(x, A, parsed.padding, branch.compute)
+        elif v is not None:
+            compression = v, branch.groups, branch.scale, 0.0, branch.compute
+            h = compressed_shrink_reference(dropped, A, *compression)
         else:
             h = shrink_reference(dropped, A, 0.0, branch.compute)
         alone = y is of_base and not branch.dropout
@@ -205,6 +235,7 @@ def _arithmetic(x: Tensor, compute: str):
 for _name, _reference in {
     "site": site_reference,
     "shrink": shrink_reference,
+    "compressed_shrink": compressed_shrink_reference,
     "lookup": lookup_reference,
     "expand": expand_reference,
     "block_diagonal": block_diagonal_reference,
@@ -219,6 +250,7 @@ for _name, _reference in {
 
 site = torch.ops.lora_fx.site.default
 shrink = torch.ops.lora_fx.shrink.default
+compressed_shrink = torch.ops.lora_fx.compressed_shrink.default
 lookup = torch.ops.lora_fx.lookup.default
 expand = torch.ops.lora_fx.expand.default
 block_diagonal = torch.ops.lora_fx.block_diagonal.default

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 ACTIVATION = "activation"
-_BRANCH = re.compile(r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?(?::(\d+)x(\d+))?")
+_BRANCH = re.compile(
+    r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?(?::(\d+)x(\d+))?(?::g(\d+)\*([\d.e+-]+))?"
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Branch:
     evaluation); `compute` the dtype of its arithmetic, or `activation` for that of its input;
     `bias` says that B has a bias, `magnitude` that the branch is DoRA's. `blocks` are the numbers
     of blocks that A and B consist of, on a diagonal; more than one are stored below each other.
+    `groups`, if not 0, is how many groups of its input VeLoRA projects, and `scale` its scale.
     """
 
     rank: int
@@ -28,11 +31,15 @@ class Branch:
     bias: bool = False
     magnitude: bool = False
     blocks: tuple[int, int] = (1, 1)
+    groups: int = 0
+    scale: float = 1.0
 
     def __str__(self) -> str:
         more = ":bias" * self.bias + ":magnitude" * self.magnitude
         if self.blocks != (1, 1):
             more += f":{self.blocks[0]}x{self.blocks[1]}"
+        if self.groups:
+            more += f":g{self.groups}*{self.scale!r}"
         return f"r{self.rank}:p{self.dropout!r}:{self.compute}{more}"
 
 
@@ -56,8 +63,11 @@ class Structure:
         factor = "" if self.factor == 1 else f"*{self.factor!r}"
         return f"{self.kind}{padding}{factor}[{'|'.join(map(str, self.branches))}]"
 
-    def params(self, tensors: Sequence[Any]) -> list[tuple[Any, Any, Any, Any]]:
-        """Deal out the op's `params` to the branches: A, B, B's bias or None, magnitude or None."""
+    def params(self, tensors: Sequence[Any]) -> list[tuple[Any, Any, Any, Any, Any]]:
+        """Deal out the op's `params` to the branches: A, B, and what there is of these, or None.
+
+        B's bias, DoRA's magnitude, VeLoRA's direction.
+        """
         left = iter(tensors)
         return [
             (
@@ -65,6 +75,7 @@ class Structure:
                 next(left),
                 next(left) if branch.bias else None,
                 next(left) if branch.magnitude else None,
+                next(left) if branch.groups else None,
             )
             for branch in self.branches
         ]
@@ -86,10 +97,11 @@ class Structure:
             branch = _BRANCH.fullmatch(text)
             if branch is None:
                 raise ValueError(f"`{text}` is not a branch of a site structure")
-            rank, dropout, compute, bias, magnitude, a, b = branch.groups()
+            rank, dropout, compute, bias, magnitude, a, b, groups, scale = branch.groups()
             flags = bias is not None, magnitude is not None
             blocks = int(a or 1), int(b or 1)
-            branches.append(Branch(int(rank), float(dropout), compute, *flags, blocks))
+            velora = int(groups or 0), float(scale or 1)
+            branches.append(Branch(int(rank), float(dropout), compute, *flags, blocks, *velora))
         padding = None if whole[2] is None else int(whole[2])
         return Structure(whole[1], tuple(branches), padding, float(whole[3] or 1))
 

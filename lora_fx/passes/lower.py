@@ -1,6 +1,7 @@
 """Turn LoRA nodes into torch operators; afterwards no `lora_fx::` node is left.
 
     shrink(x, A, p, compute)          →  linear(dropout(x, p).to(d), A.to(d))
+    compressed_shrink(x, A, v, …)     →  as in `graph/ops.py`
     lookup(ids, A, padding, compute)  →  embedding(ids, Aᵀ, padding).to(d)
     expand(y, h, B, scalings, i, c)   →  y + linear((h * scalings[i]).to(d), B.to(d)).to(y.dtype)
         or, if B is cast to fewer bits  →  y + linear(h.to(d), (B * scalings[i]).to(d)).to(y.dtype)
@@ -56,6 +57,24 @@ def _shrink(graph: Graph, node: Node) -> Node:
     if dropout:
         x = call(graph, F.dropout, x, dropout, True)
     return _linear(graph, x, A, compute)
+
+
+def _compressed_shrink(graph: Graph, node: Node) -> Node:
+    x, A, v, groups, scale, dropout, compute = node.args
+    if dropout:
+        x = call(graph, F.dropout, x, dropout, True)
+    wanted = compute_dtype(compute, dtype(x))  # type: ignore[arg-type]
+    columns = A.meta[EXAMPLE].shape[1]  # type: ignore[union-attr]
+    with _arithmetic(graph, x, compute):
+        x, A, v = (_cast(graph, one, wanted) for one in (x, A, v))
+        rows = [call(graph, "unsqueeze", v, 0)] * groups  # type: ignore[operator]
+        P = call(graph, torch.narrow, call(graph, torch.block_diag, *rows), 1, 0, columns)
+        kept = call(graph, F.linear, call(graph, "detach", x), P)
+        own = call(graph, F.linear, kept, call(graph, F.linear, A, P))
+        own = call(graph, torch.mul, own, scale)
+        nothing = call(graph, torch.sub, own, call(graph, "detach", own))
+        h = call(graph, F.linear, x, call(graph, "detach", A))
+        return call(graph, torch.add, h, nothing)
 
 
 def _lookup(graph: Graph, node: Node) -> Node:
@@ -119,6 +138,7 @@ def _delta(graph: Graph, node: Node) -> Node:
 
 _LOWERED = (
     (ops.shrink, _shrink),
+    (ops.compressed_shrink, _compressed_shrink),
     (ops.lookup, _lookup),
     (ops.expand, _expand),
     (ops.block_diagonal, _block_diagonal),

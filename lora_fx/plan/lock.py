@@ -16,6 +16,7 @@ from lora_fx.spec.spec import Spec
 
 if TYPE_CHECKING:
     from lora_fx.plan.plan import Plan
+    from lora_fx.plan.rules import AdapterPlan
 
 _FORM = 1
 _NOT_IDENTITY = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
@@ -94,7 +95,7 @@ def lock_of(plan: "Plan") -> Lock:
         _hashes(plan.spec),
         identity_of(plan.blueprint),
         {rule: frozenset(selection.names) for rule, selection in rules_of(plan)},
-        {a.name: {site.name: site.rank for site in a.sites} for a in plan.adapters},
+        {a.name: _ranks(a) for a in plan.adapters},
     )
 
 
@@ -115,6 +116,11 @@ def _counted(adapter: str, texts: Iterable[tuple[str, Any]]) -> Iterator[tuple[R
 def in_order(names: Iterable[str]) -> list[str]:
     """Sort names, numbers in them by size."""
     return sorted(names, key=lambda name: [(p.isdecimal() and int(p), p) for p in name.split(".")])
+
+
+def _ranks(adapter: "AdapterPlan") -> dict[str, int]:
+    """Return the ranks that the spec says: those of `eva` depend on data."""
+    return {site.name: site.rank for site in adapter.sites if site.init.name != "eva"}
 
 
 def _folded(ranks: Mapping[str, int]) -> dict[str, int]:

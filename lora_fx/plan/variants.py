@@ -6,7 +6,7 @@ Names and shapes are those of PEFT's files. `velora` keeps a buffer, which is no
 from collections.abc import Sequence
 
 from lora_fx.plan.sites import SitePlan
-from lora_fx.spec.expressions import Value
+from lora_fx.spec.expressions import Value, Word
 
 
 def tensors(site: SitePlan) -> dict[str, tuple[int, ...]]:
@@ -42,6 +42,16 @@ def blocks_of(site: SitePlan) -> tuple[int, int]:
     """Return the numbers of blocks that A and B of a `bdlora` site have on their diagonals."""
     a, b, number = named_blocks(site)
     return number if a else 1, number if b else 1
+
+
+def compression_of(site: SitePlan) -> tuple[int, float, str]:
+    """Return the groups of a `velora` site, its scale and its `init_type`."""
+    arguments = dict(site.variant.arguments)
+    groups, scale, init = (arguments[n] for n in ("num_groups", "scale", "init_type"))
+    assert isinstance(groups, int)
+    assert isinstance(scale, int | float)
+    assert isinstance(init, Word)
+    return groups, float(scale), init.name
 
 
 def named_blocks(site: SitePlan) -> tuple[bool, bool, int]:

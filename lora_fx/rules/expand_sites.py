@@ -48,7 +48,7 @@ class ExpandSites:
         y, x, params, scalings, _, base = match.node.args
         structure: Structure = match["structure"]
         value = y
-        for i, (A, B, bias, m) in enumerate(structure.params(params)):  # type: ignore[arg-type]
+        for i, (A, B, bias, m, v) in enumerate(structure.params(params)):  # type: ignore[arg-type]
             branch = structure.branches[i]
             A, B = (
                 call(graph, ops.block_diagonal, factor, blocks) if blocks > 1 else factor
@@ -59,6 +59,9 @@ class ExpandSites:
                 drawn, dropout = call(graph, F.dropout, x, dropout, True), 0.0
             if structure.kind == "embedding":
                 h = call(graph, ops.lookup, x, A, structure.padding, branch.compute)
+            elif v is not None:
+                compression = v, branch.groups, branch.scale, dropout, branch.compute
+                h = call(graph, ops.compressed_shrink, x, A, *compression)
             else:
                 h = call(graph, ops.shrink, drawn, A, dropout, branch.compute)
             with_bias = () if bias is None else (bias,)

@@ -175,7 +175,7 @@ def _merge(graph: Graph, structure: Structure, inputs: Sequence[Node]) -> list[N
     bias = inputs[2 + of_branches :]
     if bias:
         value = call(graph, "to", bias[0], dtype(scalings))
-        for index, (_, _, own, _) in enumerate(dealt):
+        for index, (_, _, own, *_) in enumerate(dealt):
             if own is not None:
                 scaling = call(graph, operator.getitem, scalings, index)
                 value = call(graph, torch.add, value, call(graph, torch.mul, own, scaling))

@@ -114,6 +114,7 @@ def step_of_peft(model: nn.Module, inputs_of: Inputs = example_inputs) -> dict[s
         named = get_peft_model_state_dict(
             model, model.state_dict() | grads, save_embedding_layers=False
         )
+    named = {key: tensor for key, tensor in named.items() if "velora_embed" not in key}
     tied = {key: named.pop(key) for key in list(named) if "lm_head.lora" in key}
     for key, grad in tied.items():
         leaf = "A" if "lora_B" in key else "B"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lora_fx
@@ -553,3 +554,59 @@ def test_layers_computed_again_in_backward(unit: str) -> None:
         scatter(one)
         one.train()
     assert_equal(step(model, tokens()), step(want, tokens()))
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            '{"model.layers.0.mlp.gate": ["pissa", "x"]}',
+            r"`model\.layers\.0\.mlp\.gate`.*cannot be",
+        ),
+        ('{"model.layers.0.mlp.up_proj": ["gaussian", "x"]}', "`gaussian` changed it"),
+        ('{"model.layers.0.mlp.up_proj": ["pissa", "x"]}', "another than|and was x"),
+        ('{"model.layers.0.mlp.up_proj": "pissa"}', "no such table"),
+        ("[", "no such table"),
+    ],
+)
+def test_a_header_that_makes_no_sense(said: str, message: str, tmp_path: Path) -> None:
+    model = compiled("rank = 4 target up_proj", llama(2))
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file(load_file(file), file, {"format": "pt", "lora_fx.changed_weights": said})
+    with pytest.raises(lora_fx.LoraFxError, match=message):
+        lora_fx.load(tmp_path, llama(2), backend=None)
+
+
+@pytest.mark.parametrize("init", ["pissa(iterations = 2)", "olora"])
+def test_nothing_is_lost_with_a_magnitude(init: str, tmp_path: Path) -> None:
+    """DoRA, rsLoRA, ranks by module and a trained module, to PEFT and back."""
+    model = saved(init, tmp_path, "variant = dora")
+    again = lora_fx.load(tmp_path, llama(2), backend=None)
+    assert torch.equal(logits(again), logits(model))
+    with again.disable_adapter():
+        assert relative(logits(again), logits(llama(2))) < 2e-6
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        want = PeftModel.from_pretrained(llama(2), tmp_path).eval()
+    assert want.peft_config["default"].use_dora
+    assert relative(logits(want), logits(model)) < 1e-5
+    assert relative(logits(want), logits(llama(2))) > 1e-2
+
+
+def test_weights_of_a_spec(tmp_path: Path) -> None:
+    """By the folder's own config it is plain LoRA; by a spec that says the init, what it was."""
+    model = saved("pissa", tmp_path / "saved")
+    own = tmp_path / "own.lora"
+    own.write_text('lora 1 adapter default { weights = "saved" }')
+    said = tmp_path / "said.lora"
+    text = SPEC.format(init="pissa", more='weights = "saved"')
+    said.write_text(f"lora 1 adapter default {{ {text} }}")
+    for file, changes in ((own, False), (said, True)):
+        again = lora_fx.compile(llama(2), file, backend=None)
+        assert relative(logits(again), logits(model)) < 2e-6
+        with again.disable_adapter():
+            assert relative(logits(again), logits(llama(2))) < 2e-6
+        weight = again.model.layers[0].mlp.up_proj.weight
+        given = llama(2).model.layers[0].mlp.up_proj.weight
+        assert torch.equal(weight, given) != changes

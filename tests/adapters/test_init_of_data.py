@@ -371,6 +371,7 @@ def test_eva_in_an_artifact(tmp_path: Path) -> None:
         for m in (model, again)
     ]
     assert scalings[0] == scalings[1]
+    assert not again.lora_fx_plan.notes
 
 
 def test_components_are_those_of_all_vectors() -> None:

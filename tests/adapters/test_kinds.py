@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import BdLoraConfig
+from peft import BdLoraConfig, VeloraConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -88,6 +88,14 @@ KINDS = {
             "use_bdlora": BdLoraConfig(["down_proj"], ["gate_proj", "up"], nblocks=2),
         },
         scaling=5 / 4,
+    ),
+    "velora": Kind(
+        of("llama"),
+        "variant = velora(num_groups = 6)  target q_proj, down_proj",
+        {
+            "target_modules": ["q_proj", "down_proj"],
+            "velora_config": VeloraConfig(num_groups=6),
+        },
     ),
     "train": Kind(
         of("llama"),

@@ -21,6 +21,8 @@ KINDS = {
     "dora and lora": "variant = dora  target up, embed  target mix { variant = lora }",
     "bdlora": """variant = bdlora(b = ["up"], blocks = 2, strict = false)  target mix, up
     """,
+    "velora": "variant = velora(num_groups = 3)  target mix, up",
+    "velora, dropout": "variant = velora(num_groups = 3, scale = 2)  dropout = 0.3  target up",
     "tie": "tie = true  target embed",
     "bias = all": "bias = all  target mix",
     "bias = lora_only": "bias = lora_only  target up",

@@ -12,6 +12,8 @@ branches = st.builds(
     st.booleans(),
     st.booleans(),
     st.tuples(st.integers(1, 8), st.integers(1, 8)),
+    st.integers(1, 64),
+    st.floats(1e-6, 1e6),
 )
 structures = st.builds(
     Structure,

@@ -54,9 +54,9 @@ def test_text_with_dropout_in_bfloat16() -> None:
 %to: bf16[2, 5] = .to(@0.lora_A.default.weight, torch.bfloat16)   # expand_sites/lower
 %linear_1: bf16[4, 2] = linear(%dropout, %to)   # expand_sites/lower
 %getitem: f32[] = getitem(@0.lora_scalings, 0)   # expand_sites/lower
-%mul: bf16[4, 2] = mul(%linear_1, %getitem)   # expand_sites/lower
-%to_1: bf16[7, 2] = .to(@0.lora_B.default.weight, torch.bfloat16)   # expand_sites/lower
-%linear_2: bf16[4, 7] = linear(%mul, %to_1)   # expand_sites/lower
+%mul: f32[7, 2] = mul(@0.lora_B.default.weight, %getitem)   # expand_sites/lower
+%to_1: bf16[7, 2] = .to(%mul, torch.bfloat16)   # expand_sites/lower
+%linear_2: bf16[4, 7] = linear(%linear_1, %to_1)   # expand_sites/lower
 %add: bf16[4, 7] = add(%output, %linear_2)   # expand_sites/lower
 return (%add)""",
     )

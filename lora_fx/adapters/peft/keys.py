@@ -12,8 +12,10 @@ from lora_fx.adapters.changed_weight import rebase
 from lora_fx.adapters.peft.kept_weights import name_of
 from lora_fx.adapters.peft.plain import PREFIX, joined, plain, split
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.graph.velora import width_of
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
+from lora_fx.plan.variants import compression_of
 
 _ROWS = "token_adapter.trainable_tokens_delta"
 
@@ -66,9 +68,8 @@ def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
     dora = any(storage.MAGNITUDE in site.tensors for site in plan.sites)
     found: dict[str, Tensor] = {}
     for site in plain(plan).sites:
-        found |= {f"{site.fqn}.{name}": _empty(*shape) for name, shape in site.tensors.items()}
-        if dora:
-            found[f"{site.fqn}.{storage.MAGNITUDE}"] = _empty(site.out_features)
+        shapes = _shapes_at(site, dora).items()
+        found |= {f"{site.fqn}.{name}": _empty(*shape) for name, shape in shapes}
         if site.tie:
             for fqn in _tied(model, site.fqn):
                 found[f"{fqn}.lora_A.weight"] = _empty(site.rank, site.out_features)
@@ -87,6 +88,16 @@ def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
     for rows in plan.tokens:
         found[f"{_base_layer(rows.fqn, adapted)}{_ROWS}"] = _empty(len(rows.ids), rows.width)
     return {f"{PREFIX}{name}": tensor for name, tensor in found.items()}
+
+
+def _shapes_at(site: SitePlan, dora: bool) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what a file has of a site; in an adapter with `dora`, of all sites."""
+    shapes = dict(site.tensors)
+    if site.variant.name == "velora":
+        shapes[storage.DIRECTION] = (width_of(site.in_features, compression_of(site)[0]),)
+    if dora:
+        shapes[storage.MAGNITUDE] = (site.out_features,)
+    return shapes
 
 
 def adapted(plan: AdapterPlan, model: nn.Module) -> set[str]:

@@ -16,7 +16,12 @@ from lora_fx.adapters.not_yet import unsupported_parts
 from lora_fx.adapters.peft.kept_weights import with_weights
 from lora_fx.adapters.peft.keys import PREFIX, adapted, embeddings, expected_tensors
 from lora_fx.adapters.peft.plain import Origin, as_named, read_origins, with_origins
-from lora_fx.adapters.peft.starts import base_faults, start_faults, with_starts
+from lora_fx.adapters.peft.starts import (
+    base_faults,
+    header_faults,
+    start_faults,
+    with_starts,
+)
 from lora_fx.adapters.peft.write import CONFIG, TENSORS
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Source, Span
 from lora_fx.plan.modules import modules_of
@@ -61,8 +66,9 @@ def read(folder: Path, name: str, model: nn.Module, layers: Sequence[int] | None
         faults.append(_fault("adapter-unexpected-tensor", message, folder / TENSORS))
     if faults:
         raise LoraFxError(faults)
-    whole = with_origins(plan, origins)
-    found = [*start_faults(plan), *base_faults(whole, origins, model)]
+    found = header_faults(plan, origins)
+    whole = plan if found else with_origins(plan, origins)
+    found = found or [*start_faults(plan), *base_faults(whole, origins, model)]
     if found:
         raise LoraFxError(_fault(code, message, folder / TENSORS) for code, message in found)
     state = with_weights(whole, with_starts(plan, state, model), folder, model)

@@ -16,9 +16,21 @@ from lora_fx.adapters.peft.plain import Origin, doubled
 from lora_fx.plan.changed_weights import changed_weight_faults
 from lora_fx.plan.modules import modules_of
 from lora_fx.plan.rules import AdapterPlan
-from lora_fx.plan.sites import SitePlan
+from lora_fx.plan.sites import CHANGES_BASE, TAKES_FROM_BASE, SitePlan
 
 Fault = tuple[str, str]  # code, message
+
+
+def header_faults(plan: AdapterPlan, origins: Mapping[str, Origin]) -> list[Fault]:
+    """Return a fault for each site in the header of a file that its config does not have so."""
+    sites = {site.fqn: site for site in plan.sites if site.layer.kind in ("linear", "transposed")}
+    found = []
+    for fqn, origin in origins.items():
+        halves = origin.init in TAKES_FROM_BASE
+        if fqn not in sites or origin.init not in CHANGES_BASE or (halves and sites[fqn].rank % 2):
+            message = f"its header says of `{fqn}` that `{origin.init}` changed it: that cannot be"
+            found.append(("adapter-unreadable", message))
+    return found
 
 
 def start_faults(plan: AdapterPlan) -> list[Fault]:
@@ -49,7 +61,6 @@ def base_faults(
     found = [
         (fqn, origin.base, fingerprint_of_base(model.get_submodule(fqn)))
         for fqn, origin in origins.items()
-        if fqn in {site.fqn for site in plan.sites}
     ]
     other = [one for one in found if one[1] != one[2]]
     if other:
@@ -59,7 +70,8 @@ def base_faults(
 
 
 def _described(here: str, there: str) -> str:
-    (dtype, shape, _), (dtype_there, shape_there, _) = here.split(" "), there.split(" ")
+    dtype, shape, *_ = here.split(" ")
+    dtype_there, shape_there, *_ = (*there.split(" "), "")
     if dtype != dtype_there:
         return f"{dtype} here, and was {dtype_there} when the adapter changed it"
     if shape != shape_there:

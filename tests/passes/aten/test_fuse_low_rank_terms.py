@@ -34,11 +34,11 @@ def total(dy, W, dS, A):
 def gated(dy, W, dS, A, gate, up, V):
     """Return the gradients of a gated activation, in a product each, as a layer below has them."""
     gradient = total(dy, W, dS, A).view(3, 4, N)
-    wide = cast(gate, torch.float32)
+    wide = cast(gate, torch.promote_types(gate.dtype, torch.float32))
     sigmoid = torch.sigmoid(wide)
-    dup = gradient * cast(wide * sigmoid, torch.bfloat16)
-    dgate = cast(gradient * up, torch.float32) * sigmoid * (1 + wide * (torch.neg(sigmoid) + 1))
-    flat = cast(dgate, torch.bfloat16).reshape(M, N)
+    dup = gradient * cast(wide * sigmoid, dy.dtype)
+    dgate = cast(gradient * up, wide.dtype) * sigmoid * (1 + wide * (torch.neg(sigmoid) + 1))
+    flat = cast(dgate, dy.dtype).reshape(M, N)
     return dup.reshape(M, N) @ V, torch.mm(permute(flat, [1, 0]), dy)
 
 
