@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lora_fx.compiler import capture as capture
     from lora_fx.compiler import compile as compile
     from lora_fx.compiler import load as load
+    from lora_fx.compiler import merge as merge
     from lora_fx.diagnostics import Diagnostic as Diagnostic
     from lora_fx.diagnostics import LoraFxError as LoraFxError
     from lora_fx.plan import plan as plan
@@ -25,6 +26,7 @@ _HOMES = {
     "compile": "lora_fx.compiler",
     "from_peft": "lora_fx.plan.peft",
     "load": "lora_fx.compiler",
+    "merge": "lora_fx.compiler",
     "parse": "lora_fx.spec",
     "plan": "lora_fx.plan",
 }
@@ -36,6 +38,7 @@ __all__ = [
     "compile",
     "from_peft",
     "load",
+    "merge",
     "parse",
     "plan",
 ]

@@ -36,8 +36,10 @@ from lora_fx.passes.factor_dora_norm import factor_dora_norm
 from lora_fx.passes.grouped_attention import grouped_attention
 from lora_fx.passes.lower import lower
 from lora_fx.passes.share_shrinks import share_shrinks
+from lora_fx.plan.merge_sources import require_base_kept, require_weights
 from lora_fx.plan.plan import Plan, plan_sites
 from lora_fx.plan.replication import replicate_layers
+from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.stacks import find_stacks
 from lora_fx.rewrite.driver import apply
 from lora_fx.rules.expand_sites import ExpandSites
@@ -50,11 +52,14 @@ from lora_fx.runtime.brought_in import bring_in, brought_in
 from lora_fx.runtime.calibration_text import text_batches
 from lora_fx.runtime.given_weights import bind_weights, read_weights
 from lora_fx.runtime.loss import TokenLosses, compile_loss
+from lora_fx.runtime.merge_statements import Adapters, combine_statements, run_merges
 from lora_fx.runtime.progress import Report, progress_bar, silent
 from lora_fx.runtime.provenance import annotate
 from lora_fx.runtime.root import checkpoint_layers, make_root
 from lora_fx.runtime.saved_spec import frame_of, restore_arithmetic
 from lora_fx.runtime.starts import starts
+from lora_fx.runtime.streamed.mapped_model import map_model
+from lora_fx.runtime.streamed.write_merges import require_saves, write_merges
 from lora_fx.runtime.uncalled import require_called
 from lora_fx.runtime.unit import Compiled, Unit, arguments_of, install_unit
 from lora_fx.spec import parse
@@ -110,7 +115,7 @@ def _compiled(
     plan, units = _prepare(tree, spec, backend)
     values = (given or _weights)(tree.requires_grad_(False), plan)
     plan, start = starts(tree, plan, values, calibration, report)
-    _bind(tree, plan, values, start)
+    adapters = _bind(tree, plan, values, start)
     if spec.compile.layout == "augmented" and backend == "inductor":
         augment(tree)
     if backend is not None:
@@ -120,7 +125,7 @@ def _compiled(
         if backend == "inductor" and "" not in units:
             compile_loss(tree, unit)
         bring_in(tree)
-    make_root(tree, plan)
+    make_root(tree, plan, adapters)
     if spec.compile.checkpoint == "layers":
         checkpoint_layers(tree, [layer for stack in find_stacks(tree) for layer in stack.layers])
     tree.lora_fx_checkpoint = spec.compile.checkpoint  # type: ignore[assignment]
@@ -134,6 +139,7 @@ def _prepare(
     layer_map = replicate_layers(tree, spec.layers) if spec.layers else None
     plan = plan_sites(spec, tree, layer_map)
     require_supported(plan)
+    require_weights(spec)
     require_reachable(tree, plan.adapters)
     units: dict[str, int | None] = {}
     if backend is not None and spec.compile.unit == "layers":
@@ -144,13 +150,28 @@ def _prepare(
     return plan, units
 
 
-def _bind(tree: nn.Module, plan: Plan, given: Given, start: Start) -> None:
-    """Put every adapter in place."""
-    for adapter in plan.adapters:
-        if adapter.name in given:
-            bind_weights(tree, adapter, given[adapter.name])
-        else:
-            bind(tree, adapter, start)
+def _bind(tree: nn.Module, plan: Plan, given: Given, start: Start) -> Adapters:
+    """Put every adapter in place, and those that merges make; return them by name.
+
+    What is trained starts from the base that merges leave.
+    """
+    late = [a for a in plan.adapters if plan.spec.merges and a.name not in given]
+    there: Adapters = {a.name: a for a in plan.adapters if a not in late}
+    for adapter in there.values():
+        _bind_one(tree, adapter, given, start)
+    there = run_merges(tree, plan.spec, there)
+    for adapter in late:
+        _bind_one(tree, adapter, given, start)
+    every = {**there, **{adapter.name: adapter for adapter in late}}
+    of_file = [adapter.name for adapter in plan.adapters if adapter.name in every]
+    return {name: every[name] for name in (*of_file, *every)}
+
+
+def _bind_one(tree: nn.Module, adapter: AdapterPlan, given: Given, start: Start) -> None:
+    if adapter.name in given:
+        bind_weights(tree, adapter, given[adapter.name])
+    else:
+        bind(tree, adapter, start)
 
 
 def _weights(tree: nn.Module, plan: Plan) -> Given:
@@ -207,6 +228,7 @@ def build(
     written.
     """
     spec = spec if isinstance(spec, Spec) else parse(spec)
+    require_base_kept(spec)
     with new_artifact(Path(out), force) as folder:
         place = place_of(model, spec)
         if not isinstance(model, nn.Module):
@@ -254,6 +276,35 @@ def load(
     restore_arithmetic(model, local(folder))
     model.set_adapter(next(iter(folders)))  # type: ignore[operator]
     return model
+
+
+def merge(
+    spec: SpecLike,
+    model: str | Path | None = None,
+    *,
+    force: bool = False,
+    report: Report = silent,
+) -> list[Path]:
+    """Carry out the merges of a spec and write those that say `save`; return the folders.
+
+    What goes into the base is streamed from the model's safetensors checkpoint, of which one tensor
+    is in memory at a time. A run that was cut off goes on where it was. `model` is a folder or a
+    hub id; None is the model that the spec names. Each folder appears when it is whole; what is
+    there is replaced only with `force`. Raises LoraFxError with every fault, and nothing is
+    written.
+    """
+    spec = spec if isinstance(spec, Spec) else parse(spec)
+    require_saves(spec, force)
+    report("reading the adapters", 0, 1)
+    mapped = map_model(place_of(model, spec), spec)
+    tree = mapped.tree
+    plan, _ = _prepare(tree, spec, None)
+    given = _weights(tree, plan)
+    there = {a.name: a for a in plan.adapters if a.name in given}
+    for adapter in there.values():
+        bind_weights(tree, adapter, given[adapter.name])
+    make_root(tree, plan, combine_statements(tree, spec, there))
+    return write_merges(tree, spec, mapped.shards, report)  # type: ignore[arg-type]
 
 
 def _start(

@@ -13,6 +13,7 @@ def test_the_public_names() -> None:
         "compile",
         "from_peft",
         "load",
+        "merge",
         "parse",
         "plan",
     ]

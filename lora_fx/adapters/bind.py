@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_fx.adapters import copies, magnitudes, storage, token_rows
+from lora_fx.adapters import copies, magnitudes, merged, storage, token_rows
 from lora_fx.adapters.changed_weight import change, require_changeable, restore
 from lora_fx.adapters.init import generator_of
 from lora_fx.adapters.init.direction import start_direction
+from lora_fx.adapters.mergeable import require_separate
 from lora_fx.adapters.offloaded_copies import keep_in_force
 from lora_fx.adapters.reachable import require_reachable
 from lora_fx.adapters.site import Arithmetic, Compression
@@ -123,18 +124,34 @@ def arithmetic(planned: SitePlan) -> Arithmetic:
     )
 
 
-def require_compatible(model: nn.Module, adapters: tuple[str, ...]) -> None:
-    """Raise LoraFxError if two of these adapters train the same part of the base."""
-    copies.require_one_each(model, adapters)
-    token_rows.require_distinct(model, adapters)
+def require_compatible(
+    model: nn.Module, adapters: tuple[str, ...], in_weights: tuple[str, ...] = ()
+) -> None:
+    """Raise LoraFxError if two of these adapters train the same part of the base.
+
+    Those that are merged `in_weights` change the weights that they adapt, too.
+    """
+    every = tuple(dict.fromkeys((*in_weights, *adapters)))
+    copies.require_one_each(model, every)
+    token_rows.require_distinct(model, every)
+    require_separate(model, adapters, in_weights)
 
 
-def activate(model: nn.Module, adapters: tuple[str, ...]) -> None:
-    """Let exactly these adapters take part in the forward, wherever they have something."""
+def activate(model: nn.Module, adapters: tuple[str, ...], in_weights: tuple[str, ...] = ()) -> None:
+    """Let exactly these adapters take part in the forward, wherever they have something.
+
+    Branches of those that are merged `in_weights` are not computed; whatever else they have is in
+    force as that of the others is.
+    """
     for _, site in storage.sites(model):
-        site.activate(adapters)
-    copies.activate(model, adapters)
-    token_rows.activate(model, adapters)
+        site.activate(tuple(name for name in adapters if name not in in_weights), in_weights)
+    every = tuple(dict.fromkeys((*in_weights, *adapters)))
+    copies.activate(model, every)
+    if in_weights:
+        merged.put_in_force(model)
+    token_rows.activate(model, every)
+    for _, site in storage.sites(model):
+        site.keep_room()
 
 
 def remove(model: nn.Module, adapter: str) -> None:

@@ -177,4 +177,4 @@ def _put(site: Site, weight: Tensor) -> None:
     """Make this the base weight: a new Parameter, so that the one that was there stays as it is."""
     trained = site.weight.requires_grad
     site._parameters["weight"] = nn.Parameter(weight.contiguous(), requires_grad=trained)
-    site._keep_room()
+    site.keep_room()

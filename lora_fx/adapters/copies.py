@@ -53,7 +53,7 @@ def add(module: nn.Module, adapter: str, names: Iterable[str], trainable: bool) 
     The tensors are the module's direct ones. Not in force until `activate`.
     """
     own: dict[str, Tensor] = {}
-    for name, tensor in _base(module, names).items():
+    for name, tensor in keep(module, names).items():
         values = values_of(module, name, tensor).to(device_of(module, tensor), copy=True)
         is_parameter = isinstance(tensor, nn.Parameter)
         own[name] = nn.Parameter(values, requires_grad=trainable) if is_parameter else values
@@ -62,11 +62,11 @@ def add(module: nn.Module, adapter: str, names: Iterable[str], trainable: bool) 
 
 def share(module: nn.Module, adapter: str, name: str, source: nn.Module) -> None:
     """Let a tied module use an adapter's version of the tensor that it shares with `source`."""
-    _base(module, [name])
+    keep(module, [name])
     _versions(module)[adapter] = Shared(name, source, adapter).train(module.training)
 
 
-def _base(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+def keep(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """Return the base's version of these tensors; from now on the module keeps it apart."""
     if _NAME not in module._modules:
         setattr(module, _NAME, nn.ModuleDict({_BASE: Versions({})}).train(module.training))
@@ -76,6 +76,17 @@ def _base(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
         if name not in base.tensors():
             _put(base, name, _direct(module)[name])
     return {name: base.tensors()[name] for name in names}
+
+
+def release(module: nn.Module) -> None:
+    """Put the base's version back in force, and keep apart only what adapters have their own of."""
+    base = _versions(module)[_BASE]
+    put(module, tensors(module, _BASE))
+    needed = {name for adapter in adapters_of(module) for name in tensors(module, adapter)}
+    if not needed:
+        del module._modules[_NAME]
+    for name in tensors(module, _BASE).keys() - needed if needed else ():
+        base._parameters.pop(name, None)
 
 
 def own_names(module: nn.Module) -> list[str]:

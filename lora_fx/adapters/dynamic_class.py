@@ -59,6 +59,14 @@ def specialise(module: nn.Module, mixin: type, beneath: type | None = None) -> N
         vars(module)[name] = types.MethodType(type(module).forward, module)
 
 
+def generalise(module: nn.Module) -> None:
+    """Make `module` an instance of the class that it had before any `specialise`, in place."""
+    kept = [name for name in _KEPT if _is_of_class(vars(module).get(name), module)]
+    module.__class__ = base_of(type(module))
+    for name in kept:
+        vars(module)[name] = types.MethodType(type(module).forward, module)
+
+
 def _specialised(cls: type, mixin: type, beneath: type | None) -> type:
     if beneath is not None and issubclass(cls, beneath):
         base, own = cls.__lora_fx__  # type: ignore[attr-defined]

@@ -49,7 +49,8 @@ def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
     if spec.optimizer is not None:
         yield "`optimizer`", spec.optimizer.span, ""
     for merge in spec.merges:
-        yield "`merge`", merge.span, ""
+        if merge.dequantize:
+            yield "`dequantize`", merge.span, ""
     for quantize in spec.quantize:
         yield "`quantize`", quantize.span, ""
 

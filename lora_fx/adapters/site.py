@@ -73,6 +73,7 @@ class Site(_Base):
     weight: Tensor
     lora_room: bool = False
     lora_change: "Change | None" = None
+    lora_in_weights: tuple[str, ...] = ()
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the base module, then announce the active branches."""
@@ -98,8 +99,12 @@ class Site(_Base):
         bias = getattr(self, "bias", None)
         return [weight] if bias is None else [weight, bias]
 
-    def activate(self, adapters: tuple[str, ...]) -> None:
-        """Let these adapters, of those present here, take part in the forward, in this order."""
+    def activate(self, adapters: tuple[str, ...], in_weights: tuple[str, ...] = ()) -> None:
+        """Let these adapters, of those present here, take part in the forward, in this order.
+
+        Those that are merged `in_weights` are in the weight that is here.
+        """
+        self.lora_in_weights = in_weights
         self.lora_active = tuple(name for name in adapters if name in self.lora_arithmetic)
         branches = self.branches_with(adapters)
         self._branches = tuple(factors for factors, _ in branches)
@@ -137,7 +142,7 @@ class Site(_Base):
         present = [name for name in adapters if name in self.lora_arithmetic]
         found = [(self.lora_branches[name], self.lora_arithmetic[name]) for name in present]
         change = self.lora_change
-        if change is not None and change.adapter not in present:
+        if change is not None and change.adapter not in (*present, *self.lora_in_weights):
             found.insert(0, (change.factors, change.arithmetic))
         return found
 
@@ -156,12 +161,12 @@ class Site(_Base):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
         self._place_scalings()
-        self._keep_room()
+        self.keep_room()
         return self
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)  # type: ignore[misc]
-        self._keep_room()
+        self.keep_room()
 
     def make_room(self) -> None:
         """Move the base weight (out, in) to where it has room, and again whenever it is moved."""
@@ -169,7 +174,8 @@ class Site(_Base):
         self._parameters["weight"] = nn.Parameter(wide, self.weight.requires_grad)
         self.lora_room = True
 
-    def _keep_room(self) -> None:
+    def keep_room(self) -> None:
+        """Make room beside the weight in force anew where it was packed."""
         if self.lora_room and not owns_room(self.weight):
             self.weight.data = with_room(self.weight.detach())
 

@@ -14,7 +14,19 @@ from lora_fx.cli.report import report
 from lora_fx.diagnostics import LoraFxError
 
 COMMANDS = (
-    *("init", "check", "explain", "fmt", "plan", "compile", "show", "diff", "import", "schema"),
+    *(
+        "init",
+        "check",
+        "explain",
+        "fmt",
+        "plan",
+        "compile",
+        "merge",
+        "show",
+        "diff",
+        "import",
+        "schema",
+    ),
 )
 
 

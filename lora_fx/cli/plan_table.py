@@ -119,6 +119,8 @@ def _memory(plan: Plan, memory: Mapping[str, int], remark: str) -> Iterator[tupl
         if name == "total" and "activations" not in memory:
             yield "activations", "?", remark
         yield name, _bytes(size), remarks.get(name, "")
+    if plan.merged_bytes:
+        yield "merged", _bytes(plan.merged_bytes), "more, while adapters are merged into weights"
 
 
 def _bytes(size: float) -> str:

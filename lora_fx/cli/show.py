@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 Stage = Literal["captured", "adapted", "fused", "lowered"]
+Shown = Literal["captured", "adapted", "fused", "lowered", "merge"]
 
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="The .lora file.")]
 ModelOption = Annotated[
@@ -27,7 +28,10 @@ EvaluationOption = Annotated[
 def show(
     spec: SpecArgument,
     model: ModelOption = None,
-    stage: Annotated[Stage, typer.Option(help="How far the rewriting has gone.")] = "lowered",
+    stage: Annotated[
+        Shown,
+        typer.Option(help="How far the rewriting has gone; `merge` is what merges the adapter."),
+    ] = "lowered",
     layer: LayerOption = 0,
     evaluation: EvaluationOption = False,
 ) -> None:
@@ -36,9 +40,12 @@ def show(
     Loads no weights. Weights print as @name within the layer, sizes that may change as s0, s1.
     """
     with Console(stderr=True).status("Capturing the graph"):
-        from lora_fx.cli.graphs import program
+        from lora_fx.cli.graphs import merge_text, program
 
-        text = program(spec, model, layer, evaluation).text(stage)
+        if stage == "merge":
+            text = merge_text(spec, model, layer)
+        else:
+            text = program(spec, model, layer, evaluation).text(stage)
     print_graph(text.splitlines())
 
 

@@ -10,9 +10,12 @@
     magnitude(y, u, m, norms, bias)                    y + (m / norms - 1) * (u - bias)
     replace_rows(y, ids, tokens, rows, padding)        y, and rows[i] where the id is tokens[i]
     replace_columns(y, x, tokens, rows, bias)          y, and x rows[i]ᵀ + bias in column tokens[i]
+    merge(W, params, scalings, structure)              W + sum_i s_i B_i A_i
+    delta(W, A, B, scaling, transposed)                W + s B A
 
 x: (*, in)   A: (r, in)   B: (out, r)   y: (*, out)   h: (*, r)   scalings: float32 (branches,)
 b: (out,)   ids: (*)   tokens: (n,)   rows: (n, in or out)   W: (out, in)   m, norms: (out,)
+Where `merge` and `delta` are given W as (in, out), B A is transposed.
 Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3. Of an embedding, x is one-hot and `in` its rows.
 With a magnitude m, DoRA's branch is what makes W x to (m / ‖W + s B A‖) (W + s B A) x: Liu et al.
 2024, arXiv 2402.09353, eq. 5. Several branches add up what each alone adds to W x. `base` is W and
@@ -63,6 +66,9 @@ _library.define(
 _library.define(
     "replace_columns(Tensor y, Tensor x, Tensor tokens, Tensor rows, Tensor? bias) -> Tensor"
 )
+
+_library.define("merge(Tensor W, Tensor[] params, Tensor scalings, str structure) -> Tensor")
+_library.define("delta(Tensor W, Tensor A, Tensor B, Tensor? scaling, bool transposed) -> Tensor")
 
 
 def shrink_reference(x: Tensor, A: Tensor, dropout: float, compute: str) -> Tensor:
@@ -200,6 +206,25 @@ def replace_columns_reference(
     return y.index_copy(-1, tokens, own.to(y.dtype))
 
 
+def delta_reference(
+    W: Tensor, A: Tensor, B: Tensor, scaling: Tensor | None, transposed: bool
+) -> Tensor:
+    """Add a low-rank product to a weight, in the weight's dtype: `W + s B A`, or `W + s Aᵀ Bᵀ`."""
+    A, B = A.to(W.dtype), B.to(W.dtype)
+    if scaling is not None:
+        B = B * scaling
+    return torch.addmm(W, A.t(), B.t()) if transposed else torch.addmm(W, B, A)
+
+
+def merge_reference(W: Tensor, params: list[Tensor], scalings: Tensor, structure: str) -> Tensor:
+    """Add every branch to a weight in the dtype of the scalings, and round once, to its own."""
+    parsed = Structure.parse(structure)
+    merged = W.to(scalings.dtype)
+    for i, (A, B, *_) in enumerate(parsed.params(params)):
+        merged = delta_reference(merged, A, B, scalings[i], parsed.transposed)
+    return merged.to(W.dtype)
+
+
 def _arithmetic(x: Tensor, compute: str):
     """Keep a named compute dtype under autocast; `activation` leaves autocast in charge."""
     if compute == ACTIVATION:
@@ -218,6 +243,8 @@ for _name, _reference in {
     "magnitude": magnitude_reference,
     "replace_rows": replace_rows_reference,
     "replace_columns": replace_columns_reference,
+    "merge": merge_reference,
+    "delta": delta_reference,
 }.items():
     _library.impl(_name, _reference, "CompositeImplicitAutograd")
 
@@ -231,3 +258,5 @@ norms = torch.ops.lora_fx.norms.default
 magnitude = torch.ops.lora_fx.magnitude.default
 replace_rows = torch.ops.lora_fx.replace_rows.default
 replace_columns = torch.ops.lora_fx.replace_columns.default
+merge = torch.ops.lora_fx.merge.default
+delta = torch.ops.lora_fx.delta.default

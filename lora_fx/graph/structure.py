@@ -47,9 +47,10 @@ class Branch:
 class Structure:
     """What `lora_fx::site` computes; equal for sites that may share one compiled graph.
 
-    Its text is the `structure` argument of the op. `kind` is `linear` or `embedding`; `padding` is
-    the row of an embedding that has no gradient, `factor` what it multiplies its output by. Values
-    that may change without a recompile (weights, scalings) are tensors and have no place here.
+    Its text is the `structure` argument of the op, and of `merge`, which tells `transposed` layers
+    from `linear` ones. `kind` is `linear` or `embedding`; `padding` is the row of an embedding that
+    has no gradient, `factor` what it multiplies its output by. Values that may change without a
+    recompile (weights, scalings) are tensors and have no place here.
     """
 
     kind: str
@@ -78,6 +79,11 @@ class Structure:
             )
             for branch in self.branches
         ]
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is (in, out): of an embedding, whose inputs are its rows, too."""
+        return self.kind != "linear"
 
     @staticmethod
     @cache

@@ -14,9 +14,9 @@ _TOKENS = frozenset({"lora_fx::replace_rows", "lora_fx::replace_columns"})
 _NAMES = ("shrink", "compressed_shrink", "lookup", "expand", "magnitude", "block_diagonal")
 _BRANCHES = frozenset(f"lora_fx::{name}" for name in _NAMES)
 _LEGAL: dict[Stage, frozenset[str]] = {
-    "captured": _TOKENS | {"lora_fx::site"},
-    "adapted": _TOKENS | _BRANCHES | {"lora_fx::norms"},
-    "fused": _TOKENS | _BRANCHES,
+    "captured": _TOKENS | {"lora_fx::site", "lora_fx::merge"},
+    "adapted": _TOKENS | _BRANCHES | {"lora_fx::norms", "lora_fx::delta"},
+    "fused": _TOKENS | _BRANCHES | {"lora_fx::delta"},
     "lowered": frozenset(),
 }
 

@@ -8,6 +8,7 @@
     block_diagonal(weight, n)         →  block_diag(*chunk(weight, n))
     magnitude(y, u, m, norms, b)      →  (y + (m / norms - 1) * (u - b)).to(y.dtype)
     replace_rows, replace_columns     →  as in `graph/ops.py`
+    delta(W, A, B, scaling, t)        →  addmm(W, B.to(d) * scaling, A.to(d)), d that of W
 
 d is the activations' dtype, or the named compute dtype, which then holds under autocast too.
 """
@@ -126,6 +127,15 @@ def _replace_columns(graph: Graph, node: Node) -> Node:
     return call(graph, "index_copy", y, -1, tokens, _cast(graph, delta, dtype(y)))
 
 
+def _delta(graph: Graph, node: Node) -> Node:
+    weight, A, B, scaling, transposed = node.args
+    A, B = _cast(graph, A, dtype(weight)), _cast(graph, B, dtype(weight))
+    if scaling is not None:
+        B = call(graph, torch.mul, B, scaling)
+    factors = (call(graph, "t", A), call(graph, "t", B)) if transposed else (B, A)
+    return call(graph, torch.addmm, weight, *factors)
+
+
 _LOWERED = (
     (ops.shrink, _shrink),
     (ops.compressed_shrink, _compressed_shrink),
@@ -135,6 +145,7 @@ _LOWERED = (
     (ops.magnitude, _magnitude),
     (ops.replace_rows, _replace_rows),
     (ops.replace_columns, _replace_columns),
+    (ops.delta, _delta),
 )
 
 

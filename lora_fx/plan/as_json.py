@@ -23,6 +23,7 @@ def plan_to_json(plan: "Plan") -> dict[str, Any]:
         "all": plan.all,
         "base": plan.base,
         "memory": plan.memory(),
+        "merged_bytes": plan.merged_bytes,
         "adapters": [_adapter(adapter) for adapter in plan.adapters],
         "sites": [_site(site) for site in plan.sites],
         "trained": [_plain(module) for module in plan.trained],

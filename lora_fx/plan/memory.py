@@ -76,15 +76,35 @@ def estimate(
     )
 
 
+def merged_bytes(tree: nn.Module, adapters: Iterable[AdapterPlan]) -> int:
+    """Return the bytes that weights take a second time while all adapters are merged into them.
+
+    Packed weights are not merged into.
+    """
+    held: dict[int, int] = {}
+    for site in (site for adapter in adapters for site in adapter.sites if not site.parameter):
+        module = tree.get_submodule(site.fqn)
+        names = ("weight", "bias") if site.lora_bias else ("weight",)
+        for tensor in (getattr(module, name, None) for name in names):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                held[id(tensor)] = tensor.nbytes
+    return sum(held.values())
+
+
 def _tensors(tree: nn.Module) -> Iterator[Tensor]:
     """Yield parameters, buffers, and the scales of packed 4-bit weights; some more than once."""
     yield from tree.buffers()
     for parameter in distinct_parameters(tree):
         yield parameter
-        state: Any = getattr(parameter, "quant_state", None)
-        while state is not None:
-            yield state.absmax
-            state = getattr(state, "state2", None)
+        yield from scales_of(parameter)
+
+
+def scales_of(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the scales of a packed 4-bit weight, and those that they are packed with in turn."""
+    state: Any = getattr(tensor, "quant_state", None)
+    while state is not None:
+        yield state.absmax
+        state = getattr(state, "state2", None)
 
 
 def _of_sites(adapter: AdapterPlan, optimizer: OptimizerSpec | None) -> Iterator[_Size]:

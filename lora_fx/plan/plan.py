@@ -14,7 +14,7 @@ from lora_fx.plan.changed_weights import changed_weight_faults
 from lora_fx.plan.checks import failed_checks
 from lora_fx.plan.explain import Part, explain
 from lora_fx.plan.lock_differences import lock_differences
-from lora_fx.plan.memory import Memory, count_elements, estimate
+from lora_fx.plan.memory import Memory, count_elements, estimate, merged_bytes
 from lora_fx.plan.merges import merge_faults
 from lora_fx.plan.modules import modules_of
 from lora_fx.plan.offloaded import distinct_parameters
@@ -26,7 +26,7 @@ from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
 from lora_fx.plan.weights import with_own_targets
 from lora_fx.spec.expressions import Value
-from lora_fx.spec.spec import AdapterSpec, Spec
+from lora_fx.spec.spec import AdapterSpec, MergeSpec, Spec
 
 if TYPE_CHECKING:
     from lora_fx.plan.activations import Activations
@@ -41,7 +41,8 @@ class Plan:
     `biases`, the base's own. `quantized` are modules whose weights are packed, `selections` what
     each `quantize` statement selects. `stacks` are the numbers of layers in each stack, `modules`
     the classes of all modules by name, `parameters` the shapes of the base's. `base` counts their
-    elements, packed weights as what they stand for. `notes` are warnings and notes, `blueprint` is
+    elements, packed weights as what they stand for. `merged_bytes` is what weights take a second
+    time while all adapters are merged into them. `notes` are warnings and notes, `blueprint` is
     what the model can be built from again.
     """
 
@@ -58,6 +59,7 @@ class Plan:
     parameters: Mapping[str, tuple[int, ...]]
     selections: tuple[Selection, ...]
     base: int
+    merged_bytes: int
     notes: tuple[Diagnostic, ...]
     blueprint: Blueprint | None
     _memory: Memory
@@ -138,7 +140,8 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
     Raises LoraFxError with everything that is wrong.
     """
     modules = modules_of(tree)
-    diagnostics = [fault for adapter in spec.adapters for fault in _name_faults(adapter)]
+    named = (*spec.adapters, *spec.merges)
+    diagnostics = [fault for adapter in named for fault in _name_faults(adapter)]
     quantize = [select(statement, modules, diagnostics) for statement in spec.quantize]
     quantized = quantized_modules(quantize, modules, diagnostics)
     adapters = []
@@ -163,6 +166,7 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         {name: tuple(parameter.shape) for name, parameter in modules.parameters.items()},
         tuple(quantize),
         sum(count_elements(parameter) for parameter in distinct_parameters(tree)),
+        merged_bytes(tree, adapters),
         tuple(d for d in diagnostics if d.severity != "error"),
         blueprint_of(tree),
         estimate(tree, adapters, quantized, spec.optimizer, spec.compile.layout == "augmented"),
@@ -186,7 +190,7 @@ def _totals(plan: Plan) -> dict[str, Value]:
     }
 
 
-def _name_faults(adapter: AdapterSpec) -> list[Diagnostic]:
+def _name_faults(adapter: AdapterSpec | MergeSpec) -> list[Diagnostic]:
     """Refuse names that `nn.ModuleDict`, where adapters live, needs for its own methods."""
     if not hasattr(nn.ModuleDict(), adapter.name):
         return []

@@ -22,6 +22,7 @@ from lora_fx.plan.offloaded import distinct_parameters
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.runtime.saved_spec import save_spec
+from lora_fx.runtime.status import LayerStatus, ModelStatus, layer_status, model_status
 from lora_fx.spec.together import together
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class AdapterMethods(_Base):
     lora_fx_plan: Plan
     lora_fx_adapters: dict[str, AdapterPlan]
     lora_fx_active: tuple[str, ...]
+    lora_fx_merged: tuple[str, ...]
     lora_fx_enabled: bool
     lora_fx_watched: set[tuple[str, ...]]
 
@@ -57,7 +59,7 @@ class AdapterMethods(_Base):
         if len(set(names)) < len(names):
             message = f"an adapter is named twice: {', '.join(f'`{name}`' for name in names)}"
             raise LoraFxError((Diagnostic("adapter-twice", message, None),))
-        require_compatible(self, names)
+        require_compatible(self, names, self.lora_fx_merged)
         self.lora_fx_active = names
         self._activate()
 
@@ -93,10 +95,12 @@ class AdapterMethods(_Base):
         then bit-identical to before.
         """
         if adapter_name not in self.lora_fx_adapters:
-            _check_name(adapter_name)
+            check_name(adapter_name)
+        self._require_unmerged((adapter_name,))
         loaded = read(local(model_id), adapter_name, self, self._layers())
         if adapter_name in self.lora_fx_adapters:
             self._require_same(adapter_name, loaded.plan)
+        self._require_base_unmerged(loaded.plan)
         with undone_on_error(self, live_tensors(self, adapter_name).values()):
             if adapter_name not in self.lora_fx_adapters:
                 plan = loaded.plan.with_trainable(is_trainable)
@@ -107,6 +111,8 @@ class AdapterMethods(_Base):
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; if none stays active, the first one left becomes active."""
         self._require_known((adapter_name,))
+        self._require_unmerged((adapter_name,))
+        self._require_base_unmerged(self.lora_fx_adapters[adapter_name])
         left = {n: plan for n, plan in self.lora_fx_adapters.items() if n != adapter_name}
         self.lora_fx_adapters = left
         active = tuple(name for name in self.lora_fx_active if name != adapter_name)
@@ -114,6 +120,14 @@ class AdapterMethods(_Base):
         self._activate()
         remove(self, adapter_name)
         self.lora_fx_watched = {()}
+
+    def get_layer_status(self) -> list[LayerStatus]:
+        """Return what adapters have of each module: active, merged, trained, ranks, bytes."""
+        return layer_status(self)
+
+    def get_model_status(self) -> ModelStatus:
+        """Return what adapters the model has, which act, learn or are merged, and its bytes."""
+        return model_status(self)
 
     def print_trainable_parameters(self) -> None:
         """Print trainable and total parameter counts, as PEFT does."""
@@ -161,7 +175,21 @@ class AdapterMethods(_Base):
         return self
 
     def _activate(self) -> None:
-        activate(self, self.lora_fx_active if self.lora_fx_enabled else ())
+        on = self.lora_fx_enabled
+        activate(self, self.lora_fx_active if on else (), self.lora_fx_merged if on else ())
+
+    def _require_base_unmerged(self, plan: AdapterPlan) -> None:
+        """Raise LoraFxError if an adapter changes weights while others are folded into them."""
+        if any(site.changes_base for site in plan.sites):
+            self._require_unmerged(self.lora_fx_merged)
+
+    def _require_unmerged(self, names: tuple[str, ...]) -> None:
+        """Raise LoraFxError if one of these adapters is folded into the weights."""
+        there = [name for name in self.lora_fx_merged if name in names]
+        if there:
+            message = f"adapter `{there[0]}` is merged into the weights"
+            help = "call `unmerge_adapter()` first"
+            raise LoraFxError((Diagnostic("adapter-merged", message, help=help),))
 
     def _require_known(self, names: tuple[str, ...]) -> None:
         known = ", ".join(f"`{name}`" for name in self.lora_fx_adapters)
@@ -206,7 +234,8 @@ def write_adapter(
     write(folder, model, plan, config, save_embedding_layers, earlier)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise LoraFxError for what cannot name an adapter."""
     taken = name in ("", "base", "__base__") or hasattr(nn.ModuleDict(), name)
     if taken or set("./\\") & set(name):
         message = f"`{name}` cannot name an adapter"

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from lora_fx.adapters import copies, storage
+from lora_fx.adapters import copies, merged, storage
 from lora_fx.adapters.changed_weight import rebase_by_name
 from lora_fx.adapters.peft.keys import adapter_tensors
 from lora_fx.adapters.peft.write import folder_config
 from lora_fx.diagnostics import Diagnostic, LoraFxError
-from lora_fx.runtime.adapter_methods import AdapterMethods
+from lora_fx.runtime.combine_methods import CombineMethods
 from lora_fx.runtime.uncalled import run_watched
 from lora_fx.spec.together import together
 
@@ -35,7 +35,7 @@ else:
 _CHECKPOINT = partial(checkpoint, use_reentrant=False)
 
 
-class HuggingFace(AdapterMethods, _Base):  # type: ignore[override]
+class HuggingFace(CombineMethods, _Base):  # type: ignore[override]
     """Mixin for a compiled `PreTrainedModel`."""
 
     _hf_peft_config_loaded = True
@@ -148,7 +148,8 @@ class HuggingFace(AdapterMethods, _Base):  # type: ignore[override]
         """Return everything that adapters own, each tensor once, by its name in this model."""
         found: dict[int, tuple[str, Tensor]] = {}
         for fqn, module in self.named_modules():
-            if storage.is_of_adapters(fqn) and not copies.is_of_base(fqn):
+            kept = copies.is_of_base(fqn) or merged.is_merged(fqn)
+            if storage.is_of_adapters(fqn) and not kept:
                 own = module.state_dict(prefix=f"{fqn}.") if not module._modules else {}
                 for name, tensor in own.items():
                     found.setdefault(tensor.data_ptr(), (name, tensor))

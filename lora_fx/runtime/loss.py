@@ -36,6 +36,14 @@ def compile_loss(tree: nn.Module, unit: Unit) -> None:
         tree.loss_function = partial(_loss, tree.lora_fx_loss)
 
 
+def restore_loss(tree: nn.Module) -> None:
+    """Undo `compile_loss`, in place."""
+    if getattr(vars(tree).get("_loss_function"), "func", None) is _loss:
+        del tree._loss_function
+        if isinstance(tree, PreTrainedModel) and not _has_standard_loss(tree):
+            tree.loss_function = ForCausalLMLoss
+
+
 def _has_standard_loss(model: PreTrainedModel) -> bool:
     given = getattr(model, "_loss_function", None)
     if given is None and model.get_output_embeddings() is not None:

@@ -1,5 +1,6 @@
 """Turn an adapted module tree into the compiled model that users hold."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,12 +10,13 @@ from transformers import PreTrainedModel
 
 from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.plan.plan import Plan
-from lora_fx.runtime.adapter_methods import AdapterMethods
+from lora_fx.plan.rules import AdapterPlan
+from lora_fx.runtime.combine_methods import CombineMethods
 from lora_fx.runtime.facade import HuggingFace
 from lora_fx.runtime.uncalled import run_watched
 
 
-class Plain(AdapterMethods):
+class Plain(CombineMethods):
     """Mixin for a compiled model that is not a `PreTrainedModel`."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -22,13 +24,13 @@ class Plain(AdapterMethods):
         return run_watched(self, super().forward, args, kwargs)
 
 
-def make_root(tree: nn.Module, plan: Plan) -> None:
-    """Give the tree adapter methods and activate the spec's first adapter, in place."""
+def make_root(tree: nn.Module, plan: Plan, adapters: Mapping[str, AdapterPlan]) -> None:
+    """Give the tree methods for the adapters in it and activate the first one, in place."""
     specialise(tree, HuggingFace if isinstance(tree, PreTrainedModel) else Plain)
-    names = tuple(adapter.name for adapter in plan.adapters)
     tree.lora_fx_plan = plan  # type: ignore[assignment]
-    tree.lora_fx_adapters = {adapter.name: adapter for adapter in plan.adapters}  # type: ignore[assignment]
-    tree.lora_fx_active = names[:1]  # type: ignore[assignment]
+    tree.lora_fx_adapters = dict(adapters)  # type: ignore[assignment]
+    tree.lora_fx_active = tuple(adapters)[:1]  # type: ignore[assignment]
+    tree.lora_fx_merged = ()  # type: ignore[assignment]
     tree.lora_fx_enabled = True  # type: ignore[assignment]
     tree.lora_fx_watched = {()}  # type: ignore[assignment]
     tree.lora_fx_checkpoint = "none"  # type: ignore[assignment]

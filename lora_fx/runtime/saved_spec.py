@@ -9,6 +9,7 @@ from lora_fx.adapters.peft.read import layer_ranges
 from lora_fx.adapters.peft.write import CONFIG
 from lora_fx.adapters.storage import sites
 from lora_fx.diagnostics import Source
+from lora_fx.plan.merge_sources import base_sources
 from lora_fx.plan.plan import plan_sites
 from lora_fx.spec import parse
 from lora_fx.spec.flat import flat_text
@@ -24,13 +25,17 @@ def save_spec(beside: Path, folder: Path, spec: Spec) -> None:
 
 
 def frame_of(folder: Path, adapter: Path) -> Spec:
-    """Return the spec that a saved folder's adapters fit into; it has none of its own.
+    """Return the spec that a saved folder's adapters fit into; of its own it has what the base is.
 
-    Without a spec in the folder, layer replication is what the adapter's config says.
+    That is what merges put into the base, and the adapters that they take from. Without a spec in
+    the folder, layer replication is what the adapter's config says.
     """
     if (folder / NAME).exists():
         spec = parse(folder / NAME)
-        return dataclasses.replace(spec, adapters=(), checks=(), route=None, merges=())
+        kept = base_sources(spec)
+        adapters = tuple(adapter for adapter in spec.adapters if adapter.name in kept)
+        merges = tuple(merge for merge in spec.merges if merge.name in kept)
+        return dataclasses.replace(spec, adapters=adapters, checks=(), route=None, merges=merges)
     return dataclasses.replace(parse(_frame(adapter)), source=Source(str(adapter / CONFIG), ""))
 
 

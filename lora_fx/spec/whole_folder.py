@@ -29,7 +29,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         beside.mkdir()
         yield beside
         sync(beside)
-        _take_the_place(beside, folder)
+        take_the_place(beside, folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         remove_empty(made)
@@ -74,7 +74,7 @@ def sync_names(folder: Path) -> None:
         os.close(file)
 
 
-def _take_the_place(new: Path, old: Path) -> None:
+def take_the_place(new: Path, old: Path) -> None:
     """Have `new` at `old`, and what was there, if anything, at `new`; or, if it fails, neither."""
     move = _exchange if old.exists() else os.rename
     move(new, old)

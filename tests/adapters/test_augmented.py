@@ -96,3 +96,24 @@ def test_what_no_kernel_would_use_is_not_made(backend: str | None) -> None:
 def test_the_room_is_as_wide_as_it_says() -> None:
     weight = linears(adapted())["0.self_attn.q_proj"].weight
     assert weight.untyped_storage().nbytes() == 4 * weight.shape[0] * (weight.shape[1] + ROOM)
+
+
+def test_room_beside_merged_weights_and_afterwards() -> None:
+    model, marked = adapted(), lora_fx.compile(llama(), TEXT, backend=None)
+    weights = {name: linear.weight for name, linear in linears(model).items()}
+    for one in (model, marked):
+        one.merge_adapter()
+    assert all(has_room(linear.weight) for linear in linears(model).values())
+    for name, linear in linears(model).items():
+        assert torch.equal(linear.weight, linears(marked)[name].weight)
+        assert not torch.equal(linear.weight, weights[name])
+    twin = copy.deepcopy(model)
+    for one in (model, twin):
+        one.unmerge_adapter()
+        assert all(has_room(linear.weight) for linear in linears(one).values())
+    assert all(linear.weight is weights[name] for name, linear in linears(model).items())
+    for name, linear in linears(twin).items():
+        assert torch.equal(linear.weight, weights[name])
+    plain = model.merge_and_unload()
+    assert all(linear.weight.is_contiguous() for linear in linears(plain).values())
+    assert all(p.untyped_storage().nbytes() == p.nbytes for p in plain.parameters())

@@ -144,6 +144,25 @@ def artifact_twice() -> None:
         lora_fx.build(spec(), llama(2), "artifact")
 
 
+UNMERGEABLE = """lora 1
+adapter default { rank = 2  target embed_tokens  target q_proj, lm_head { lora_bias = true } }
+layers { replicate 0..2, 1..2 }
+"""
+
+
+def merged() -> nn.Module:
+    compiled = model()
+    compiled.merge_adapter()
+    return compiled
+
+
+def diverged() -> None:
+    compiled = model()
+    for layer in compiled.model.layers:
+        layer.mlp.up_proj.lora_B.default.weight.data[1, 1] = torch.inf
+    compiled.merge_adapter()
+
+
 GENERATE = """lora 1
 adapter default { target q_proj }
 compile { entry generate { batch = 1  sequence = 8 } }
@@ -157,6 +176,19 @@ CASES: dict[str, Callable[[], object]] = {
     "adapter-conflict": lambda: lora_fx.compile(llama(2), CONFLICT, backend=None).set_adapter(
         ["one", "two"]
     ),
+    "adapter-merged": lambda: merged().delete_adapter("default"),
+    "no-weights": lambda: lora_fx.compile(
+        llama(2), "lora 1 adapter sql { target q_proj } merge both { from sql }", backend=None
+    ),
+    "cannot-combine": lambda: lora_fx.compile(
+        llama(2),
+        "lora 1 adapter a { rank = 20 target q_proj } adapter b { rank = 15 target q_proj }",
+        backend=None,
+    ).add_weighted_adapter(["a", "b"], [1.0, 0.5], "both", "cat"),
+    "cannot-merge": lambda: lora_fx.compile(
+        llama(2, tie_word_embeddings=True), UNMERGEABLE, backend=None
+    ).merge_adapter(),
+    "merge-not-finite": diverged,
     "add-adapter": lambda: model().add_adapter(LoraConfig()),
     "no-adapter": empty_folder,
     "adapter-other-base": other_base,

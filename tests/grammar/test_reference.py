@@ -116,6 +116,7 @@ def asked_for() -> Iterator[str]:
     yield f"lora_bias = true tie = true offload = true bias = all {target} train norm tokens [1]"
     yield 'target embed_tokens } layers { of = "model.layers" drop 1 share = nothing'
     yield f"{target} }} route {{ }} optimizer {{ lr = 1 }} merge m {{ from a"
+    yield f"{target} }} merge m {{ from a into = base(dequantize = true)"
     yield f"{target} }} quantize linear {{ method = nf4"
     yield f"{target} }} compile {{ layout = augmented"
     entries = "entry train { batch = 1 sequence = 2 } entry forward { batch = 1 sequence = 2 }"

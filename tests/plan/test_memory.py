@@ -72,3 +72,16 @@ def test_estimates_are_those_of_a_training_step() -> None:
     state = [t for s in optimizer.state.values() for t in s.values() if t.ndim]
     assert sum(t.nbytes for t in state) == plan.memory()["optimizer"]
     assert sum(f.grad.nbytes for f in factors if f.grad is not None) == plan.memory()["gradients"]
+
+
+def test_merged_weights_are_held_twice() -> None:
+    text = """lora 1
+    adapter x { rank = 2 target q_proj { lora_bias = true } target embed_tokens }
+    adapter y { rank = 3 target q_proj, v_proj }"""
+    base = llama(2, attention_bias=True).to(torch.bfloat16)
+    plan = lora_fx.plan(text, base)
+    assert plan.merged_bytes == 2 * (101 * 32 + 2 * (32 * 32 + 32 + 16 * 32))
+    model = lora_fx.compile(base, text, backend=None)
+    model.merge_adapter(["x", "y"])
+    assert model.get_model_status().merged_bytes == plan.merged_bytes
+    assert plan.to_json()["merged_bytes"] == plan.merged_bytes

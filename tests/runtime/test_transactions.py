@@ -30,6 +30,7 @@ adapter default {
 MORE = """lora 1
 adapter default { rank = 2  init = random  lora_bias = true  target q_proj, v_proj  tokens [3, 7] }
 """
+MERGEABLE = SPEC.replace("target embed_tokens", "tokens [3, 7]")
 REPLICATED = lora_fx.parse(SPEC + "layers { replicate 0..2, 1..2 }\n")
 STEPS = 40  # at least so many there are of each
 
@@ -145,6 +146,35 @@ def test_load(artifact: bool, every: int, tmp_path: Path) -> None:
         lambda: lora_fx.load(place, base, backend="eager"),
         as_before,
     )
+
+
+MERGES: dict[str, Callable[[Any], object]] = {
+    "merge": lambda compiled: compiled.merge_adapter(),
+    "merge and unload": lambda compiled: compiled.merge_and_unload(),
+    "unload": lambda compiled: compiled.unload(),
+}
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["first", "beside a merged one"])
+@pytest.mark.parametrize("what", MERGES)
+def test_merge(what: str, beside: bool, every: int, tmp_path: Path) -> None:
+    other = MORE.replace("lora_bias = true", "").replace("[3, 7]", "[9, 11]")
+    compiled, rehearsed, earlier = (model(MERGEABLE) for _ in range(3))
+    for one in (compiled, rehearsed, earlier):
+        one.load_adapter(saved(tmp_path / "saved", other), "other")
+        if beside:
+            one.merge_adapter("other")
+    before, off = snapshot(compiled), compiled(tokens()).logits
+    MERGES[what](earlier)  # makes classes and programs, which are kept
+    each_step_fails(
+        every,
+        lambda: MERGES[what](rehearsed),
+        lambda: MERGES[what](compiled),
+        lambda: assert_same(snapshot(compiled), before),
+    )
+    assert torch.equal(compiled(tokens()).logits, off)
+    MERGES[what](compiled)
+    assert torch.equal(compiled(tokens()).logits, rehearsed(tokens()).logits)
 
 
 def disk(folder: Path) -> dict[str, str]:

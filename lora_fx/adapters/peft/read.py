@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lora_fx.adapters import storage
+from lora_fx.adapters import copies, storage
 from lora_fx.adapters.not_yet import unsupported_parts
 from lora_fx.adapters.peft.kept_weights import with_weights
 from lora_fx.adapters.peft.keys import PREFIX, adapted, embeddings, expected_tensors
@@ -140,7 +140,7 @@ def _with_embeddings(
     for key, module in embeddings(model, adapted(plan, model)).items():
         if key in expected or key not in state:
             continue
-        weight = values_of(module, "weight", module.weight)  # type: ignore[arg-type]
+        weight = values_of(module, "weight", copies.base_tensor(module, "weight"))  # type: ignore[arg-type]
         if weight.shape == state[key].shape and torch.equal(
             weight.cpu(), state[key].to(weight.dtype)
         ):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lora_fx.adapters import storage
+from lora_fx.adapters import copies, storage
 from lora_fx.adapters.changed_weight import changed_by
 from lora_fx.adapters.peft.card import write_card
 from lora_fx.adapters.peft.kept_weights import write_weights
@@ -47,7 +47,7 @@ def write(
         if save_embedding_layers == "auto":
             ends = {name: module for name, module in ends.items() if ".base_layer." in name}
         ends = {name: module for name, module in ends.items() if not changed_by(module)}
-        weights = {n: values_of(m, "weight", m.weight).clone() for n, m in ends.items()}  # type: ignore[arg-type]
+        weights = {n: values_of(m, "weight", _of_base(m)).clone() for n, m in ends.items()}
         tensors = weights | tensors
     tensors = _each_its_own(tensors)
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +56,12 @@ def write(
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text, encoding="utf-8")
     write_card(folder, config, earlier)
+
+
+def _of_base(module: nn.Module) -> Tensor:
+    weight = copies.base_tensor(module, "weight")
+    assert weight is not None
+    return weight
 
 
 def _each_its_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,241 @@
+"""Whole adapters combined into the plan and the values of a new one."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from lora_fx.adapters import copies, storage, token_rows
+from lora_fx.adapters.bind import bind
+from lora_fx.adapters.combine.factors import (
+    Part,
+    clamp,
+    combine,
+    combine_biases,
+    merges_any_ranks,
+    rank_of,
+)
+from lora_fx.adapters.combine.operators import Method
+from lora_fx.adapters.combine.parts import combined_copy, combined_rows
+from lora_fx.adapters.init import generator_of
+from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.graph.exact import exact_products
+from lora_fx.plan.alike import once_each
+from lora_fx.plan.folding import numberless
+from lora_fx.plan.rules import AdapterPlan
+from lora_fx.plan.selectors import is_inside
+from lora_fx.plan.sites import SitePlan
+from lora_fx.spec.expressions import Word
+
+Mix = Sequence[tuple[AdapterPlan, float]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How adapters are combined: `rank` compresses the result, `clamped` limits its values.
+
+    `dtype` is that of the result, else that of the parts, and at least float32.
+    With `bounded` a rank beyond what a layer has room for is refused.
+    """
+
+    method: Method
+    rank: int | None = None
+    clamped: float | None = None
+    seed: int = 0
+    dtype: torch.dtype | None = None
+    bounded: bool = True
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A new adapter, not yet in the model: its plan and its values, by place."""
+
+    plan: AdapterPlan
+    sites: Mapping[str, Mapping[str, Tensor]]
+    copies: Mapping[tuple[str, str], Tensor]
+    rows: Mapping[str, Tensor]
+
+    @torch.no_grad()
+    def bind(self, model: nn.Module) -> None:
+        """Put the adapter in place; it is not activated."""
+        bind(model, self.plan, lambda site, _: self.sites[site.fqn])
+        for (fqn, name), values in self.copies.items():
+            copies.tensors(model.get_submodule(fqn), self.plan.name)[name].copy_(values)
+        for fqn, values in self.rows.items():
+            (rows,) = token_rows.rows_of(model.get_submodule(fqn), self.plan.name)
+            rows.weight.copy_(values)
+
+
+@torch.no_grad()
+@exact_products()
+def combined(model: nn.Module, name: str, mix: Mix, recipe: Recipe) -> Combined:
+    """Combine adapters of a model as they are now; the model is only looked at.
+
+    Scalings are in the factors, so that the new adapter's is 1 everywhere. Raises LoraFxError
+    naming everything that cannot be combined.
+    """
+    order = {fqn: place for place, fqn in enumerate(storage.base_modules(model, itself=True))}
+    there: dict[str, list[tuple[SitePlan, float]]] = {}
+    for plan, weight in mix:
+        for site in plan.sites:
+            there.setdefault(site.fqn, []).append((site, weight))
+    there = {fqn: there[fqn] for fqn in sorted(there, key=order.__getitem__)}
+    weights = {plan.name: weight for plan, weight in mix}
+    faults = [fault for found in there.values() for fault in _faults(found, recipe)]
+    faults += _replaced_and_adapted(model, there, weights)
+    if faults:
+        raise LoraFxError(once_each(faults))
+    placed = dict(storage.sites(model))
+    biased = any(site.lora_bias for found in there.values() for site, _ in found)
+    values = {
+        fqn: _values(placed[fqn], found, recipe, generator_of(recipe.seed, name, fqn), biased)
+        for fqn, found in there.items()
+    }
+    sites = tuple(_site(name, found[0][0], values[fqn]) for fqn, found in there.items())
+    plan = _plan(name, sites, mix)
+    return Combined(plan, values, *_of_base(model, plan, weights))
+
+
+def _values(
+    site: storage.Site,
+    found: Sequence[tuple[SitePlan, float]],
+    recipe: Recipe,
+    generator: torch.Generator,
+    biased: bool,
+) -> dict[str, Tensor]:
+    parts = []
+    for planned, weight in found:
+        own = list(storage.tensors(site, planned.adapter).values())
+        scaling = site.lora_arithmetic[planned.adapter].scaling
+        parts.append(Part(weight, scaling, *_wide(own)))
+    first, second = list(found[0][0].tensors)[:2]
+    A, B = combine(recipe.method, parts, recipe.rank, generator)
+    if recipe.clamped is not None:
+        A, B = clamp((A, B), recipe.clamped)
+    bias = combine_biases(parts)
+    values = {first: A, second: B}
+    if biased and site.lora_kind == "linear":
+        values["lora_B.bias"] = bias if bias is not None else B.new_zeros(B.shape[0])
+    return {key: tensor.to(recipe.dtype or tensor.dtype) for key, tensor in values.items()}
+
+
+def _wide(own: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    dtypes = (torch.float32, *(tensor.dtype for tensor in own))
+    wide = reduce(torch.promote_types, dtypes)
+    A, B, *bias = (tensor.detach().to(wide) for tensor in own)
+    return A, B, bias[0] if bias else None
+
+
+def _site(name: str, like: SitePlan, values: Mapping[str, Tensor]) -> SitePlan:
+    A, *_ = values.values()
+    return replace(
+        like,
+        adapter=name,
+        rank=A.shape[0],
+        alpha=float(A.shape[0]),
+        scaling=1.0,
+        rslora=False,
+        dropout=0.0,
+        init=Word("default"),
+        lora_bias="lora_B.bias" in values,
+        dtype=str(A.dtype).removeprefix("torch."),
+        compute="activation",
+        trainable=False,
+        tensors={key: tuple(tensor.shape) for key, tensor in values.items()},
+        frozen=frozenset(),
+        settings={},
+    )
+
+
+def _plan(name: str, sites: tuple[SitePlan, ...], mix: Mix) -> AdapterPlan:
+    plans = [plan for plan, _ in mix]
+    words = [plan.bias for plan in plans]
+    modules = {m.fqn: m for plan in plans for m in plan.modules}
+    tokens = {t.fqn: t for plan in plans for t in plan.tokens}
+    ids = {
+        fqn: tuple(
+            sorted({i for plan in plans for t in plan.tokens if t.fqn == fqn for i in t.ids})
+        )
+        for fqn in tokens
+    }
+    plan = AdapterPlan(
+        name,
+        next((word for word in ("all", "lora_only") if word in words), "none"),
+        sites,
+        tuple(replace(m, adapter=name) for fqn, m in modules.items() if not _inside(fqn, modules)),
+        tuple(replace(t, adapter=name, ids=ids[fqn]) for fqn, t in tokens.items()),
+        tuple(
+            replace(bias, adapter=name)
+            for bias in {b.name: b for plan in plans for b in plan.biases}.values()
+        ),
+        (),
+    )
+    return plan.with_trainable(False)
+
+
+def _inside(fqn: str, modules: Mapping[str, object]) -> bool:
+    return is_inside(fqn, modules.keys() - {fqn})
+
+
+def _of_base(
+    model: nn.Module, plan: AdapterPlan, weights: Mapping[str, float]
+) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
+    """Return the values of copies and biases, by module and name, and of rows, by module."""
+    own: dict[tuple[str, str], Tensor] = {}
+    for trained in plan.modules:
+        inside = storage.base_modules(model.get_submodule(trained.fqn), itself=True)
+        for below, module in inside.items():
+            fqn = f"{trained.fqn}.{below}".rstrip(".")
+            for name in copies.own_names(module):
+                own[fqn, name] = combined_copy(module, name, weights)
+    for bias in plan.biases:
+        fqn, _, name = bias.name.rpartition(".")
+        own[fqn, name] = combined_copy(model.get_submodule(fqn), name, weights)
+    rows = {
+        tokens.fqn: combined_rows(model.get_submodule(tokens.fqn), tokens.ids, weights)  # type: ignore[arg-type]
+        for tokens in plan.tokens
+    }
+    return own, rows
+
+
+def _faults(found: Sequence[tuple[SitePlan, float]], recipe: Recipe) -> Iterator[Diagnostic]:
+    """Yield why branches of one site cannot be combined."""
+    first, method = found[0][0], recipe.method.name
+    where = numberless(first.name)
+    for site, _ in found:
+        if site.variant.name != "lora":
+            message = f"`{site.adapter}` is `{site.variant.name}` at `{where}`, which is no sum"
+            yield Diagnostic("cannot-combine", message)
+        if site.changes_base:
+            message = f"`{site.adapter}` has changed the weight of `{where}`, and adds to the rest"
+            help = "save it, and load the folder over the base: that is LoRA as any other"
+            yield Diagnostic("cannot-combine", message, help=help)
+    ranks = [site.rank for site, _ in found]
+    if len(set(ranks)) > 1 and not merges_any_ranks(method):
+        listed = " and ".join(str(rank) for rank in dict.fromkeys(ranks))
+        message = f"`{method}` combines adapters of one rank; at `{where}` they have {listed}"
+        help = "`cat` and `svd` combine any ranks"
+        yield Diagnostic("cannot-combine", message, help=help)
+    elif recipe.bounded and rank_of(method, ranks, recipe.rank) > first.layer.largest_rank:
+        rank, most = rank_of(method, ranks, recipe.rank), first.layer.largest_rank
+        message = f"the result would have rank {rank} at `{where}`, where at most {most} is needed"
+        yield Diagnostic("cannot-combine", message, help=f"compress it to at most {most} by `svd`")
+    if len({site.tie for site, _ in found}) > 1:
+        message = f"one adapter is tied at `{where}` and another is not"
+        yield Diagnostic("cannot-combine", message)
+
+
+def _replaced_and_adapted(
+    model: nn.Module, sites: Mapping[str, object], weights: Mapping[str, float]
+) -> Iterator[Diagnostic]:
+    """Yield a fault where one adapter adds to what another has a version of its own of."""
+    for fqn, module in copies.holders(model):
+        for adapter in weights:
+            trained = copies.has(module, adapter) and "weight" in copies.tensors(module, adapter)
+            rows = any(token_rows.rows_of(module, other) for other in weights)
+            if trained and (fqn in sites or rows):
+                message = f"`{adapter}` trains `{numberless(fqn)}`, and another adapter adapts it"
+                help = "combine adapters that train and adapt the same modules"
+                yield Diagnostic("cannot-combine", message, help=help)

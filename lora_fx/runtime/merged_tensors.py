@@ -1,0 +1,58 @@
+"""Every tensor that merged adapters change, and whether it can be used."""
+
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from lora_fx.adapters import merged, storage
+from lora_fx.adapters.merged import Merged
+from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.alike import once_each
+from lora_fx.plan.folding import numberless
+from lora_fx.runtime import merge_program
+
+
+def merged_tensors(model: nn.Module, adapters: Sequence[str], progressbar: bool = False) -> Merged:
+    """Return the tensors of every module that these adapters change, each computed once.
+
+    Modules that share a weight, and the adapter, get one tensor.
+    """
+    found: dict[nn.Module, dict[str, Tensor]] = {}
+    made: dict[int, Tensor] = {}
+    sites = [site for _, site in storage.sites(model)]
+    shown = Console(stderr=True)
+    for site in track(sites, "Merging", console=shown, disable=not progressbar):
+        here = [adapter for adapter in adapters if adapter in site.lora_branches]
+        if here and not any(site.lora_branches[name].tied for name in here):
+            found[site] = merge_program.run(site, adapters)
+            made[id(merged.source(site, "weight", adapters))] = found[site]["weight"]
+    for site in sites:
+        if site not in found and any(adapter in site.lora_branches for adapter in adapters):
+            found[site] = {"weight": made[id(merged.source(site, "weight", adapters))]}
+    return found
+
+
+def require_finite(model: nn.Module, results: Merged) -> None:
+    """Raise LoraFxError naming the merged tensors that hold NaN or infinity."""
+    faults = [
+        Diagnostic(
+            "merge-not-finite",
+            f"merged, `{numberless(fqn)}.{name}` would hold NaN or infinity",
+            help="merge in a wider dtype, or look for the adapter whose values are not finite",
+        )
+        for fqn, module in storage.base_modules(model, itself=True).items()
+        for name, tensor in results.get(module, {}).items()
+        if not is_finite(tensor)
+    ]
+    if faults:
+        raise LoraFxError(once_each(faults))
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; of one on meta nothing is known."""
+    if tensor.is_meta or not tensor.numel():
+        return True
+    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())

@@ -1,0 +1,156 @@
+"""What adapters a model has, where, and which of them act, learn or are in the weights."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor, nn
+
+from lora_fx.adapters import copies, merged, storage, token_rows
+from lora_fx.adapters.dynamic_class import base_of
+from lora_fx.adapters.site import Site
+from lora_fx.plan.memory import count_elements, scales_of
+from lora_fx.plan.offloaded import distinct_parameters
+
+if TYPE_CHECKING:
+    from lora_fx.runtime.adapter_methods import AdapterMethods
+
+Trained = bool | Literal["irregular"]
+
+
+@dataclass(frozen=True)
+class LayerStatus:
+    """One module of the base that adapters have something of.
+
+    `ranks` are of adapters that have a branch there. `requires_grad` is `irregular` for an adapter
+    of which some tensors there are trained and some are not. `bytes` are what adapters, and what is
+    merged, take beside the base.
+    """
+
+    name: str
+    module_type: str
+    enabled: bool
+    active_adapters: list[str]
+    merged_adapters: list[str]
+    available_adapters: list[str]
+    requires_grad: dict[str, Trained]
+    devices: dict[str, list[str]]
+    ranks: dict[str, int]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """The whole model: adapters as they are given by name, sums over its layers.
+
+    `base_bytes` are those of everything that is not an adapter's, `adapter_bytes` of adapters,
+    `merged_bytes` of the weights that are held a second time while adapters are merged.
+    """
+
+    base_model_type: str
+    enabled: bool
+    active_adapters: list[str]
+    merged_adapters: list[str]
+    available_adapters: list[str]
+    requires_grad: dict[str, Trained]
+    devices: dict[str, list[str]]
+    trainable_params: int
+    total_params: int
+    num_adapter_layers: int
+    base_bytes: int
+    adapter_bytes: int
+    merged_bytes: int
+
+
+def layer_status(model: "AdapterMethods") -> list[LayerStatus]:
+    """Return the status of every module that adapters have something of, in module order."""
+    return [
+        _of_layer(model, fqn, module)
+        for fqn, module in storage.base_modules(model, itself=True).items()
+        if _adapters_at(model, module)
+    ]
+
+
+def model_status(model: "AdapterMethods") -> ModelStatus:
+    """Return the status of the model."""
+    modules = list(storage.base_modules(model, itself=True).values())
+    own = {
+        name: [tensor for module in modules for tensor in _tensors(module, name)]
+        for name in model.lora_fx_adapters
+    }
+    parameters = list(distinct_parameters(model))
+    held = _bytes(tensor for module in modules for tensor in merged.tensors(module).values())
+    adapters = _bytes(tensor for tensors in own.values() for tensor in tensors)
+    return ModelStatus(
+        base_of(type(model)).__name__,
+        model.lora_fx_enabled,
+        list(model.lora_fx_active),
+        list(model.lora_fx_merged),
+        list(model.lora_fx_adapters),
+        {name: _trained(tensors) for name, tensors in own.items()},
+        {name: _devices(tensors) for name, tensors in own.items()},
+        sum(count_elements(p) for p in parameters if p.requires_grad),
+        sum(count_elements(p) for p in parameters),
+        sum(bool(_adapters_at(model, module)) for module in modules),
+        _bytes(tensor for module in modules for tensor in _of_base(module)),
+        adapters,
+        held,
+    )
+
+
+def _of_layer(model: "AdapterMethods", fqn: str, module: nn.Module) -> LayerStatus:
+    there = _adapters_at(model, module)
+    own = {name: list(_tensors(module, name)) for name in there}
+    branches = module.lora_branches if isinstance(module, Site) else {}
+    held = merged.tensors(module).values()
+    return LayerStatus(
+        fqn,
+        base_of(type(module)).__name__,
+        model.lora_fx_enabled,
+        [name for name in model.lora_fx_active if name in there],
+        [name for name in model.lora_fx_merged if name in branches],
+        there,
+        {name: _trained(tensors) for name, tensors in own.items()},
+        {name: _devices(tensors) for name, tensors in own.items()},
+        {name: branches[name].rank for name in there if name in branches},
+        _bytes([*(tensor for tensors in own.values() for tensor in tensors), *held]),
+    )
+
+
+def _of_base(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the base's tensors of a module, whatever is in force."""
+    for name in (*module._parameters, *module._buffers):
+        tensor = copies.base_tensor(module, name)
+        if tensor is not None and not name.startswith("lora_"):
+            yield tensor
+            yield from scales_of(tensor)
+
+
+def _adapters_at(model: "AdapterMethods", module: nn.Module) -> list[str]:
+    return [name for name in model.lora_fx_adapters if any(True for _ in _tensors(module, name))]
+
+
+def _tensors(module: nn.Module, adapter: str) -> Iterator[Tensor]:
+    """Yield what an adapter has of a module; a tied one has what the other has."""
+    if isinstance(module, Site) and adapter in module.lora_branches:
+        factors = module.lora_branches[adapter]
+        yield from (factors.A.weight, factors.B.weight)
+        if factors.B.bias is not None:
+            yield factors.B.bias
+    if copies.has(module, adapter):
+        yield from copies.tensors(module, adapter).values()
+    for rows in token_rows.rows_of(module, adapter):
+        yield rows.weight
+
+
+def _trained(tensors: list[Tensor]) -> Trained:
+    found = {tensor.requires_grad for tensor in tensors if tensor.is_floating_point()}
+    return "irregular" if len(found) > 1 else True in found
+
+
+def _devices(tensors: list[Tensor]) -> list[str]:
+    return sorted({str(tensor.device) for tensor in tensors})
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in {id(one): one for one in tensors}.values())

@@ -1,0 +1,136 @@
+"""Files of tensors, read and written piece by piece.
+
+A safetensors file is the length of its header (8 bytes, little endian), the header, JSON that says
+of each tensor its dtype, shape and the bytes where it lies behind the header, and these bytes.
+https://huggingface.co/docs/safetensors
+"""
+
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_PIECE = 1 << 24
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file: the name of its dtype there, and where its bytes lie."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def floating(self) -> torch.dtype | None:
+        """Its dtype, if that is one that weights are computed in; None for packed ones."""
+        return _DTYPES.get(self.dtype)
+
+    def as_dtype(self, dtype: torch.dtype | None) -> "Stored":
+        """Return what it is in another floating dtype, `start` and `end` as if it lay first."""
+        wanted = self.floating if dtype is None or self.floating is None else dtype
+        if wanted is None:
+            return Stored(self.dtype, self.shape, 0, self.end - self.start)
+        size = torch.Size(self.shape).numel() * wanted.itemsize
+        return Stored(_NAMES[wanted], self.shape, 0, size)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file: its tensors by name, in the order of their bytes, and its metadata."""
+
+    path: Path
+    tensors: Mapping[str, Stored]
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def open(cls, path: Path) -> "Shard":
+        """Read the header. Raises ValueError for what is no such file, or a part of one."""
+        whole = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else whole
+            if 8 + length > whole:
+                raise ValueError("it is cut off, or no safetensors file")
+            header: dict[str, Any] = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+        first = 8 + length
+        tensors = {
+            name: Stored(
+                one["dtype"], tuple(one["shape"]), *(first + n for n in one["data_offsets"])
+            )
+            for name, one in header.items()
+        }
+        if max((one.end for one in tensors.values()), default=first) != whole:
+            raise ValueError("it is cut off")
+        return cls(path, dict(sorted(tensors.items(), key=lambda item: item[1].start)), metadata)
+
+    def read(self, name: str) -> Tensor:
+        """Read one tensor of a floating dtype into memory of its own."""
+        stored = self.tensors[name]
+        assert stored.floating is not None
+        if stored.start == stored.end:
+            return torch.empty(stored.shape, dtype=stored.floating)
+        with self.path.open("rb") as file:
+            file.seek(stored.start)
+            data = bytearray(stored.end - stored.start)
+            file.readinto(data)
+        return torch.frombuffer(data, dtype=stored.floating).reshape(stored.shape)
+
+    def copy(self, name: str, into: BinaryIO) -> None:
+        """Write a tensor's bytes into another file."""
+        stored = self.tensors[name]
+        with self.path.open("rb") as file:
+            file.seek(stored.start)
+            for place in range(stored.start, stored.end, _PIECE):
+                into.write(file.read(min(_PIECE, stored.end - place)))
+
+
+def begin(file: BinaryIO, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
+    """Write the header of a file that will hold these tensors in this order."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    place = 0
+    for name, one in tensors.items():
+        end = place + one.end - one.start
+        header[name] = {"dtype": one.dtype, "shape": one.shape, "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+
+
+def append(file: BinaryIO, tensor: Tensor) -> None:
+    """Write the bytes of a tensor behind what is there."""
+    if tensor.numel():
+        data: Any = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
+        file.write(data)
+
+
+def durable(file: BinaryIO) -> None:
+    """Have what was written on the disk itself."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def shards_in(folder: Path) -> Iterator[Shard]:
+    """Yield the files of tensors that a checkpoint consists of: those of its index, or the one."""
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    for name in names:
+        yield Shard.open(folder / name)

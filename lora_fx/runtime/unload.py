@@ -1,0 +1,82 @@
+"""Make a compiled model a plain one again: no class, child or attribute of lora_fx is left."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lora_fx.adapters import copies, token_rows
+from lora_fx.adapters.dynamic_class import base_of, generalise
+from lora_fx.adapters.merged import Merged
+from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.folding import numberless
+from lora_fx.plan.modules import outside_adapters
+from lora_fx.plan.offloaded import hooks_of, offload_hook
+from lora_fx.runtime.loss import restore_loss
+
+_OF_SITES = ("_branches", "_training_key", "_evaluation_key")
+
+
+def require_unloadable(model: nn.Module, adapters: Sequence[str]) -> None:
+    """Raise LoraFxError if what these adapters trained of the base has no place in it."""
+    holders = (*copies.holders(model), *token_rows.holders(model))
+    for fqn, module in holders:
+        own = (copies.has(module, name) or token_rows.rows_of(module, name) for name in adapters)
+        if offload_hook(module) is not None and any(own):
+            message = f"`{numberless(fqn)}` is offloaded, and what was trained of it has no place"
+            help = "load the model without offloading"
+            raise LoraFxError((Diagnostic("cannot-merge", message, help=help),))
+
+
+def with_rows(model: nn.Module, adapters: Sequence[str]) -> Merged:
+    """Return the weights in force with these adapters' rows in them, one where they share one."""
+    found: dict[nn.Module, dict[str, Tensor]] = {}
+    made: dict[int, Tensor] = {}
+    for _, holder in token_rows.holders(model):
+        weight: Tensor = holder.weight  # type: ignore[assignment]
+        for rows in (one for name in adapters for one in token_rows.rows_of(holder, name)):
+            values = made.get(id(weight), weight.detach())
+            own = rows.weight.detach().to(weight.dtype)
+            made[id(weight)] = values.index_copy(0, rows.tokens, own)
+        if id(weight) in made:
+            found[holder] = {"weight": made[id(weight)]}
+    return found
+
+
+def put_for_good(results: Merged) -> None:
+    """Let modules have these tensors as parameters of their own; one for several stays one."""
+    parameters: dict[int, nn.Parameter] = {}
+    for module, tensors in results.items():
+        for name, tensor in tensors.items():
+            made = parameters.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=False))
+            module._parameters[name] = made
+
+
+def untie(model: nn.Module) -> None:
+    """Let the config say so if input and output embeddings no longer share a weight."""
+    if not isinstance(model, PreTrainedModel):
+        return
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights = [getattr(end, "weight", None) for end in ends]
+    if None not in weights and weights[0] is not weights[1]:
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
+
+
+def strip(model: nn.Module) -> None:
+    """Leave of every module what its class has, with the tensors in force, in place."""
+    recomputes = getattr(model, "lora_fx_checkpoint", "none") == "layers"
+    restore_loss(model)
+    for _, module in list(outside_adapters(model)):
+        for hook in hooks_of(module):
+            hook.__class__ = base_of(type(hook))
+        weight = module._parameters.get("weight")
+        if weight is not None and getattr(module, "lora_room", False):
+            module._parameters["weight"] = nn.Parameter(weight.detach().contiguous(), False)
+        for kept in (module._modules, module._buffers, vars(module)):
+            for name in [name for name in kept if name.startswith("lora_") or name in _OF_SITES]:
+                del kept[name]
+        module._non_persistent_buffers_set.discard("lora_scalings")
+        generalise(module)
+    if recomputes and isinstance(model, PreTrainedModel):
+        model.gradient_checkpointing_disable()
