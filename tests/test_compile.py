@@ -103,10 +103,11 @@ def test_autocast(compute: str) -> None:
 
 def test_a_bfloat16_base_with_float32_adapters() -> None:
     base = llama(3).to(torch.bfloat16)
-    model, marked = (lora_fx.compile(base, spec(), backend=b) for b in ("eager", None))
+    text = spec(adapter="rank = 4 alpha = 6 seed = 2")  # some draws have gradients near zero
+    model, marked = (lora_fx.compile(base, text, backend=b) for b in ("eager", None))
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert model(tokens()).logits.dtype is torch.bfloat16
-    exact = step(lora_fx.compile(base, spec(), backend=None).double(), tokens())
+    exact = step(lora_fx.compile(base, text, backend=None).double(), tokens())
     assert_as_precise(step(model, tokens()), step(marked, tokens()), exact)
 
 
