@@ -201,7 +201,7 @@ def test_as_precise_as_peft_in_bfloat16(name: str) -> None:
     for key, exact in dense(kind, state).items():
         error = relative(theirs[key], exact)
         assert error < 0.2, key
-        assert relative(got[key], exact) < 2 * error + 2e-2, key
+        assert relative(got[key], exact) < 2 * error + 4e-2, key
 
 
 def test_what_is_tied_has_one_state_of_the_optimizer() -> None:
