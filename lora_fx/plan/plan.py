@@ -78,24 +78,29 @@ class Plan:
         added += sum(one.parameters for one in copies)
         return self.base + added
 
-    def activations(self, batch: int, sequence: int | None = None) -> "Activations":
+    def activations(
+        self, batch: int, sequence: int | None = None, *, compiled: bool = True
+    ) -> "Activations":
         """Estimate the bytes that a training step keeps for its backward pass.
 
         Of `batch` samples of `sequence` tokens, or of images or sounds of the model's own size.
+        Without `compiled`, of a model that Inductor does not compile, which keeps more.
         Raises LoraFxError if the model's forward cannot be run without weights.
         """
         from lora_fx.plan.activations import estimate_activations
 
-        return estimate_activations(self, batch, sequence)
+        return estimate_activations(self, batch, sequence, compiled)
 
-    def memory(self, batch: int | None = None, sequence: int | None = None) -> dict[str, int]:
+    def memory(
+        self, batch: int | None = None, sequence: int | None = None, *, compiled: bool = True
+    ) -> dict[str, int]:
         """Bytes of base, adapters, gradients, the optimizer's state, and their total.
 
         With a batch, of the activations too, see `activations`.
         """
         parts = asdict(self._memory)
         if batch is not None:
-            parts["activations"] = self.activations(batch, sequence).bytes
+            parts["activations"] = self.activations(batch, sequence, compiled=compiled).bytes
         return parts | {"total": sum(parts.values())}
 
     def explain(self, name: str) -> tuple[Part, ...]:

@@ -2,7 +2,7 @@
 
 Llama-3-8B-shaped layers, bf16 base, rank 16 on all linears, `unit = layers`. The peak is that of
 the second AdamW step, all allocations of the process counted; the goal is within 10 %. The estimate
-is of what is kept when nothing is compiled, the total with parameters, gradients and optimizer.
+is of what is kept, compiled or not, the total with parameters, gradients and optimizer.
 
     python -m tests.benchmarks.estimated_memory
 """
@@ -59,7 +59,7 @@ def measured(
     adapter default {{ rank = 16 alpha = 32 target linear }}
     compile {{ unit = layers checkpoint = {checkpoint} }}"""
     model: Any = lora_fx.compile(base(layers, vocabulary), text, backend=backend, inplace=True)
-    estimate = model.lora_fx_plan.memory(samples, tokens)
+    estimate = model.lora_fx_plan.memory(samples, tokens, compiled=backend is not None)
     ids = torch.randint(vocabulary, (samples, tokens), device="cuda")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4)
     for _ in range(2):

@@ -1,8 +1,8 @@
 """Estimate what a training step keeps for its backward pass, by running one without weights.
 
 The model is built again on the meta device with the plan's branches in it, and autograd is asked
-what it keeps: where no gradient flows, nothing. Counted is what the adapted model keeps when it is
-not compiled; compiled layers keep less, since they compute elementwise results again.
+what it keeps: where no gradient flows, nothing. Layers that are compiled keep less, since they
+compute elementwise results again: `least_cut.py` says what.
 """
 
 from collections.abc import Sequence
@@ -35,8 +35,13 @@ class Activations:
     of: str
 
 
-def estimate_activations(plan: "Plan", batch: int, sequence: int | None) -> Activations:
+def estimate_activations(
+    plan: "Plan", batch: int, sequence: int | None, compiled: bool = True
+) -> Activations:
     """Return the activations of a training step on `batch` samples of `sequence` tokens.
+
+    With `compiled`, of layers and a loss that are; what lies outside them counts as if it were not,
+    with `unit = model` too.
 
     Of the adapters that are active in training: the first that is trained, or with
     `route { train = true }` all. In the dtype of the base weights, without autocast; attention
@@ -45,7 +50,7 @@ def estimate_activations(plan: "Plan", batch: int, sequence: int | None) -> Acti
     try:
         tree = _trained_tree(plan)
         example = example_of(tree, batch, sequence)
-        kept = _run(tree, example)
+        kept = _run(tree, example, compiled)
     except NoExample as error:
         raise _no_estimate(str(error), error.help) from error
     except Exception as error:  # whatever a forward does that is not made for meta tensors
@@ -77,11 +82,13 @@ def _active(plan: "Plan") -> Sequence[AdapterPlan]:
     return trained if route is not None and route.train else trained[:1]
 
 
-def _run(tree: nn.Module, example: Example) -> Kept:
+def _run(tree: nn.Module, example: Example, compiled: bool) -> Kept:
     layers = [layer for stack in find_stacks(tree) for layer in stack.layers]
-    kept = Kept(tree, layers)
+    kept = Kept(tree, layers, compiled)
     with torch.enable_grad(), WithoutValues(), kept.recording():
-        _loss(tree(**example.inputs))
+        outputs = tree(**example.inputs)
+        with kept.of_one_region():
+            _loss(outputs)
     return kept
 
 

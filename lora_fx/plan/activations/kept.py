@@ -4,27 +4,30 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import Tensor, UntypedStorage, nn
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
-Storages = dict[int, UntypedStorage]
+from lora_fx.plan.activations.least_cut import Recording, Region, Storages
 
 
 class Kept:
     """The distinct storages that a forward keeps, those of the model itself aside.
 
     `outside` are kept outside the layers; `layers[i]` in layer i, whose `inputs[i]` are what would
-    be kept of it if it were computed again in the backward pass.
+    be kept of it if it were computed again in the backward pass. With `compiled`, of a layer only
+    what a compiled one keeps.
     """
 
-    def __init__(self, tree: nn.Module, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, tree: nn.Module, layers: Sequence[nn.Module], compiled: bool) -> None:
         self.outside: Storages = {}
         self.layers: list[Storages] = [{} for _ in layers]
         self.inputs: list[Storages] = [{} for _ in layers]
         self._modules = layers
         self._own = _storages([*tree.parameters(), *tree.buffers()])
         self._here = self.outside
+        self._recording = Recording(self._own)
+        self._compiled = compiled
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -32,18 +35,19 @@ class Kept:
         with ExitStack() as stack:
             for index, layer in enumerate(self._modules):
                 stack.enter_context(self._around(layer, index))
+            stack.enter_context(self._recording)
             stack.enter_context(saved_tensors_hooks(self._keep, _never))
             yield
 
     @contextmanager
     def _around(self, layer: nn.Module, index: int) -> Iterator[None]:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-            self._here = self.layers[index]
+            self._begin(self.layers[index])
             given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if _is_new(leaf)]
             self.inputs[index].update(_storages(given))
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            self._here = self.outside
+            self._end()
 
         handles = (
             layer.register_forward_pre_hook(enter, with_kwargs=True),
@@ -53,11 +57,31 @@ class Kept:
         for handle in handles:
             handle.remove()
 
+    @contextmanager
+    def of_one_region(self) -> Iterator[None]:
+        """Record what runs inside as compiled together, outside the layers."""
+        self._begin(self.outside)
+        yield
+        self._end()
+
+    def _begin(self, here: Storages) -> None:
+        self._here = here
+        self._recording.region = Region() if self._compiled else None
+
+    def _end(self) -> None:
+        if self._recording.region is not None:
+            self._here.update(self._recording.region.kept())
+        self._here, self._recording.region = self.outside, None
+
     def _keep(self, tensor: Tensor) -> Tensor:
         if _is_new(tensor):
             new = _storages([tensor])
-            if not new.keys() & self._own.keys():
+            if new.keys() & self._own.keys():
+                return tensor
+            if self._recording.region is None:
                 self._here.update(new)
+            else:
+                self._recording.region.need(new)
         return tensor
 
     def bytes(self) -> int:
