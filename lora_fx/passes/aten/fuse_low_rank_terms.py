@@ -71,7 +71,7 @@ def _rewrite(graph: Graph, total: Node) -> bool:
     ):
         return False
     first = min(outside, key=order.__getitem__)
-    if any(order[one] > order[first] for one in program.operands):
+    if any(order[one] >= order[first] for one in program.operands):
         return False
     with graph.inserting_before(first):
         base = _without_first(graph, total)

@@ -103,7 +103,15 @@ def later(dy, W, dS, A, gate, up, V):
     return first, (down * (gate.reshape(M, N) @ (V @ permute(V, [1, 0])) * first.sum())) @ V
 
 
-@pytest.mark.parametrize("function", [kept, reduced, broadcast, unknown, nothing, later])
+def multiplied_by_its_product(dy, W, dS, A, gate, up, V):
+    down = torch.neg(total(dy, W, dS, A))
+    return (down * (down @ (V @ permute(V, [1, 0])))) @ V
+
+
+LEFT_ALONE = [kept, reduced, broadcast, unknown, nothing, later, multiplied_by_its_product]
+
+
+@pytest.mark.parametrize("function", LEFT_ALONE)
 def test_what_is_left_alone(function) -> None:
     fused(function, made=0)
 
