@@ -63,7 +63,7 @@ def _rewrite(graph: Graph, total: Node) -> bool:
     order = {node: i for i, node in enumerate(graph.nodes)}
     if (
         not returned
-        or not all(value(node).dim() == 2 for node in returned)
+        or not all(_is_result(node, total) for node in returned)
         or not all(map(_is_in_products, outside))
         or not all(program.has(node) for node in returned)
         or len(program.operands) > _MOST
@@ -129,6 +129,11 @@ def _is_alike(node: Node, total: Node) -> bool:
         and statically_known_true(result.shape[-1] == like.shape[1])
         and statically_known_true(result.numel() == like.numel())
     )
+
+
+def _is_result(node: Node, total: Node) -> bool:
+    """Whether a value is one that the kernel can write: a matrix in the dtype of the sum."""
+    return value(node).dim() == 2 and value(node).dtype == value(total).dtype
 
 
 def _is_in_products(user: Node) -> bool:

@@ -108,10 +108,15 @@ def multiplied_by_its_product(dy, W, dS, A, gate, up, V):
     return (down * (down @ (V @ permute(V, [1, 0])))) @ V
 
 
+def in_float32(dy, W, dS, A, gate, up, V):
+    down = torch.neg(total(dy, W, dS, A))
+    return down @ V, cast(down, torch.float32) @ cast(V, torch.float32)
+
+
 LEFT_ALONE = [kept, reduced, broadcast, unknown, nothing, later, multiplied_by_its_product]
 
 
-@pytest.mark.parametrize("function", LEFT_ALONE)
+@pytest.mark.parametrize("function", [*LEFT_ALONE, in_float32])
 def test_what_is_left_alone(function) -> None:
     fused(function, made=0)
 
