@@ -57,8 +57,8 @@ def _is_large(total: Node) -> bool:
 def _rewrite(graph: Graph, total: Node) -> bool:
     members = list(_consumers(total))
     inner = {total, *members}
-    returned = [node for node in members if any(user not in inner for user in node.users)]
-    outside = [user for node in (total, *returned) for user in node.users if user not in inner]
+    returned = [one for one in (total, *members) if any(user not in inner for user in one.users)]
+    outside = [user for node in returned for user in node.users if user not in inner]
     program = _Program(total)
     order = {node: i for i, node in enumerate(graph.nodes)}
     if (

@@ -76,6 +76,17 @@ def test_more_products_stay_one_sum() -> None:
     assert "lora_fx.sum_of_products" in operators(fused(two))
 
 
+def test_a_sum_in_a_product_of_its_own_is_computed_once() -> None:
+    def twice(dy, W, dS, A, gate, up, V):
+        gradient = total(dy, W, dS, A)
+        return gradient @ V, torch.neg(gradient) @ V
+
+    graph, given = fused(twice), inputs(torch.float64)
+    assert "lora_fx.sum_of_products" not in operators(graph)
+    for got, exact in zip(graph(*given), twice(*given), strict=True):
+        assert relative(got, exact) < 1e-12
+
+
 def kept(dy, W, dS, A, gate, up, V):
     gradient = total(dy, W, dS, A)
     return gradient, torch.neg(gradient) @ V
