@@ -219,6 +219,19 @@ def test_saving_while_merged_saves_the_same(embeddings: Any, tmp_path: Path) -> 
     assert relative(logits(loaded), logits(model)) < 1e-5
 
 
+def test_a_weight_put_in_place_is_saved_without_what_is_merged(tmp_path: Path) -> None:
+    text = "lora 1 adapter default { rank = 3 init = loftq target q_proj }"
+    model = lora_fx.compile(llama(2), text, backend=None).eval()
+    scatter(model)
+    want = logits(model)
+    model.merge_adapter()
+    model.save_adapters(tmp_path)
+    loaded = lora_fx.load(tmp_path, llama(2), backend=None).eval()
+    assert torch.equal(logits(loaded), want)
+    with loaded.disable_adapter():
+        assert relative(logits(loaded), want) > 1e-3
+
+
 def test_copies_and_casts_of_a_merged_model() -> None:
     model = both()
     plain = logits(model)
