@@ -410,6 +410,23 @@ def test_norms_are_of_the_base_s_own_weight() -> None:
         model.set_adapter("two")
 
 
+def test_what_becomes_active_when_another_is_deleted_goes_with_what_is_merged() -> None:
+    text = """lora 1 adapter default { rank = 3 variant = dora init = random target q_proj }
+    adapter two { rank = 2 init = random target q_proj }
+    adapter three { rank = 4 init = random target q_proj }"""
+    model = lora_fx.compile(llama(2), text, backend=None).eval()
+    model.set_adapter("three")
+    model.merge_adapter("two")
+    want = logits(model)
+    with pytest.raises(lora_fx.LoraFxError, match="`default` has norms"):
+        model.delete_adapter("three")
+    assert torch.equal(logits(model), want)
+    model.unmerge_adapter()
+    model.delete_adapter("three")
+    assert model.active_adapters() == ["default"]
+    assert relative(logits(model), want) > 1e-3
+
+
 def test_a_variant_that_is_no_sum_is_refused() -> None:
     model = both()
     plan = model.lora_fx_adapters["default"]
