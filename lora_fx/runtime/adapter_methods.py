@@ -100,6 +100,7 @@ class AdapterMethods(_Base):
         loaded = read(local(model_id), adapter_name, self, self._layers())
         if adapter_name in self.lora_fx_adapters:
             self._require_same(adapter_name, loaded.plan)
+            self._require_base_unmerged(self.lora_fx_adapters[adapter_name])
         self._require_base_unmerged(loaded.plan)
         with undone_on_error(self, live_tensors(self, adapter_name).values()):
             if adapter_name not in self.lora_fx_adapters:

@@ -387,6 +387,26 @@ def test_an_adapter_whose_init_changed_the_weight() -> None:
     assert relative(logits(plain), base) < 1e-5
 
 
+def test_a_start_is_not_put_into_a_merged_weight(tmp_path: Path) -> None:
+    """The folder says nothing of a start; the adapter that is there has changed the weight."""
+    plain = "lora 1 adapter default { rank = 6 init = random target q_proj }"
+    want = lora_fx.compile(llama(2), plain, backend=None).eval()
+    scatter(want)
+    want.save_adapters(tmp_path)
+    text = """lora 1 adapter default { rank = 3 init = pissa target q_proj }
+    adapter two { rank = 2 init = random target q_proj }"""
+    model = lora_fx.compile(llama(2), text, backend=None).eval()
+    model.merge_adapter("two")
+    before = logits(model)
+    with pytest.raises(lora_fx.LoraFxError, match="`two` is merged"):
+        model.load_adapter(tmp_path, "default")
+    assert torch.equal(logits(model), before)
+    model.unmerge_adapter()
+    model.load_adapter(tmp_path, "default")
+    assert relative(logits(model), logits(want)) < 1e-5
+    assert relative(logits(model), before) > 1e-3
+
+
 def test_norms_are_of_the_base_s_own_weight() -> None:
     text = """lora 1 adapter default { rank = 3 init = random target q_proj }
     adapter two { rank = 2 variant = dora init = random target q_proj }"""
