@@ -430,6 +430,24 @@ def test_norms_are_of_the_base_s_own_weight() -> None:
         model.set_adapter("two")
 
 
+def test_norms_are_of_the_weight_that_another_merged_adapter_trains() -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    text = f"""lora 1 adapter default {{ rank = 3 variant = dora init = random target q_proj }}
+    adapter two {{ rank = 2 init = random target k_proj train "{name}" }}"""
+    model = lora_fx.compile(llama(2), text, backend=None).eval()
+    scatter(model)
+    model.set_adapter("default")
+    alone = logits(model)
+    model.set_adapter(["default", "two"])
+    with torch.no_grad():
+        own = model.get_parameter(f"{name}.weight")
+        own.add_(torch.randn(own.shape, generator=torch.Generator().manual_seed(0)) / 20)
+    want = logits(model)
+    model.merge_adapter()
+    assert relative(logits(model), want) < 1e-5
+    assert relative(alone, want) > 1e-2
+
+
 def test_what_becomes_active_when_another_is_deleted_goes_with_what_is_merged() -> None:
     text = """lora 1 adapter default { rank = 3 variant = dora init = random target q_proj }
     adapter two { rank = 2 init = random target q_proj }
