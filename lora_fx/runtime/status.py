@@ -137,6 +137,8 @@ def _tensors(module: nn.Module, adapter: str) -> Iterator[Tensor]:
         yield from (factors.A.weight, factors.B.weight)
         if factors.B.bias is not None:
             yield factors.B.bias
+        if factors.magnitude is not None:
+            yield factors.magnitude.weight
     if copies.has(module, adapter):
         yield from copies.tensors(module, adapter).values()
     for rows in token_rows.rows_of(module, adapter):

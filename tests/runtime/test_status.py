@@ -13,7 +13,7 @@ from tests.tiny import llama, spec
 
 TWO = spec() + "adapter two { rank = 3 trainable = false target q_proj train 'model.norm' }"
 TWO = TWO.replace("'", '"')
-ALIKE = ("conv1d", "lora_bias", "embedding", "train", "tokens", "scaled tied embedding")
+ALIKE = ("conv1d", "lora_bias", "embedding", "train", "tokens", "dora", "scaled tied embedding")
 
 
 def both() -> Any:
@@ -89,6 +89,14 @@ def test_of_the_model() -> None:
     left = model.get_model_status()
     assert (left.available_adapters, left.active_adapters) == (["two"], ["two"])
     assert left.num_adapter_layers == 3
+
+
+def test_magnitudes_are_the_adapter_s() -> None:
+    text = "lora 1 adapter default { rank = 3 variant = dora target q_proj }"
+    model = lora_fx.compile(llama(2), text, backend=None)
+    assert model.get_model_status().adapter_bytes == 2 * 4 * (3 * (32 + 32) + 32)
+    model.model.layers[0].self_attn.q_proj.lora_magnitude_vector.default.requires_grad_(False)
+    assert model.get_model_status().requires_grad == {"default": "irregular"}
 
 
 def test_what_is_left_after_unloading_has_no_status() -> None:
