@@ -13,6 +13,7 @@ Left alone: sums that something else reads too, or whose consumers are more than
 what follows would be computed together with those; small sums; what is not half precision on a GPU.
 """
 
+import math
 import operator
 from collections.abc import Iterator
 
@@ -178,9 +179,14 @@ class _Program:
     def _computed(self, node: Node) -> str | None:
         if node.target not in _NAMES:
             return self._name(args(node)[0])
-        given = [self._name(one) if isinstance(one, Node) else repr(one) for one in args(node)]
+        given = [self._name(one) if isinstance(one, Node) else _number(one) for one in args(node)]
         known = [name for name in given if name is not None]
         if len(known) < len(given):
             return None
         self.lines.append(f"v{len(self.lines)} = {_NAMES[node.target]}({', '.join(known)})")
         return f"v{len(self.lines) - 1}"
+
+
+def _number(one: float) -> str | None:
+    """Return a number as a program has it; there is no infinity in one."""
+    return repr(one) if math.isfinite(one) else None

@@ -124,10 +124,14 @@ def in_float32(dy, W, dS, A, gate, up, V):
     return down @ V, cast(down, torch.float32) @ cast(V, torch.float32)
 
 
+def times_infinity(dy, W, dS, A, gate, up, V):
+    return (total(dy, W, dS, A) * float("inf")) @ V
+
+
 LEFT_ALONE = [kept, reduced, broadcast, unknown, nothing, later, multiplied_by_its_product]
 
 
-@pytest.mark.parametrize("function", [*LEFT_ALONE, in_float32])
+@pytest.mark.parametrize("function", [*LEFT_ALONE, in_float32, times_infinity])
 def test_what_is_left_alone(function) -> None:
     fused(function, made=0)
 
