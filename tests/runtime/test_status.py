@@ -99,6 +99,17 @@ def test_magnitudes_are_the_adapter_s() -> None:
     assert model.get_model_status().requires_grad == {"default": "irregular"}
 
 
+@pytest.mark.parametrize("settings", ["init = pissa", "variant = velora"])
+def test_what_an_adapter_started_as_and_follows_takes_bytes(settings: str) -> None:
+    text = f"lora 1 adapter default {{ rank = 3 {settings} target q_proj }}"
+    model = lora_fx.compile(llama(2), text, backend=None)
+    held = sum(t.nbytes for name, t in model.state_dict().items() if "lora_" in name)
+    status = model.get_model_status()
+    assert status.adapter_bytes == held > 2 * 4 * 3 * (32 + 32)
+    assert sum(layer.bytes for layer in model.get_layer_status()) == held
+    assert status.requires_grad == {"default": True}
+
+
 def test_what_is_left_after_unloading_has_no_status() -> None:
     plain = both().merge_and_unload()
     assert not hasattr(plain, "get_model_status")
