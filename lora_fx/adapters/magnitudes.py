@@ -29,11 +29,12 @@ def begin(site: Site, adapter: str) -> None:
 
 
 @torch.no_grad()
-def effective_delta(site: Site, adapter: str) -> Tensor:
-    """Return what an adapter adds to the base weight, (out, in), in float32 or its wider dtype.
+def effective_delta(site: Site, adapter: str, weight: Tensor | None = None) -> Tensor:
+    """Return what an adapter adds to a weight, (out, in), in float32 or its wider dtype.
 
     s B A, or with a magnitude m `diag(m / ‖W + s B A‖) (W + s B A) - W`, the norms of rows: Liu et
-    al. 2024, arXiv 2402.09353, eq. 5. W is the base's own weight, whatever is merged or in force.
+    al. 2024, arXiv 2402.09353, eq. 5. W (out, in) is the given weight, by default the base's own,
+    whatever is merged or in force.
     """
     factors, scaling = site.lora_branches[adapter], site.lora_arithmetic[adapter].scaling
     A, B, *_ = factors.tensors()
@@ -43,7 +44,7 @@ def effective_delta(site: Site, adapter: str) -> Tensor:
     delta = scaling * (B.to(wide) @ A.to(wide))
     if factors.magnitude is None:
         return delta
-    W = oriented_weight(site).to(A.device)
+    W = (oriented_weight(site) if weight is None else weight).to(A.device)
     gain = factors.magnitude.weight.to(wide) / row_norms(W, A, B, scaling)
     return torch.addcmul(gain[:, None] * delta, (gain - 1)[:, None], W.to(wide))
 

@@ -100,6 +100,7 @@ class AdapterMethods(_Base):
         loaded = read(local(model_id), adapter_name, self, self._layers())
         if adapter_name in self.lora_fx_adapters:
             self._require_same(adapter_name, loaded.plan)
+            self._require_base_unmerged(self.lora_fx_adapters[adapter_name])
         self._require_base_unmerged(loaded.plan)
         with undone_on_error(self, live_tensors(self, adapter_name).values()):
             if adapter_name not in self.lora_fx_adapters:
@@ -109,14 +110,18 @@ class AdapterMethods(_Base):
             self._overwrite(adapter_name, loaded)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter; if none stays active, the first one left becomes active."""
+        """Remove an adapter; if none stays active, the first one left becomes active.
+
+        Raises LoraFxError, with nothing changed, while what is merged keeps that from being so.
+        """
         self._require_known((adapter_name,))
         self._require_unmerged((adapter_name,))
         self._require_base_unmerged(self.lora_fx_adapters[adapter_name])
         left = {n: plan for n, plan in self.lora_fx_adapters.items() if n != adapter_name}
-        self.lora_fx_adapters = left
         active = tuple(name for name in self.lora_fx_active if name != adapter_name)
-        self.lora_fx_active = active or tuple(left)[:1]
+        active = active or tuple(left)[:1]
+        require_compatible(self, active, self.lora_fx_merged)
+        self.lora_fx_adapters, self.lora_fx_active = left, active
         self._activate()
         remove(self, adapter_name)
         self.lora_fx_watched = {()}

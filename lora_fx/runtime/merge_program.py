@@ -60,13 +60,18 @@ def _is_product(site: Site, adapter: str) -> bool:
 
 
 def _dense(site: Site, adapters: Sequence[str], weight: Tensor | None) -> dict[str, Tensor]:
-    """Merge adapters whose deltas are no products: W + Σ of what each alone adds to W (DoRA)."""
+    """Merge adapters whose deltas are no products: W + Σ of what each alone adds to W (DoRA).
+
+    W is what they are merged into: where one of them trains the weight, norms are of its own.
+    """
     given = source(site, "weight", adapters) if weight is None else weight
     here = [name for name in adapters if name in site.lora_branches]
-    deltas = [effective_delta(site, name) for name in here]
+    straight = _kind(site) == "linear"
+    W = given.detach() if straight else given.detach().t()
+    deltas = [effective_delta(site, name, W) for name in here]
     wide = reduce(torch.promote_types, (given.dtype, *(delta.dtype for delta in deltas)))
     total = sum(deltas[1:], deltas[0]).to(wide)
-    results = {"weight": given.to(wide) + (total if _kind(site) == "linear" else total.t())}
+    results = {"weight": given.to(wide) + (total if straight else total.t())}
     biased = [name for name in here if site.lora_branches[name].has_bias]
     if biased:
         results["bias"] = source(site, "bias", adapters).to(wide)

@@ -80,7 +80,7 @@ def model_status(model: "AdapterMethods") -> ModelStatus:
     }
     parameters = list(distinct_parameters(model))
     held = _bytes(tensor for module in modules for tensor in merged.tensors(module).values())
-    adapters = _bytes(tensor for tensors in own.values() for tensor in tensors)
+    adapters = _bytes(one for m in modules for name in own for one in _kept(m, name))
     return ModelStatus(
         base_of(type(model)).__name__,
         model.lora_fx_enabled,
@@ -113,7 +113,7 @@ def _of_layer(model: "AdapterMethods", fqn: str, module: nn.Module) -> LayerStat
         {name: _trained(tensors) for name, tensors in own.items()},
         {name: _devices(tensors) for name, tensors in own.items()},
         {name: branches[name].rank for name in there if name in branches},
-        _bytes([*(tensor for tensors in own.values() for tensor in tensors), *held]),
+        _bytes([*(tensor for name in there for tensor in _kept(module, name)), *held]),
     )
 
 
@@ -137,10 +137,23 @@ def _tensors(module: nn.Module, adapter: str) -> Iterator[Tensor]:
         yield from (factors.A.weight, factors.B.weight)
         if factors.B.bias is not None:
             yield factors.B.bias
+        if factors.magnitude is not None:
+            yield factors.magnitude.weight
     if copies.has(module, adapter):
         yield from copies.tensors(module, adapter).values()
     for rows in token_rows.rows_of(module, adapter):
         yield rows.weight
+
+
+def _kept(module: nn.Module, adapter: str) -> Iterator[Tensor]:
+    """Yield all that is held of a module for an adapter: what it started as and follows, too."""
+    yield from _tensors(module, adapter)
+    if isinstance(module, Site) and adapter in module.lora_branches:
+        direction, change = module.lora_branches[adapter].direction, module.lora_change
+        if direction is not None:
+            yield direction.weight
+        if change is not None and change.adapter == adapter:
+            yield from (change.factors.A.weight, change.factors.B.weight)
 
 
 def _trained(tensors: list[Tensor]) -> Trained:

@@ -219,6 +219,19 @@ def test_saving_while_merged_saves_the_same(embeddings: Any, tmp_path: Path) -> 
     assert relative(logits(loaded), logits(model)) < 1e-5
 
 
+def test_a_weight_put_in_place_is_saved_without_what_is_merged(tmp_path: Path) -> None:
+    text = "lora 1 adapter default { rank = 3 init = loftq target q_proj }"
+    model = lora_fx.compile(llama(2), text, backend=None).eval()
+    scatter(model)
+    want = logits(model)
+    model.merge_adapter()
+    model.save_adapters(tmp_path)
+    loaded = lora_fx.load(tmp_path, llama(2), backend=None).eval()
+    assert torch.equal(logits(loaded), want)
+    with loaded.disable_adapter():
+        assert relative(logits(loaded), want) > 1e-3
+
+
 def test_copies_and_casts_of_a_merged_model() -> None:
     model = both()
     plain = logits(model)
@@ -374,6 +387,26 @@ def test_an_adapter_whose_init_changed_the_weight() -> None:
     assert relative(logits(plain), base) < 1e-5
 
 
+def test_a_start_is_not_put_into_a_merged_weight(tmp_path: Path) -> None:
+    """The folder says nothing of a start; the adapter that is there has changed the weight."""
+    plain = "lora 1 adapter default { rank = 6 init = random target q_proj }"
+    want = lora_fx.compile(llama(2), plain, backend=None).eval()
+    scatter(want)
+    want.save_adapters(tmp_path)
+    text = """lora 1 adapter default { rank = 3 init = pissa target q_proj }
+    adapter two { rank = 2 init = random target q_proj }"""
+    model = lora_fx.compile(llama(2), text, backend=None).eval()
+    model.merge_adapter("two")
+    before = logits(model)
+    with pytest.raises(lora_fx.LoraFxError, match="`two` is merged"):
+        model.load_adapter(tmp_path, "default")
+    assert torch.equal(logits(model), before)
+    model.unmerge_adapter()
+    model.load_adapter(tmp_path, "default")
+    assert relative(logits(model), logits(want)) < 1e-5
+    assert relative(logits(model), before) > 1e-3
+
+
 def test_norms_are_of_the_base_s_own_weight() -> None:
     text = """lora 1 adapter default { rank = 3 init = random target q_proj }
     adapter two { rank = 2 variant = dora init = random target q_proj }"""
@@ -395,6 +428,41 @@ def test_norms_are_of_the_base_s_own_weight() -> None:
     model.merge_adapter()
     with pytest.raises(lora_fx.LoraFxError, match="`two` has norms"):
         model.set_adapter("two")
+
+
+def test_norms_are_of_the_weight_that_another_merged_adapter_trains() -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    text = f"""lora 1 adapter default {{ rank = 3 variant = dora init = random target q_proj }}
+    adapter two {{ rank = 2 init = random target k_proj train "{name}" }}"""
+    model = lora_fx.compile(llama(2), text, backend=None).eval()
+    scatter(model)
+    model.set_adapter("default")
+    alone = logits(model)
+    model.set_adapter(["default", "two"])
+    with torch.no_grad():
+        own = model.get_parameter(f"{name}.weight")
+        own.add_(torch.randn(own.shape, generator=torch.Generator().manual_seed(0)) / 20)
+    want = logits(model)
+    model.merge_adapter()
+    assert relative(logits(model), want) < 1e-5
+    assert relative(alone, want) > 1e-2
+
+
+def test_what_becomes_active_when_another_is_deleted_goes_with_what_is_merged() -> None:
+    text = """lora 1 adapter default { rank = 3 variant = dora init = random target q_proj }
+    adapter two { rank = 2 init = random target q_proj }
+    adapter three { rank = 4 init = random target q_proj }"""
+    model = lora_fx.compile(llama(2), text, backend=None).eval()
+    model.set_adapter("three")
+    model.merge_adapter("two")
+    want = logits(model)
+    with pytest.raises(lora_fx.LoraFxError, match="`default` has norms"):
+        model.delete_adapter("three")
+    assert torch.equal(logits(model), want)
+    model.unmerge_adapter()
+    model.delete_adapter("three")
+    assert model.active_adapters() == ["default"]
+    assert relative(logits(model), want) > 1e-3
 
 
 def test_a_variant_that_is_no_sum_is_refused() -> None:

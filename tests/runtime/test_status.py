@@ -13,7 +13,7 @@ from tests.tiny import llama, spec
 
 TWO = spec() + "adapter two { rank = 3 trainable = false target q_proj train 'model.norm' }"
 TWO = TWO.replace("'", '"')
-ALIKE = ("conv1d", "lora_bias", "embedding", "train", "tokens", "scaled tied embedding")
+ALIKE = ("conv1d", "lora_bias", "embedding", "train", "tokens", "dora", "scaled tied embedding")
 
 
 def both() -> Any:
@@ -89,6 +89,25 @@ def test_of_the_model() -> None:
     left = model.get_model_status()
     assert (left.available_adapters, left.active_adapters) == (["two"], ["two"])
     assert left.num_adapter_layers == 3
+
+
+def test_magnitudes_are_the_adapter_s() -> None:
+    text = "lora 1 adapter default { rank = 3 variant = dora target q_proj }"
+    model = lora_fx.compile(llama(2), text, backend=None)
+    assert model.get_model_status().adapter_bytes == 2 * 4 * (3 * (32 + 32) + 32)
+    model.model.layers[0].self_attn.q_proj.lora_magnitude_vector.default.requires_grad_(False)
+    assert model.get_model_status().requires_grad == {"default": "irregular"}
+
+
+@pytest.mark.parametrize("settings", ["init = pissa", "variant = velora"])
+def test_what_an_adapter_started_as_and_follows_takes_bytes(settings: str) -> None:
+    text = f"lora 1 adapter default {{ rank = 3 {settings} target q_proj }}"
+    model = lora_fx.compile(llama(2), text, backend=None)
+    held = sum(t.nbytes for name, t in model.state_dict().items() if "lora_" in name)
+    status = model.get_model_status()
+    assert status.adapter_bytes == held > 2 * 4 * 3 * (32 + 32)
+    assert sum(layer.bytes for layer in model.get_layer_status()) == held
+    assert status.requires_grad == {"default": True}
 
 
 def test_what_is_left_after_unloading_has_no_status() -> None:

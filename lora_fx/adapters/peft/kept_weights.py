@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lora_fx.adapters import storage
+from lora_fx.adapters import copies, storage
 from lora_fx.adapters.init import initialise
 from lora_fx.adapters.peft.plain import doubled
 from lora_fx.plan.rules import AdapterPlan
@@ -29,7 +29,9 @@ def write_weights(folder: Path, model: nn.Module, adapter: str) -> None:
         if change is not None and change.adapter == adapter and change.replaced:
             start = change.factors.A.weight, change.factors.B.weight
             found |= {f"{fqn}.{name}": t for name, t in zip(_FACTORS, start, strict=True)}
-            found[f"{fqn}.weight"] = site.weight
+            weight = copies.base_tensor(site, "weight")
+            assert weight is not None
+            found[f"{fqn}.weight"] = weight
     if found:
         save_file({name: t.detach().contiguous() for name, t in found.items()}, folder / NAME)
 

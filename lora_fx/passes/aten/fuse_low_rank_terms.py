@@ -13,6 +13,7 @@ Left alone: sums that something else reads too, or whose consumers are more than
 what follows would be computed together with those; small sums; what is not half precision on a GPU.
 """
 
+import math
 import operator
 from collections.abc import Iterator
 
@@ -57,13 +58,13 @@ def _is_large(total: Node) -> bool:
 def _rewrite(graph: Graph, total: Node) -> bool:
     members = list(_consumers(total))
     inner = {total, *members}
-    returned = [node for node in members if any(user not in inner for user in node.users)]
-    outside = [user for node in (total, *returned) for user in node.users if user not in inner]
+    returned = [one for one in (total, *members) if any(user not in inner for user in one.users)]
+    outside = [user for node in returned for user in node.users if user not in inner]
     program = _Program(total)
     order = {node: i for i, node in enumerate(graph.nodes)}
     if (
         not returned
-        or not all(value(node).dim() == 2 for node in returned)
+        or not all(_is_result(node, total) for node in returned)
         or not all(map(_is_in_products, outside))
         or not all(program.has(node) for node in returned)
         or len(program.operands) > _MOST
@@ -71,7 +72,7 @@ def _rewrite(graph: Graph, total: Node) -> bool:
     ):
         return False
     first = min(outside, key=order.__getitem__)
-    if any(order[one] > order[first] for one in program.operands):
+    if any(order[one] >= order[first] for one in program.operands):
         return False
     with graph.inserting_before(first):
         base = _without_first(graph, total)
@@ -131,6 +132,11 @@ def _is_alike(node: Node, total: Node) -> bool:
     )
 
 
+def _is_result(node: Node, total: Node) -> bool:
+    """Whether a value is one that the kernel can write: a matrix in the dtype of the sum."""
+    return value(node).dim() == 2 and value(node).dtype == value(total).dtype
+
+
 def _is_in_products(user: Node) -> bool:
     """Whether a value is read by products or by our kernels, which nothing is fused into."""
     if user.target is aten.permute.default:
@@ -173,9 +179,14 @@ class _Program:
     def _computed(self, node: Node) -> str | None:
         if node.target not in _NAMES:
             return self._name(args(node)[0])
-        given = [self._name(one) if isinstance(one, Node) else repr(one) for one in args(node)]
+        given = [self._name(one) if isinstance(one, Node) else _number(one) for one in args(node)]
         known = [name for name in given if name is not None]
         if len(known) < len(given):
             return None
         self.lines.append(f"v{len(self.lines)} = {_NAMES[node.target]}({', '.join(known)})")
         return f"v{len(self.lines) - 1}"
+
+
+def _number(one: float) -> str | None:
+    """Return a number as a program has it; there is no infinity in one."""
+    return repr(one) if math.isfinite(one) else None

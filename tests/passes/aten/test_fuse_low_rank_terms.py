@@ -76,6 +76,17 @@ def test_more_products_stay_one_sum() -> None:
     assert "lora_fx.sum_of_products" in operators(fused(two))
 
 
+def test_a_sum_in_a_product_of_its_own_is_computed_once() -> None:
+    def twice(dy, W, dS, A, gate, up, V):
+        gradient = total(dy, W, dS, A)
+        return gradient @ V, torch.neg(gradient) @ V
+
+    graph, given = fused(twice), inputs(torch.float64)
+    assert "lora_fx.sum_of_products" not in operators(graph)
+    for got, exact in zip(graph(*given), twice(*given), strict=True):
+        assert relative(got, exact) < 1e-12
+
+
 def kept(dy, W, dS, A, gate, up, V):
     gradient = total(dy, W, dS, A)
     return gradient, torch.neg(gradient) @ V
@@ -103,7 +114,24 @@ def later(dy, W, dS, A, gate, up, V):
     return first, (down * (gate.reshape(M, N) @ (V @ permute(V, [1, 0])) * first.sum())) @ V
 
 
-@pytest.mark.parametrize("function", [kept, reduced, broadcast, unknown, nothing, later])
+def multiplied_by_its_product(dy, W, dS, A, gate, up, V):
+    down = torch.neg(total(dy, W, dS, A))
+    return (down * (down @ (V @ permute(V, [1, 0])))) @ V
+
+
+def in_float32(dy, W, dS, A, gate, up, V):
+    down = torch.neg(total(dy, W, dS, A))
+    return down @ V, cast(down, torch.float32) @ cast(V, torch.float32)
+
+
+def times_infinity(dy, W, dS, A, gate, up, V):
+    return (total(dy, W, dS, A) * float("inf")) @ V
+
+
+LEFT_ALONE = [kept, reduced, broadcast, unknown, nothing, later, multiplied_by_its_product]
+
+
+@pytest.mark.parametrize("function", [*LEFT_ALONE, in_float32, times_infinity])
 def test_what_is_left_alone(function) -> None:
     fused(function, made=0)
 
