@@ -29,9 +29,8 @@ _SPELLED = {
 _SOURCE = """\
 def kernel({arguments}, P, Q, m, n, r, P0, P1, Q0, Q1,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr):
-    across = tl.cdiv(n, COLUMNS)
-    rows = tl.program_id(0) // across * ROWS + tl.arange(0, ROWS)[:, None]
-    columns = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     inside = (rows < m) & (columns < n)
     place = rows.to(tl.int64)
     ranks = tl.arange(0, RANK)
@@ -50,8 +49,8 @@ def launch(
     (m, n), r = inputs[0].shape, P.shape[1]
     given = [x if x.stride(1) == 1 else x.contiguous() for x in inputs]
     tensors = [each for x in (*given, *outputs) for each in (x, x.stride(0))]
-    tiles = triton.cdiv(n, _COLUMNS) * triton.cdiv(m, _ROWS)
-    _kernel(program, len(inputs))[(tiles,)](
+    grid = (triton.cdiv(n, _COLUMNS), triton.cdiv(m, _ROWS))
+    _kernel(program, len(inputs))[grid](
         *tensors, P, Q, m, n, r, *P.stride(), *Q.stride(),
         ROWS=_ROWS, COLUMNS=_COLUMNS, RANK=max(16, triton.next_power_of_2(r)), num_warps=_WARPS,
     )  # fmt: skip
