@@ -26,7 +26,6 @@ import lora_fx
 from lora_fx.adapters import storage
 from lora_fx.runtime.merged_tensors import merged_tensors
 from tests.benchmarks import decoders as d
-from tests.benchmarks.command import parser
 from tests.benchmarks.interleaved import Step, machine, milliseconds
 
 COPY, ONE, THREE, PEFT = "copy", "lora_fx, 1 adapter", "lora_fx, 3 at once", "PEFT, 1 adapter"
@@ -67,7 +66,7 @@ def main(given: argparse.Namespace) -> None:
         ratios = [a / b for a, b in zip(times, found[COPY], strict=True)]
         middle, ratio = statistics.median(times), statistics.median(ratios)
         table.add_row(name, f"{middle:.3f}", f"{ratio:.2f}", f"{2 * size / middle / 1e6:.0f}")
-    Console().print(table)
+    Console(width=100).print(table)
     print(f"M1: goal {GOAL} for one adapter")
     if given.json is not None:
         given.json.write_text(json.dumps({"settings": told, "ms": found}, indent=1))
@@ -82,7 +81,11 @@ def _peft(theirs: Any) -> float:
 
 def arguments() -> argparse.Namespace:
     """Return what is given on the command line."""
-    made = parser(__doc__, of_times=False)
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--shape", choices=d.SHAPES, default="llama-8b")
+    made.add_argument("--rank", type=int, default=16)
     made.add_argument("--rounds", type=int, default=10)
     made.add_argument("--json", type=Path, metavar="FILE", help="write the times here")
     return made.parse_args()

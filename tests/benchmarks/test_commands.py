@@ -28,6 +28,20 @@ def run(name: str, *arguments: str, module: bool = False) -> str:
     return done.stdout
 
 
+def test_merge_bandwidth_times_who_merges() -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.merge_bandwidth", "--shape", "tiny"]
+    done = subprocess.run(
+        [*command, "--rank", "3", "--rounds", "2"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    for row in ("copy", "lora_fx, 1 adapter", "lora_fx, 3 at once", "PEFT, 1 adapter", "rank 3"):
+        assert row in done.stdout
+
+
 def test_training_step_goes_on_from_its_file(tmp_path: Path) -> None:
     file = tmp_path / "numbers.json"
     few = ["--layers", "1", "--json", str(file), "--only"]
