@@ -15,7 +15,7 @@ from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.velora import width_of
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
-from lora_fx.plan.variants import compression_of
+from lora_fx.plan.variants import compression_of, magnitude_shape
 
 _ROWS = "token_adapter.trainable_tokens_delta"
 
@@ -96,7 +96,7 @@ def _shapes_at(site: SitePlan, dora: bool) -> dict[str, tuple[int, ...]]:
     if site.variant.name == "velora":
         shapes[storage.DIRECTION] = (width_of(site.in_features, compression_of(site)[0]),)
     if dora:
-        shapes[storage.MAGNITUDE] = (site.out_features,)
+        shapes[storage.MAGNITUDE] = magnitude_shape(site)
     return shapes
 
 
