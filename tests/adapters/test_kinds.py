@@ -78,6 +78,29 @@ KINDS = {
         'variant = dora  target "model.encoder.embed_tokens"',
         {"target_modules": ["model.encoder.embed_tokens"], "use_dora": True},
     ),
+    "convolution": Kind(
+        of("vit"),
+        'target class "Conv2d"  target q_proj',
+        {"target_modules": ["projection", "q_proj"]},
+    ),
+    "convolutions with a bias": Kind(
+        of("wav2vec2"),
+        'lora_bias = true  target "wav2vec2.feature_extractor.conv_layers.*.conv", q_proj',
+        {
+            "target_modules": r".*(feature_extractor\.conv_layers\.\d\.conv|q_proj)",
+            "lora_bias": True,
+        },
+    ),
+    "convolutions trained": Kind(
+        of("wav2vec2"),
+        'target q_proj  train "wav2vec2.feature_extractor"',
+        {"target_modules": ["q_proj"], "modules_to_save": ["feature_extractor"]},
+    ),
+    "dora on convolutions": Kind(
+        of("resnet"),
+        'variant = dora  target class "Conv2d"',
+        {"target_modules": ["convolution"], "use_dora": True},
+    ),
     "bdlora": Kind(
         of("llama"),
         """variant = bdlora(a = ["down_proj"], b = ["gate_proj", "up"], blocks = 2)
