@@ -80,21 +80,13 @@ KINDS = {
     ),
     "convolution": Kind(
         of("vit"),
-        'target class "Conv2d"  target q_proj',
-        {"target_modules": ["projection", "q_proj"]},
+        'lora_bias = true  target class "Conv2d"  target q_proj',
+        {"target_modules": ["projection", "q_proj"], "lora_bias": True},
     ),
-    "convolutions with a bias": Kind(
-        of("wav2vec2"),
-        'lora_bias = true  target "wav2vec2.feature_extractor.conv_layers.*.conv", q_proj',
-        {
-            "target_modules": r".*(feature_extractor\.conv_layers\.\d\.conv|q_proj)",
-            "lora_bias": True,
-        },
-    ),
-    "convolutions trained": Kind(
-        of("wav2vec2"),
-        'target q_proj  train "wav2vec2.feature_extractor"',
-        {"target_modules": ["q_proj"], "modules_to_save": ["feature_extractor"]},
+    "convolution trained": Kind(
+        of("vit"),
+        'bias = lora_only  target q_proj  train "vit.embeddings.patch_embeddings.projection"',
+        {"target_modules": ["q_proj"], "modules_to_save": ["projection"], "bias": "lora_only"},
     ),
     "dora on convolutions": Kind(
         of("resnet"),
