@@ -15,7 +15,6 @@ _INITS = (
     *("pissa", "olora", "loftq", "corda", "lora_ga", "eva"),
 )
 _WHAT = {
-    "conv": "adapters on convolutions",
     "attention": "adapters on `nn.MultiheadAttention`",
     "parameter": "adapters on parameters",
 }

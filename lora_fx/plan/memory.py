@@ -78,10 +78,11 @@ def estimate(
 def merged_bytes(tree: nn.Module, adapters: Iterable[AdapterPlan]) -> int:
     """Return the bytes that weights take a second time while all adapters are merged into them.
 
-    Packed weights are not merged into.
+    Packed weights are not merged into, nor are convolutions with groups.
     """
     held: dict[int, int] = {}
-    for site in (site for adapter in adapters for site in adapter.sites if not site.parameter):
+    sites = (site for adapter in adapters for site in adapter.sites)
+    for site in (s for s in sites if not s.parameter and s.layer.groups == 1):
         module = tree.get_submodule(site.fqn)
         names = ("weight", "bias") if site.lora_bias else ("weight",)
         for tensor in (getattr(module, name, None) for name in names):
