@@ -24,8 +24,6 @@ def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     match type(model).__name__:
         case name if "ForImageClassification" in name:
             return {"pixel_values": noise(3, 16, 16), "labels": torch.tensor([0, 1, 2])}
-        case name if name.startswith("Wav2Vec2"):
-            return {"input_values": noise(90), "labels": torch.tensor([0, 1, 0])}
         case name if name.startswith("Whisper"):
             return {"input_features": noise(12, 40), "labels": ids(length=7)}
         case name if name.startswith("Llava"):

@@ -62,8 +62,7 @@ def combine(
         own_rank = None if rank is None else rank // groups
         of_groups = zip(*(_by_group(part, groups) for part in parts), strict=True)
         found = [combine(method, group, own_rank, generator) for group in of_groups]
-        A, B = (torch.cat(factors) for factors in zip(*found, strict=True))
-        return A, B
+        return _joined(found)
     if method.name in ANY_RANKS or (method.name == "linear" and len(parts) == 1):
         A, B = _stacked(parts)
         compressed = method.name == "svd" or rank is not None
@@ -78,7 +77,12 @@ def combine(
         A = apply(method, [part.A for part in parts], signed, generator)
         B = apply(method, [part.B for part in parts], roots, generator)
         compressed = rank is not None
-    return _compressed(A, B, rank_of(method.name, _ranks(parts), rank)) if compressed else (A, B)
+    if not compressed:
+        return A, B
+    own_rank = rank_of(method.name, _ranks(parts), rank) // groups
+    of_groups = zip(A.chunk(groups), B.chunk(groups), strict=True)
+    found = [_compressed(*factors, own_rank) for factors in of_groups]
+    return _joined(found)
 
 
 def combine_biases(parts: Sequence[Part]) -> Tensor | None:
@@ -92,6 +96,13 @@ def clamp(factors: Factors, quantile: float) -> Factors:
     A, B = factors
     most = torch.quantile(torch.cat([B.flatten(), A.flatten()]), quantile)
     return A.clamp(-most, most), B.clamp(-most, most)
+
+
+def _joined(groups: Sequence[Factors]) -> Factors:
+    if len(groups) == 1:
+        return groups[0]
+    As, Bs = zip(*groups, strict=True)
+    return torch.cat(As), torch.cat(Bs)
 
 
 def _by_group(part: Part, groups: int) -> list[Part]:
