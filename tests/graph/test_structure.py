@@ -46,7 +46,9 @@ def test_keys_differ_where_structures_do(a: Structure, b: Structure) -> None:
     assert (str(a) == str(b)) == (a == b)
 
 
-@pytest.mark.parametrize("text", ["", "linear", "linear[]", "linear[r4]", "linear[r4:p0:f;x]", "conv(2:1)[r4:p0:f]"])
+@pytest.mark.parametrize(
+    "text", ["", "linear", "linear[]", "linear[r4]", "linear[r4:p0:f;x]", "conv(2:1)[r4:p0:f]"]
+)
 def test_other_text_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="structure"):
         Structure.parse(text)
