@@ -73,6 +73,11 @@ class SitePlan:
         return self.init.name in TAKES_FROM_BASE
 
     @property
+    def rank_of_change(self) -> int:
+        """The rank of all that the adapter does to the base's own weight."""
+        return 2 * self.rank if self.takes_from_base else self.rank
+
+    @property
     def kept(self) -> int:
         """Elements of A and B as they started, which are kept where the init changes the base."""
         shapes = self.layer.shapes(self.rank).values() if self.changes_base else ()
