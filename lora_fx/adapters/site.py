@@ -42,6 +42,10 @@ class Arithmetic:
     blocks: tuple[int, int] = (1, 1)
     compression: Compression | None = None
 
+    def times(self, factor: float) -> "Arithmetic":
+        """Return the same with another scaling."""
+        return self if factor == 1 else replace(self, scaling=self.scaling * factor)
+
     @property
     def kept(self) -> tuple[int, float]:
         """How many groups of an input are kept for the gradient of A, 0 if all of it, and how."""
@@ -74,6 +78,7 @@ class Site(_Base):
     lora_room: bool = False
     lora_change: "Change | None" = None
     lora_in_weights: tuple[str, ...] = ()
+    lora_multiplier: float = 1.0
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the base module, then announce the active branches."""
@@ -136,14 +141,17 @@ class Site(_Base):
     def branches_with(self, adapters: tuple[str, ...]) -> list[tuple["Factors", Arithmetic]]:
         """Return all that adds to the weight that is here while these adapters are active.
 
-        What an adapter took out of the weight comes first, where that adapter is not active: the
-        weight and these branches together are what the module computes.
+        What an adapter took out of the weight comes first, where that adapter is not active, or as
+        much of it as a multiplier leaves: the weight and these branches together are what the
+        module computes.
         """
+        c, change = self.lora_multiplier, self.lora_change
         present = [name for name in adapters if name in self.lora_arithmetic]
-        found = [(self.lora_branches[name], self.lora_arithmetic[name]) for name in present]
-        change = self.lora_change
-        if change is not None and change.adapter not in (*present, *self.lora_in_weights):
-            found.insert(0, (change.factors, change.arithmetic))
+        found = [(self.lora_branches[n], self.lora_arithmetic[n].times(c)) for n in present]
+        if change is not None and change.adapter not in self.lora_in_weights:
+            share = 1 - c if change.adapter in present else 1.0
+            if share:
+                found.insert(0, (change.factors, change.arithmetic.times(share)))
         return found
 
     def _place_scalings(self) -> None:

@@ -95,6 +95,16 @@ def insert_tied(site: Site, adapter: str, embedding: Site, arithmetic: Arithmeti
     site.lora_arithmetic[adapter] = arithmetic
 
 
+def compute_as(model: nn.Module, site: Site, adapter: str, arithmetic: Arithmetic) -> None:
+    """Let an adapter compute so at a site, and at those that are tied to it; not yet in force."""
+    site.lora_arithmetic[adapter] = arithmetic
+    if site.lora_kind == "embedding":
+        for _, other in sites(model):
+            branch = other.lora_branches.get(adapter)
+            if branch is not None and branch.A is site.lora_branches[adapter].A:
+                other.lora_arithmetic[adapter] = arithmetic
+
+
 def remove(site: Site, adapter: str) -> None:
     """Delete an adapter's tensors from a site; it must not be active."""
     branch = site.lora_branches.pop(adapter)

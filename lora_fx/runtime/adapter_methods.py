@@ -218,9 +218,10 @@ class AdapterMethods(_Base):
         """Put a file's values and scalings in the place of an adapter's own; dropout stays."""
         placed = dict(storage.sites(self))
         for site in loaded.plan.sites:
-            known = placed[site.fqn].lora_arithmetic
+            here = placed[site.fqn]
             new = {"alpha": site.alpha, "scaling": site.scaling, "rslora": site.rslora}
-            known[adapter] = replace(known[adapter], **new)
+            arithmetic = replace(here.lora_arithmetic[adapter], **new)
+            storage.compute_as(self, here, adapter, arithmetic)
         overwrite(self, adapter, loaded.tensors)
         self._activate()
 

@@ -9,14 +9,14 @@ from lora_fx.adapters.combine.operators import Method
 from lora_fx.adapters.undo import undone_on_error
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.adapter_methods import check_name
-from lora_fx.runtime.merge_methods import MergeMethods
+from lora_fx.runtime.live_methods import LiveMethods
 
 _PLAIN = ("cat", "linear", "svd")
 _OPERATORS = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
 METHODS = (*_PLAIN, *_OPERATORS, *(f"{name}_svd" for name in _OPERATORS))
 
 
-class CombineMethods(MergeMethods):
+class CombineMethods(LiveMethods):
     """Mixin for the root of a compiled model."""
 
     def add_weighted_adapter(

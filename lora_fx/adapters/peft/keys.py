@@ -156,7 +156,7 @@ def overwrite(model: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> No
         if not tensor._is_view():
             tensor.copy_(own[f"{PREFIX}{name}"])
     norms = _magnitudes_of_plain_sites(model, adapter)
-    trained = [name for name in norms if not _is_near(state[f"{PREFIX}{name}"], norms[name])]
+    trained = [name for name in norms if not is_near(state[f"{PREFIX}{name}"], norms[name])]
     if trained:
         raise LoraFxError(
             Diagnostic(
@@ -196,7 +196,7 @@ def _magnitudes_of_plain_sites(model: nn.Module, adapter: str) -> dict[str, Tens
     }
 
 
-def _is_near(m: Tensor, norms: Tensor) -> bool:
+def is_near(m: Tensor, norms: Tensor) -> bool:
     """Whether a magnitude from a file is these norms, but for how they were computed."""
     return torch.allclose(m.to(norms), norms, rtol=max(1e-4, 4 * torch.finfo(m.dtype).eps))
 
