@@ -2,7 +2,7 @@
 
 Where the new one has a smaller rank r than R, A gets rows of zeros and B columns, in every block:
 s B A is what it was. Where it has nothing, B is zero, and a magnitude, bias, copy or row is the
-base's. So no graph changes.
+base's. So no graph changes. KaSA leaves a part of the weight out, of the adapter's own rank.
 """
 
 import math
@@ -23,7 +23,7 @@ from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.variants import blocks_of
 
 _PRODUCTS = ("lora", "bdlora", "velora")
-_KEPT = ("lora_B.bias", storage.MAGNITUDE, storage.DIRECTION)
+_KEPT = ("lora_B.bias", storage.MAGNITUDE, storage.DIRECTION, storage.DIAGONAL)
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ def obstacles(present: AdapterPlan, new: Swap, model: nn.Module) -> Iterator[str
             yield f"it adapts `{numberless(site.name)}`, which the one that is there does not"
             continue
         yield from _obstacles_at(there[fqn], site, placed[fqn], new.at(site))
+    same = {(site.fqn, site.rank) for site in new.plan.sites if site.variant.name == "kasa"}
+    for site in present.sites:
+        if site.variant.name == "kasa" and (site.fqn, site.rank) not in same:
+            yield f"it is no `kasa` of rank {site.rank} at `{numberless(site.name)}`"
     for name in _trained(new.plan).keys() - _trained(present):
         yield f"it trains `{numberless(name)}`, which the one that is there does not"
     rows = {(t.fqn, i) for t in present.tokens for i in t.ids}
@@ -74,9 +78,8 @@ def _obstacles_at(
         yield f"its rank at `{name}` is {new.rank}, and there is room for {room}"
     if _blocks(new) != _blocks(there) and new.rank <= room:
         yield f"its factors at `{name}` have other blocks"
-    if new.variant.name not in (*_PRODUCTS, there.variant.name) and not _is_plain(
-        new, site, values
-    ):
+    known = (*_PRODUCTS, there.variant.name)
+    if new.variant.name not in known and not _is_plain(new, site, values):
         yield f"it is `{new.variant.name}` at `{name}`"
     if new.lora_bias and not there.lora_bias:
         yield f"it has a bias on B at `{name}`"
@@ -105,7 +108,7 @@ def swap(present: AdapterPlan, new: Swap, model: nn.Module) -> None:
     name, placed, sites = present.name, dict(storage.sites(model)), new.sites()
     for planned in present.sites:
         site, own = placed[planned.fqn], sites.get(planned.fqn)
-        if site.lora_change is not None and site.lora_change.adapter == name:
+        if planned.takes_from_base and site.lora_change is not None:
             start = site.lora_change.factors
             rebase(site, torch.zeros_like(start.A.weight), torch.zeros_like(start.B.weight))
         _swap_site(model, site, planned, own, {} if own is None else new.at(own))
@@ -150,6 +153,8 @@ def _swap_site(
         held["lora_B.bias"].copy_(values.get("lora_B.bias", torch.zeros(())))
     if storage.DIRECTION in held and storage.DIRECTION in values:
         held[storage.DIRECTION].copy_(values[storage.DIRECTION])
+    if storage.DIAGONAL in held:
+        held[storage.DIAGONAL].copy_(values[storage.DIAGONAL])
     if storage.MAGNITUDE in held:
         if storage.MAGNITUDE in values:
             held[storage.MAGNITUDE].copy_(values[storage.MAGNITUDE])

@@ -60,9 +60,10 @@ class Site(_Base):
 
     or, with a magnitude m, of (m / ‖W + scaling * B A‖ - 1) * W drop(x) and what is above times the
     same quotient (Liu et al. 2024, arXiv 2402.09353, eq. 5: the norms are of rows, and constants),
-    for a linear layer, in either layout of its weight, or an embedding, whose x is one-hot. Where
-    an adapter's factors lie, `storage` knows. With no active adapter the module computes what its
-    base class computes, bit for bit, or to rounding where an adapter has changed the weight.
+    for a linear layer, in either layout of its weight, or an embedding, whose x is one-hot. With a
+    diagonal d (KaSA) B diag(d) stands for B. Where an adapter's factors lie, `storage` knows. With
+    no active adapter the module computes what its base class computes, bit for bit, or to rounding
+    where an adapter has changed the weight.
     """
 
     lora_kind: str
@@ -122,6 +123,7 @@ class Site(_Base):
                 factors.magnitude is not None,
                 arithmetic.blocks,
                 *arithmetic.kept,
+                factors.diagonal is not None,
             )
             for factors, arithmetic in branches
         )
@@ -192,7 +194,8 @@ class Site(_Base):
 class Change:
     """What `adapter` took out of a base weight: scaling * B A of these factors, which are frozen.
 
-    `base` is the fingerprint of the weight before that. Where the weight was `replaced`, by a
+    `base` is the fingerprint of the weight before that. What was `removed` the adapter does not
+    start with (KaSA). Where the weight was `replaced`, by a
     quantised one, these factors are the best of their rank for what it has lost.
     """
 
@@ -201,6 +204,7 @@ class Change:
     arithmetic: Arithmetic
     base: str
     replaced: bool = False
+    removed: bool = False
 
 
 def output_scale(module: nn.Module) -> float:
@@ -210,8 +214,8 @@ def output_scale(module: nn.Module) -> float:
     return float(getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0)))
 
 
-class Magnitude(nn.Module):
-    """Holds DoRA's magnitude of each output, `weight` (out,)."""
+class Vector(nn.Module):
+    """Holds a `weight` that is trained: DoRA's magnitudes (out,), or KaSA's diagonal (r,)."""
 
     def __init__(self, weight: Tensor, trainable: bool) -> None:
         super().__init__()
@@ -238,12 +242,13 @@ class Factors:
 
     A: nn.Linear
     B: nn.Linear
-    magnitude: Magnitude | None = None
+    magnitude: Vector | None = None
     tied: bool = False
     direction: Direction | None = None
+    diagonal: Vector | None = None
 
     def tensors(self, training: bool = False) -> list[Tensor]:
-        """Return A, B and, of those that there are, B's bias, magnitude and, in training, v."""
+        """Return A, B and, of those that there are, B's bias, magnitude, in training v, and d."""
         if self.tied:
             return [self.B.weight.t(), self.A.weight.t()]
         bias = self.B.bias
@@ -254,7 +259,13 @@ class Factors:
             *(() if bias is None else (bias,)),
             *(() if m is None else (m.weight,)),
             *(() if self.direction is None or not training else (self.direction.weight,)),
+            *(() if self.diagonal is None else (self.diagonal.weight,)),
         ]
+
+    def product(self) -> tuple[Tensor, Tensor]:
+        """Return A (r, in) and B (out, r), with the diagonal in B, as they lie in memory."""
+        A, B, *_ = self.tensors()
+        return A, B if self.diagonal is None else B * self.diagonal.weight
 
     @property
     def rank(self) -> int:

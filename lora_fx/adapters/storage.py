@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import specialise
-from lora_fx.adapters.site import Arithmetic, Direction, Factors, Magnitude, Site
+from lora_fx.adapters.site import Arithmetic, Direction, Factors, Site, Vector
 from lora_fx.plan.modules import outside_adapters
 from lora_fx.plan.offloaded import device_of
 
 MAGNITUDE = "lora_magnitude_vector"
 DIRECTION = "lora_velora_embed"
+DIAGONAL = "lora_diag"
 Held = TypeVar("Held", bound=nn.Module)
 _NAMES = {"linear": ("lora_A", "lora_B"), "embedding": ("lora_embedding_A", "lora_embedding_B")}
 
@@ -78,13 +79,15 @@ def insert(
     first[adapter] = factor(A, None, trained).train(site.training)
     trained = trainable and not any("_B" in name for name in frozen)
     second[adapter] = factor(B, bias, trained).train(site.training)
-    m, v = None, None
+    m, v, d = None, None, None
     if MAGNITUDE in tensors:
-        m = _held(site, MAGNITUDE, adapter, Magnitude(tensors[MAGNITUDE], trainable))
+        m = _held(site, MAGNITUDE, adapter, Vector(tensors[MAGNITUDE], trainable))
+    if DIAGONAL in tensors:
+        d = _held(site, DIAGONAL, adapter, Vector(tensors[DIAGONAL], trainable))
     if DIRECTION in tensors:
         v = _held(site, DIRECTION, adapter, Direction(tensors[DIRECTION]))
     factors: Any = first[adapter], second[adapter]
-    site.lora_branches[adapter] = Factors(*factors, magnitude=m, direction=v)
+    site.lora_branches[adapter] = Factors(*factors, magnitude=m, direction=v, diagonal=d)
     site.lora_arithmetic[adapter] = arithmetic
 
 
@@ -111,7 +114,7 @@ def remove(site: Site, adapter: str) -> None:
     if not branch.tied:
         for container in _containers(site):
             del container[adapter]
-    for name in (MAGNITUDE, DIRECTION):
+    for name in (MAGNITUDE, DIRECTION, DIAGONAL):
         if name in site._modules and adapter in getattr(site, name):
             del getattr(site, name)[adapter]
     del site.lora_arithmetic[adapter]
@@ -122,7 +125,8 @@ def tensors(site: Site, adapter: str) -> dict[str, Tensor]:
 
     `lora_A.weight` (r, in), `lora_B.weight` (out, r), `lora_B.bias` (out,) of a linear layer;
     `lora_embedding_A` (r, rows), `lora_embedding_B` (width, r) of an embedding; and of DoRA
-    `lora_magnitude_vector` (out,), of VeLoRA `lora_velora_embed`. A tied layer has none of its own.
+    `lora_magnitude_vector` (out,), of VeLoRA `lora_velora_embed`, of KaSA `lora_diag` (r,). A tied
+    layer has none of its own.
     """
     factors = site.lora_branches[adapter]
     if factors.tied:
@@ -136,6 +140,8 @@ def tensors(site: Site, adapter: str) -> dict[str, Tensor]:
         found[MAGNITUDE] = factors.magnitude.weight
     if factors.direction is not None:
         found[DIRECTION] = factors.direction.weight
+    if factors.diagonal is not None:
+        found[DIAGONAL] = factors.diagonal.weight
     return found
 
 

@@ -18,7 +18,8 @@ without the base's bias, (m / n) (W + s B A) x, and adds what that is more:
 Behind another branch the first argument is what that one left, with this one's expand added to it.
 With dropout, y is replaced by W drop(x), which is computed for it, in the second.
 
-Factors that consist of blocks become whole matrices first: `lora_fx.block_diagonal(%A, 2)`.
+Factors that consist of blocks become whole matrices first: `lora_fx.block_diagonal(%A, 2)`. A
+diagonal d between B and A scales the columns of B: `lora_fx.diagonal(%B, %d)`.
 
 Holds: with B and b zero, and m the norms of W, the outputs are unchanged.
 """
@@ -48,12 +49,13 @@ class ExpandSites:
         y, x, params, scalings, _, base = match.node.args
         structure: Structure = match["structure"]
         value = y
-        for i, (A, B, bias, m, v) in enumerate(structure.params(params)):  # type: ignore[arg-type]
+        for i, (A, B, bias, m, v, d) in enumerate(structure.params(params)):  # type: ignore[arg-type]
             branch = structure.branches[i]
             A, B = (
                 call(graph, ops.block_diagonal, factor, blocks) if blocks > 1 else factor
                 for factor, blocks in zip((A, B), branch.blocks, strict=True)
             )
+            B = B if d is None else call(graph, ops.diagonal, B, d)
             drawn, dropout = x, branch.dropout
             if m is not None and dropout:
                 drawn, dropout = call(graph, F.dropout, x, dropout, True), 0.0

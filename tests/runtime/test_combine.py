@@ -219,6 +219,7 @@ FEATURES = {
     "pissa": "init = pissa",
     "bdlora": 'variant = bdlora(a = ["q_proj"], b = ["up_proj"], blocks = 2, strict = false)',
     "velora": "variant = velora(num_groups = 4)",
+    "kasa": "variant = kasa",
 }
 
 
@@ -226,7 +227,7 @@ PAIRS = [
     (first, second)
     for first in FEATURES
     for second in ("rslora", "dora", "bdlora")
-    if (first, second) != ("pissa", "dora")  # refused: norms of a weight that another one changes
+    if first not in ("pissa", "kasa") or second != "dora"  # norms of a weight that changes
 ]
 
 

@@ -30,7 +30,7 @@ from lora_fx.plan.selectors import is_inside
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.expressions import Word
 
-_SUMS = ("lora", "dora", "bdlora", "velora")
+_SUMS = ("lora", "dora", "bdlora", "velora", "kasa")
 Mix = Sequence[tuple[AdapterPlan, float]]
 
 
@@ -221,7 +221,7 @@ def _faults(found: Sequence[tuple[SitePlan, float]], recipe: Recipe) -> Iterator
         if site.variant.name not in _SUMS:
             message = f"`{site.adapter}` is `{site.variant.name}` at `{where}`, which is no sum"
             yield Diagnostic("cannot-combine", message)
-        if site.changes_base and not site.takes_from_base:
+        if site.replaces_base:
             message = f"`{site.adapter}` has put another weight at `{where}`, and adds to that"
             help = "merge it into the base instead"
             yield Diagnostic("cannot-combine", message, help=help)

@@ -1,7 +1,7 @@
 """What one adapter does at a site, as the factors that are combined.
 
     W + s B A                               A, B, gain 1
-    W_res + s B A = W + s (B A − B₀ A₀)     [A; A₀], [B, −B₀]       an init changed the weight
+    W_res + s B A = W + s B A − s₀ B₀ A₀    [A; A₀], [B, −s₀ / s B₀]    a weight that it changed
     diag(g) (W + s B A),  g = m / ‖W + s B A‖     A, diag(g) B, gain g       DoRA
 
 so that in all cases it is diag(g) W + s B A of these. Blocks on a diagonal are whole matrices here.
@@ -42,7 +42,7 @@ def part_of(site: Site, adapter: str, weight: float) -> Part:
     """Return what an adapter that is at a site does to the base's own weight there."""
     branch, arithmetic = site.lora_branches[adapter], site.lora_arithmetic[adapter]
     change = site.lora_change
-    A, B = _wide(branch.A.weight, branch.B.weight)
+    A, B = _wide(*branch.product())
     A, B = (
         torch.block_diag(*factor.chunk(blocks))
         for factor, blocks in zip((A, B), arithmetic.blocks, strict=True)

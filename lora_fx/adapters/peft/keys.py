@@ -41,8 +41,13 @@ def _changed_sites(model: nn.Module, adapter: str) -> list[tuple[str, storage.Si
 
 
 def _taken_from(model: nn.Module, adapter: str) -> list[tuple[str, storage.Site]]:
-    placed = _changed_sites(model, adapter)
+    placed = _started_sites(model, adapter)
     return [(f, s) for f, s in placed if s.lora_change and not s.lora_change.replaced]
+
+
+def _started_sites(model: nn.Module, adapter: str) -> list[tuple[str, storage.Site]]:
+    placed = _changed_sites(model, adapter)
+    return [(f, s) for f, s in placed if s.lora_change and not s.lora_change.removed]
 
 
 def live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
@@ -148,7 +153,7 @@ def overwrite(model: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> No
     a magnitude that says something of a site that has none.
     """
     own = dict(state)
-    for fqn, site in _changed_sites(model, adapter):
+    for fqn, site in _started_sites(model, adapter):
         factors, start = split(state, fqn)
         own |= factors
         rebase(site, *start, weight=state.get(name_of(fqn)))
