@@ -145,7 +145,7 @@ def _swap_site(
     if new is None:
         held[second].zero_()
     else:
-        A, B = _with_rank(values[first], values[second], new.rank, there.rank, _blocks(there))
+        A, B = _with_rank(values[first], values[second], new.rank, there)
         held[first].copy_(A)
         held[second].copy_(B)
         storage.compute_as(model, site, name, _scaled(old, new, there.rank))
@@ -162,19 +162,18 @@ def _swap_site(
             magnitudes.begin(site, name)
 
 
-def _with_rank(
-    A: Tensor, B: Tensor, rank: int, room: int, blocks: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Return factors of rank `room` with the same product, of the same blocks."""
-    count = max(blocks)
+def _with_rank(A: Tensor, B: Tensor, rank: int, there: SitePlan) -> tuple[Tensor, Tensor]:
+    """Return factors of the rank that is there, with the same product, of the same blocks.
+
+    Of a convolution, in the same groups.
+    """
+    room, blocks = there.rank, _blocks(there)
+    count, of_B = max(*blocks, there.layer.groups), max(blocks[1], there.layer.groups)
     places = torch.arange(rank)
     places = places // (rank // count) * (room // count) + places % (rank // count)
     wide_A = A.new_zeros(room, *A.shape[1:]).index_copy(0, places, A)
-    columns = B.new_zeros(B.shape[0], room // blocks[1])
-    if blocks[1] > 1:
-        columns[:, : B.shape[1]] = B
-        return wide_A, columns
-    return wide_A, columns.index_copy(1, places, B)
+    wide_B = B.new_zeros(B.shape[0], room // of_B, *B.shape[2:])
+    return wide_A, wide_B.index_copy(1, torch.arange(rank // of_B) if of_B > 1 else places, B)
 
 
 def _scaled(old: Arithmetic, new: SitePlan, rank: int) -> Arithmetic:

@@ -1,12 +1,13 @@
 """A marked module: an adaptable call that announces itself to the tracer as `lora_fx::site`."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from lora_fx.graph import ops
+from lora_fx.graph.convolution import Window
 from lora_fx.graph.room import owns_room, with_room
 from lora_fx.graph.structure import Branch, Structure
 from lora_fx.graph.velora import mean_direction
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     _Base = nn.Module
 else:
     _Base = object
+
+
+Holder = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,11 @@ class Site(_Base):
 
     or, with a magnitude m, of (m / ‖W + scaling * B A‖ - 1) * W drop(x) and what is above times the
     same quotient (Liu et al. 2024, arXiv 2402.09353, eq. 5: the norms are of rows, and constants),
-    for a linear layer, in either layout of its weight, or an embedding, whose x is one-hot. With a
-    diagonal d (KaSA) B diag(d) stands for B. Where an adapter's factors lie, `storage` knows. With
-    no active adapter the module computes what its base class computes, bit for bit, or to rounding
-    where an adapter has changed the weight.
+    for a linear layer, in either layout of its weight, an embedding, whose x is one-hot, or a
+    convolution, where A is one and B stands at each place of its output. With a diagonal d (KaSA)
+    B diag(d) stands for B. Where an adapter's factors lie, `storage` knows. With no active adapter
+    the module computes what its base class computes, bit for bit, or to rounding where an adapter
+    has changed the weight.
     """
 
     lora_kind: str
@@ -84,6 +89,10 @@ class Site(_Base):
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the base module, then announce the active branches."""
         output = super().forward(input, *args, **kwargs)
+        return self._announced(output, input)
+
+    def _announced(self, output: Tensor, input: Tensor) -> Tensor:
+        """Return a base output with the active branches, announced to the tracer."""
         if not self._branches:
             return output
         if self.lora_followed and self.training and torch.is_grad_enabled():
@@ -100,8 +109,8 @@ class Site(_Base):
             v.copy_(torch.where(torch.any(v), v, mean) if once else mean)
 
     def _base(self) -> list[Tensor]:
-        """Return the weight as (out, in), and the bias if there is one."""
-        weight = self.weight if isinstance(self, nn.Linear) else self.weight.t()
+        """Return the weight as (out, in), or (out, in, k…), and the bias if there is one."""
+        weight = self.weight.t() if self.lora_turned else self.weight
         bias = getattr(self, "bias", None)
         return [weight] if bias is None else [weight, bias]
 
@@ -135,10 +144,15 @@ class Site(_Base):
             and kept.init != "random"
         )
         evaluation = tuple(replace(b, dropout=0.0, groups=0, scale=1.0) for b in training)
-        layer = getattr(self, "padding_idx", None), output_scale(self)
+        layer = getattr(self, "padding_idx", None), output_scale(self), _window(self)
         self._training_key = str(Structure(self.lora_kind, training, *layer))
         self._evaluation_key = str(Structure(self.lora_kind, evaluation, *layer))
         self._place_scalings()
+
+    @property
+    def lora_turned(self) -> bool:
+        """Whether the weight is (in, out): of `Conv1D`, and of an embedding."""
+        return not isinstance(self, nn.Linear) and not is_convolution(self)
 
     def branches_with(self, adapters: tuple[str, ...]) -> list[tuple["Factors", Arithmetic]]:
         """Return all that adds to the weight that is here while these adapters are active.
@@ -214,8 +228,35 @@ def output_scale(module: nn.Module) -> float:
     return float(getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0)))
 
 
+def is_convolution(module: nn.Module) -> TypeGuard[nn.Conv1d | nn.Conv2d | nn.Conv3d]:
+    """Whether a module is a convolution that can be a site."""
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+
+def _window(module: nn.Module) -> Window | None:
+    return Window.of(module) if is_convolution(module) else None
+
+
+class ConvolutionSite(Site):
+    """Mixin for a convolution: announced where the weight meets the input.
+
+    A subclass of it that prepares its input first, and then convolves, is adapted there.
+    """
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply the base module."""
+        return super(Site, self).forward(input, *args, **kwargs)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        output = super()._conv_forward(input, weight, bias)  # type: ignore[misc]
+        return self._announced(output, input)
+
+
 class Vector(nn.Module):
-    """Holds a `weight` that is trained: DoRA's magnitudes (out,), or KaSA's diagonal (r,)."""
+    """Holds a `weight` that is trained: DoRA's magnitudes (out,), or KaSA's diagonal (r,).
+
+    A convolution's magnitudes are (1, out, 1…).
+    """
 
     def __init__(self, weight: Tensor, trainable: bool) -> None:
         super().__init__()
@@ -236,12 +277,13 @@ class Direction(nn.Module):
 class Factors:
     """The modules that hold one branch's A (r, in) and B (out, r), and what else it has.
 
+    Of a convolution they are convolutions too: A (r, in, k…), B (out, r / groups, 1…).
     Of a `tied` branch they are those of the embedding whose weight the layer shares: there its
     delta is the transposed one, A is Bᵀ and B is Aᵀ.
     """
 
-    A: nn.Linear
-    B: nn.Linear
+    A: Holder
+    B: Holder
     magnitude: Vector | None = None
     tied: bool = False
     direction: Direction | None = None

@@ -8,6 +8,7 @@ import torch
 
 import lora_fx
 from lora_fx.adapters.peft.keys import live_tensors
+from tests.adapters.convolutions import CASES
 from tests.adapters.kinds import scatter
 from tests.dense import relative
 from tests.runtime.test_combine import loaded_by_peft
@@ -125,6 +126,28 @@ def test_a_tied_adapter_is_loaded_over_with_another_scaling(tmp_path: Path) -> N
     base = llama(2, tie_word_embeddings=True, **BIASED)
     want = logits(lora_fx.load(folder, base, backend=None).eval())
     assert relative(logits(model), want) < 1e-5
+
+
+@pytest.mark.parametrize("case", ["1d, groups", "2d"])
+@pytest.mark.parametrize("variant", ["lora", "dora"])
+def test_convolutions(case: str, variant: str, tmp_path: Path) -> None:
+    if CASES[case].groups > 1 and variant == "dora":
+        variant = "lora"
+    text = 'lora 1 adapter default {{ rank = {} init = random {} target class "{}" }}'
+    kind, found = CASES[case].kind.__name__, {}
+    for rank in (2, 4):
+        layer, how = CASES[case].layer(), f"variant = {variant}"
+        model: Any = lora_fx.compile(layer, text.format(rank, how, kind), backend="eager").eval()
+        scatter(model)
+        found[rank] = model
+    found[2].save_adapters(tmp_path)
+    x = CASES[case].x()
+    want, before = found[2](x), found[4](x)
+    made = graphs()
+    found[4].hotswap_adapter(tmp_path)
+    assert relative(found[4](x), want) < 1e-5
+    assert relative(before, want) > 1e-3
+    assert graphs() == made
 
 
 def test_some_sites_with_magnitudes(tmp_path: Path) -> None:

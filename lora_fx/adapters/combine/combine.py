@@ -117,17 +117,20 @@ def _values(
     biased: bool,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
+    layer = planned.layer
     first, second = list(planned.tensors)[:2]
-    A, B = combine(recipe.method, parts, recipe.rank, generator)
+    A, B = combine(recipe.method, parts, recipe.rank, generator, layer.groups)
     if recipe.clamped is not None:
         A, B = clamp((A, B), recipe.clamped)
-    c, bias = common_gain(parts), combine_biases(parts)
-    values = {first: A, second: B}
+    c, bias, more = common_gain(parts), combine_biases(parts), {}
     if c is not None:
         W = oriented_weight(site).to(A.device)
-        values[second], values[storage.MAGNITUDE] = with_gain(W, A, B, c)
-    elif biased and site.lora_kind == "linear":
-        values["lora_B.bias"] = bias if bias is not None else B.new_zeros(B.shape[0])
+        B, m = with_gain(W, A, B, c)
+        more[storage.MAGNITUDE] = m.view(1, -1, *(1 for _ in layer.kernel)) if layer.kernel else m
+    elif biased and site.lora_kind != "embedding":
+        more["lora_B.bias"] = bias if bias is not None else B.new_zeros(B.shape[0])
+    shapes = layer.shapes(A.shape[0])
+    values = {first: A.reshape(shapes[first]), second: B.reshape(shapes[second]), **more}
     return {key: tensor.to(recipe.dtype or tensor.dtype) for key, tensor in values.items()}
 
 
@@ -226,7 +229,9 @@ def _faults(found: Sequence[tuple[SitePlan, float]], recipe: Recipe) -> Iterator
             help = "merge it into the base instead"
             yield Diagnostic("cannot-combine", message, help=help)
     ranks, most = [site.rank_of_change for site, _ in found], first.layer.largest_rank
-    rank = rank_of(method, ranks, recipe.rank, most)
+    groups = first.layer.groups
+    each = min(most, first.layer.out_features // groups)
+    rank = recipe.rank or groups * rank_of(method, [r // groups for r in ranks], None, each)
     if len(set(ranks)) > 1 and not merges_any_ranks(method):
         listed = " and ".join(str(rank) for rank in dict.fromkeys(ranks))
         message = f"`{method.name}` combines adapters of one rank; at `{where}` they have {listed}"
@@ -235,6 +240,10 @@ def _faults(found: Sequence[tuple[SitePlan, float]], recipe: Recipe) -> Iterator
     elif recipe.bounded and rank > most:
         message = f"the result would have rank {rank} at `{where}`, where at most {most} is needed"
         yield Diagnostic("cannot-combine", message, help=f"compress it to at most {most} by `svd`")
+    elif rank % groups:
+        message = f"the result would have rank {rank} at `{where}`, which has {groups} groups"
+        help = f"compress it to a multiple of {groups} by `svd`"
+        yield Diagnostic("cannot-combine", message, help=help)
     if len({site.tie for site, _ in found}) > 1:
         message = f"one adapter is tied at `{where}` and another is not"
         yield Diagnostic("cannot-combine", message)

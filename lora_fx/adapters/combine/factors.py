@@ -8,7 +8,8 @@
 
 With `cross_terms` linear is such an operator, the sum, and has products of Bᵢ and Aⱼ in it.
 
-b = Σ wᵢ sᵢ bᵢ. Of an embedding A is (r, rows) and B (width, r): the same.
+b = Σ wᵢ sᵢ bᵢ. Of an embedding A is (r, rows) and B (width, r): the same. Of a convolution A is
+(r, in · k) and B (out, r / groups): products are of each group by itself.
 """
 
 import math
@@ -45,9 +46,17 @@ def _is_exact_sum(method: Method) -> bool:
 
 
 def combine(
-    method: Method, parts: Sequence[Part], rank: int | None, generator: torch.Generator
+    method: Method,
+    parts: Sequence[Part],
+    rank: int | None,
+    generator: torch.Generator,
+    groups: int = 1,
 ) -> Factors:
     """Return A and B of the combination, in the dtype of the parts; `rank` compresses it."""
+    if groups > 1 and merges_any_ranks(method):
+        own_rank = None if rank is None else rank // groups
+        of_groups = zip(*(_by_group(part, groups) for part in parts), strict=True)
+        return _joined([combine(method, group, own_rank, generator) for group in of_groups])
     ranks, largest = [len(part.A) for part in parts], min(parts[0].A.shape[1], len(parts[0].B))
     wanted = rank_of(method, ranks, rank, largest)
     if method.name.endswith("_svd"):
@@ -63,7 +72,10 @@ def combine(
         signed = [math.copysign(root, p.factor) for root, p in zip(roots, parts, strict=True)]
         A = apply(method, [part.A for part in parts], signed, generator)
         B = apply(method, [part.B for part in parts], roots, generator)
-    return _compressed(A, B, wanted) if wanted != len(A) or rank is not None else (A, B)
+    if wanted == len(A) and rank is None:
+        return A, B
+    of_groups = zip(A.chunk(groups), B.chunk(groups), strict=True)
+    return _joined([_compressed(*factors, wanted // groups) for factors in of_groups])
 
 
 def combine_biases(parts: Sequence[Part]) -> Tensor | None:
@@ -77,6 +89,18 @@ def clamp(factors: Factors, quantile: float) -> Factors:
     A, B = factors
     most = torch.quantile(torch.cat([B.flatten(), A.flatten()]), quantile)
     return A.clamp(-most, most), B.clamp(-most, most)
+
+
+def _joined(groups: Sequence[Factors]) -> Factors:
+    if len(groups) == 1:
+        return groups[0]
+    As, Bs = zip(*groups, strict=True)
+    return torch.cat(As), torch.cat(Bs)
+
+
+def _by_group(part: Part, groups: int) -> list[Part]:
+    factors = zip(part.A.chunk(groups), part.B.chunk(groups), strict=True)
+    return [replace(part, A=A, B=B, bias=None) for A, B in factors]
 
 
 def _stacked(parts: Sequence[Part]) -> Factors:

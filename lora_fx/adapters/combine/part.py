@@ -22,7 +22,8 @@ from lora_fx.graph.row_norms import row_norms
 class Part:
     """One branch with its weight in a mix; `scaling` is what multiplies B A (and b).
 
-    A: (r, in), B: (out, r), `bias` and `gain`: (out,), in float32 or wider.
+    A: (r, in), B: (out, r), `bias` and `gain`: (out,), in float32 or wider. A convolution's A is
+    (r, in · k) and B (out, r / groups).
     """
 
     weight: float
@@ -42,14 +43,14 @@ def part_of(site: Site, adapter: str, weight: float) -> Part:
     """Return what an adapter that is at a site does to the base's own weight there."""
     branch, arithmetic = site.lora_branches[adapter], site.lora_arithmetic[adapter]
     change = site.lora_change
-    A, B = _wide(*branch.product())
+    A, B = (factor.flatten(1) for factor in _wide(*branch.product()))
     A, B = (
         torch.block_diag(*factor.chunk(blocks))
         for factor, blocks in zip((A, B), arithmetic.blocks, strict=True)
     )
     bias = None if branch.B.bias is None else _wide(branch.B.bias)[0]
     if branch.magnitude is not None:
-        (m,) = _wide(branch.magnitude.weight)
+        (m,) = _wide(branch.magnitude.weight.flatten())
         gain = m / row_norms(oriented_weight(site).to(A.device), A, B, arithmetic.scaling)
         return Part(weight, arithmetic.scaling, A, gain[:, None] * B, None, gain)
     if change is not None and change.adapter == adapter:
