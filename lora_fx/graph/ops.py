@@ -7,6 +7,7 @@
     lookup(ids, A, padding, compute)                   columns of A, one for each id
     expand(y, h, B, scalings, branch, compute, bias)   y + (s h) Bᵀ + s b
     block_diagonal(weight, blocks)                     the rows' chunks on a diagonal
+    diagonal(B, d)                                     B diag(d)
     norms(W, A, B, scalings, branch, factor)           of the rows of W + s B A, no gradient
     magnitude(y, u, m, norms, bias)                    y + (m / norms - 1) * (u - bias)
     replace_rows(y, ids, tokens, rows, padding)        y, and rows[i] where the id is tokens[i]
@@ -15,7 +16,8 @@
     delta(W, A, B, scaling, transposed)                W + s B A
 
 x: (*, in)   A: (r, in)   B: (out, r)   y: (*, out)   h: (*, r)   scalings: float32 (branches,)
-b: (out,)   ids: (*)   tokens: (n,)   rows: (n, in or out)   W: (out, in)   m, norms: (out,)
+b: (out,)   d: (r,)   ids: (*)   tokens: (n,)   rows: (n, in or out)   W: (out, in)
+m, norms: (out,)
 Where `merge` and `delta` are given W as (in, out), B A is transposed. Of a convolution, all have
 places behind their features: x (*, in, …), A (r, in, k…), B (out, r / groups, 1…), y (*, out, …).
 Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3. Of an embedding, x is one-hot and `in` its rows.
@@ -58,6 +60,7 @@ _library.define(
     "Tensor? bias=None) -> Tensor"
 )
 _library.define("block_diagonal(Tensor weight, int blocks) -> Tensor")
+_library.define("diagonal(Tensor B, Tensor d) -> Tensor")
 _library.define(
     "norms(Tensor W, Tensor A, Tensor B, Tensor scalings, int branch, float factor) -> Tensor"
 )
@@ -148,6 +151,11 @@ def block_diagonal_reference(weight: Tensor, blocks: int) -> Tensor:
     return torch.block_diag(*weight.chunk(blocks))
 
 
+def diagonal_reference(B: Tensor, d: Tensor) -> Tensor:
+    """Return B diag(d), B (out, r), d (r,): KaSA's singular values, arXiv 2412.06071, eq. 7."""
+    return B * d
+
+
 def norms_reference(
     W: Tensor, A: Tensor, B: Tensor, scalings: Tensor, branch: int, factor: float
 ) -> Tensor:
@@ -178,12 +186,13 @@ def site_reference(
     parsed = Structure.parse(structure)
     of_base, window = y, parsed.window
     places = 0 if window is None else window.dimensions
-    for i, (A, B, bias, m, v) in enumerate(parsed.params(params)):
+    for i, (A, B, bias, m, v, d) in enumerate(parsed.params(params)):
         branch = parsed.branches[i]
         A, B = (
             block_diagonal_reference(factor, blocks) if blocks > 1 else factor
             for factor, blocks in zip((A, B), branch.blocks, strict=True)
         )
+        B = B if d is None else diagonal_reference(B, d)
         dropped = F.dropout(x, branch.dropout, training=True) if branch.dropout else x
         if parsed.kind == "embedding":
             h = lookup_reference(x, A, parsed.padding, branch.compute)
@@ -262,6 +271,7 @@ for _name, _reference in {
     "lookup": lookup_reference,
     "expand": expand_reference,
     "block_diagonal": block_diagonal_reference,
+    "diagonal": diagonal_reference,
     "norms": norms_reference,
     "magnitude": magnitude_reference,
     "replace_rows": replace_rows_reference,
@@ -278,6 +288,7 @@ convolve = torch.ops.lora_fx.convolve.default
 lookup = torch.ops.lora_fx.lookup.default
 expand = torch.ops.lora_fx.expand.default
 block_diagonal = torch.ops.lora_fx.block_diagonal.default
+diagonal = torch.ops.lora_fx.diagonal.default
 norms = torch.ops.lora_fx.norms.default
 magnitude = torch.ops.lora_fx.magnitude.default
 replace_rows = torch.ops.lora_fx.replace_rows.default

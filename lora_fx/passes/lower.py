@@ -8,6 +8,7 @@
         or, if B is cast to fewer bits  →  y + linear(h.to(d), (B * scalings[i]).to(d)).to(y.dtype)
         where h and B have places (*, r, …), conv2d stands for the second linear
     block_diagonal(weight, n)         →  block_diag(*chunk(weight, n))
+    diagonal(B, d)                    →  B * d
     magnitude(y, u, m, norms, b)      →  (y + (m / norms - 1) * (u - b)).to(y.dtype)
     replace_rows, replace_columns     →  as in `graph/ops.py`
     delta(W, A, B, scaling, t)        →  addmm(W, B.to(d) * scaling, A.to(d)), d that of W
@@ -119,6 +120,10 @@ def _block_diagonal(graph: Graph, node: Node) -> Node:
     return call(graph, torch.block_diag, *parts)
 
 
+def _diagonal(graph: Graph, node: Node) -> Node:
+    return call(graph, torch.mul, *node.args)
+
+
 def _magnitude(graph: Graph, node: Node) -> Node:
     y, u, m, norms, *bias = node.args
     own = call(graph, torch.sub, u, *bias) if bias else u
@@ -158,6 +163,7 @@ _LOWERED = (
     (ops.lookup, _lookup),
     (ops.expand, _expand),
     (ops.block_diagonal, _block_diagonal),
+    (ops.diagonal, _diagonal),
     (ops.magnitude, _magnitude),
     (ops.replace_rows, _replace_rows),
     (ops.replace_columns, _replace_columns),

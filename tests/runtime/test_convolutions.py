@@ -135,7 +135,8 @@ def test_combined_as_peft(method: str, tmp_path: Path) -> None:
         scatter(model, name)
     model.save_pretrained(tmp_path)
     settings = {} if method == "linear" else {"density": 0.6}
-    model.add_weighted_adapter(**MIX, adapter_name="new", combination_type=method, **settings)
+    more = {"cross_terms": True} if method == "linear" else settings
+    model.add_weighted_adapter(**MIX, adapter_name="new", combination_type=method, **more)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = PeftModel.from_pretrained(base(), tmp_path / "one", "one").eval()
