@@ -45,7 +45,7 @@ class AdapterMethods(_Base):
     lora_fx_active: tuple[str, ...]
     lora_fx_merged: tuple[str, ...]
     lora_fx_enabled: bool
-    lora_fx_watched: set[tuple[str, ...]]
+    lora_fx_watched: set[tuple[tuple[str, ...], bool]]
 
     def active_adapters(self) -> list[str]:
         """Return the adapters that take part in the forward, in the order they are added up."""
@@ -134,7 +134,7 @@ class AdapterMethods(_Base):
         self.lora_fx_adapters, self.lora_fx_active = left, active
         self._activate()
         remove(self, adapter_name)
-        self.lora_fx_watched = {()}
+        self.lora_fx_watched = set()
 
     def get_layer_status(self) -> list[LayerStatus]:
         """Return what adapters have of each module: active, merged, trained, ranks, bytes."""

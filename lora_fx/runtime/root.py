@@ -32,7 +32,7 @@ def make_root(tree: nn.Module, plan: Plan, adapters: Mapping[str, AdapterPlan]) 
     tree.lora_fx_active = tuple(adapters)[:1]  # type: ignore[assignment]
     tree.lora_fx_merged = ()  # type: ignore[assignment]
     tree.lora_fx_enabled = True  # type: ignore[assignment]
-    tree.lora_fx_watched = {()}  # type: ignore[assignment]
+    tree.lora_fx_watched = set()  # type: ignore[assignment]
     tree.lora_fx_checkpoint = "none"  # type: ignore[assignment]
     tree.enable_adapters()  # type: ignore[operator]
 
