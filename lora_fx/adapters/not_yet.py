@@ -44,8 +44,8 @@ def unsupported_parts(adapter: AdapterPlan) -> list[str]:
 
 
 def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
-    if spec.route is not None:
-        yield "`route`", spec.route.span, ""
+    if spec.route is not None and spec.route.slots is not None:
+        yield "`slots`", spec.route.span, ""
     if spec.optimizer is not None:
         yield "`optimizer`", spec.optimizer.span, ""
     for merge in spec.merges:

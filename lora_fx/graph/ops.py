@@ -1,13 +1,15 @@
 """The `lora_fx::` operators and their reference implementations.
 
-    site(y, x, params, scalings, structure, base)      y + sum_i s_i * (B_i A_i drop_i(x) + b_i)
+    site(y, x, params, scalings, structure, base, samples)
+                                                       y + sum_i s_i * (B_i A_i drop_i(x) + b_i)
+    share(samples, column, rest, dims)                 of each sample, to multiply (S, …)
     shrink(x, A, dropout, compute)                     drop(x) Aᵀ
     compressed_shrink(x, A, v, groups, scale, dropout, compute)    shrink; dA is VeLoRA's
     lookup(ids, A, padding, compute)                   columns of A, one for each id
-    expand(y, h, B, scalings, branch, compute, bias)   y + (s h) Bᵀ + s b
+    expand(y, h, B, scalings, branch, compute, bias, share)        y + c ((s h) Bᵀ + s b)
     block_diagonal(weight, blocks)                     the rows' chunks on a diagonal
     norms(W, A, B, scalings, branch, factor)           of the rows of W + s B A, no gradient
-    magnitude(y, u, m, norms, bias)                    y + (m / norms - 1) * (u - bias)
+    magnitude(y, u, m, norms, bias, share)             y + c (m / norms - 1) * (u - bias)
     replace_rows(y, ids, tokens, rows, padding)        y, and rows[i] where the id is tokens[i]
     replace_columns(y, x, tokens, rows, bias)          y, and x rows[i]ᵀ + bias in column tokens[i]
     merge(W, params, scalings, structure)              W + sum_i s_i B_i A_i
@@ -15,7 +17,9 @@
 
 x: (*, in)   A: (r, in)   B: (out, r)   y: (*, out)   h: (*, r)   scalings: float32 (branches,)
 b: (out,)   ids: (*)   tokens: (n,)   rows: (n, in or out)   W: (out, in)   m, norms: (out,)
-Where `merge` and `delta` are given W as (in, out), B A is transposed.
+In a mixed batch `samples` (S, adapters), float32, are the shares that adapters have in each sample:
+dimension 0 of x and y is then S, and a branch's share c in a sample multiplies all it adds there.
+Without them c is 1. Where `merge` and `delta` are given W as (in, out), B A is transposed.
 Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3. Of an embedding, x is one-hot and `in` its rows.
 With a magnitude m, DoRA's branch is what makes W x to (m / ‖W + s B A‖) (W + s B A) x: Liu et al.
 2024, arXiv 2402.09353, eq. 5. Several branches add up what each alone adds to W x. `base` is W and
@@ -41,8 +45,9 @@ from lora_fx.graph.velora import projection
 _library = torch.library.Library("lora_fx", "DEF")
 _library.define(
     "site(Tensor y, Tensor x, Tensor[] params, Tensor scalings, str structure, "
-    "Tensor[] base) -> Tensor"
+    "Tensor[] base, Tensor? samples=None) -> Tensor"
 )
+_library.define("share(Tensor samples, int column, bool rest, int dims) -> Tensor")
 _library.define("shrink(Tensor x, Tensor A, float dropout, str compute) -> Tensor")
 _library.define(
     "compressed_shrink(Tensor x, Tensor A, Tensor v, int groups, float scale, float dropout, "
@@ -51,14 +56,15 @@ _library.define(
 _library.define("lookup(Tensor ids, Tensor A, int? padding, str compute) -> Tensor")
 _library.define(
     "expand(Tensor y, Tensor h, Tensor B, Tensor scalings, int branch, str compute, "
-    "Tensor? bias=None) -> Tensor"
+    "Tensor? bias=None, Tensor? share=None) -> Tensor"
 )
 _library.define("block_diagonal(Tensor weight, int blocks) -> Tensor")
 _library.define(
     "norms(Tensor W, Tensor A, Tensor B, Tensor scalings, int branch, float factor) -> Tensor"
 )
 _library.define(
-    "magnitude(Tensor y, Tensor u, Tensor m, Tensor norms, Tensor? bias=None) -> Tensor"
+    "magnitude(Tensor y, Tensor u, Tensor m, Tensor norms, Tensor? bias=None, "
+    "Tensor? share=None) -> Tensor"
 )
 _library.define(
     "replace_rows(Tensor y, Tensor ids, Tensor tokens, Tensor rows, int? padding) -> Tensor"
@@ -106,6 +112,13 @@ def lookup_reference(ids: Tensor, A: Tensor, padding: int | None, compute: str) 
     return h.to(compute_dtype(compute, h.dtype))
 
 
+def share_reference(samples: Tensor, column: int, rest: bool, dims: int) -> Tensor:
+    """Return one column of the samples' shares (S, adapters), or the rest to 1: (S, 1, …)."""
+    share = samples.select(1, column)
+    share = 1 - share if rest else share
+    return share.reshape(-1, *[1] * (dims - 1))
+
+
 def expand_reference(
     y: Tensor,
     h: Tensor,
@@ -114,8 +127,12 @@ def expand_reference(
     branch: int,
     compute: str,
     bias: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> Tensor:
-    """Add one branch to the base output: `y + (s h) Bᵀ + s b`, h (*, r), B (out, r) -> (*, out)."""
+    """Add one branch to the base output: `y + c ((s h) Bᵀ + s b)`, h (*, r), B (out, r).
+
+    The share c (S, 1, …) is 1 if there is none. -> (*, out)
+    """
     dtype = compute_dtype(compute, h.dtype)
     with _arithmetic(h, compute):
         scaled = None if bias is None else (bias * scalings[branch]).to(dtype)
@@ -123,7 +140,11 @@ def expand_reference(
             B = B * scalings[branch]
         else:
             h = h * scalings[branch]
-        delta = F.linear(h.to(dtype), B.to(dtype), scaled)
+        if share is None:
+            delta = F.linear(h.to(dtype), B.to(dtype), scaled)
+        else:
+            delta = F.linear((h * share).to(dtype), B.to(dtype))
+            delta = delta if scaled is None else delta + share * scaled
     return y + delta.to(y.dtype)
 
 
@@ -140,14 +161,21 @@ def norms_reference(
 
 
 def magnitude_reference(
-    y: Tensor, u: Tensor, m: Tensor, norms: Tensor, bias: Tensor | None = None
+    y: Tensor,
+    u: Tensor,
+    m: Tensor,
+    norms: Tensor,
+    bias: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> Tensor:
-    """Give `u` (*, out), which `y` has in it, the magnitude m: `y + (m / norms - 1) * (u - bias)`.
+    """Give `u` (*, out), of which `y` has c in it, the magnitude m.
 
+    `y + c (m / norms - 1) * (u - bias)`; the share c (S, 1, …) is 1 if there is none.
     Computed in the dtype of m and norms, if that is wider, and rounded once.
     """
     own = u if bias is None else u - bias
-    return (y + (m / norms - 1) * own).to(y.dtype)
+    gained = (m / norms - 1) * own
+    return (y + (gained if share is None else share * gained)).to(y.dtype)
 
 
 def site_reference(
@@ -157,6 +185,7 @@ def site_reference(
     scalings: Tensor,
     structure: str,
     base: Sequence[Tensor],
+    samples: Tensor | None = None,
 ) -> Tensor:
     """Add every branch of a site to its base output `y`; `params` is A₀, B₀, A₁, B₁, …."""
     parsed = Structure.parse(structure)
@@ -175,14 +204,17 @@ def site_reference(
             h = compressed_shrink_reference(dropped, A, *compression)
         else:
             h = shrink_reference(dropped, A, 0.0, branch.compute)
-        alone = y is of_base and not branch.dropout
-        y = expand_reference(y, h, B, scalings, i, branch.compute, bias)
+        share = None
+        if samples is not None and branch.column is not None:
+            share = share_reference(samples, branch.column, branch.rest, h.ndim)
+        alone = y is of_base and not branch.dropout and share is None
+        y = expand_reference(y, h, B, scalings, i, branch.compute, bias, share)
         if m is not None:
             W, *of_layer = (base[0],) if branch.dropout else base
             own = F.linear(dropped, W) if branch.dropout else of_base
             u = y if alone else expand_reference(own, h, B, scalings, i, branch.compute)
             norms = norms_reference(W, A, B, scalings, i, parsed.factor)
-            y = magnitude_reference(y, u, m, norms, *of_layer)
+            y = magnitude_reference(y, u, m, norms, *(of_layer or (None,)), share)
     return y
 
 
@@ -237,6 +269,7 @@ for _name, _reference in {
     "shrink": shrink_reference,
     "compressed_shrink": compressed_shrink_reference,
     "lookup": lookup_reference,
+    "share": share_reference,
     "expand": expand_reference,
     "block_diagonal": block_diagonal_reference,
     "norms": norms_reference,
@@ -252,6 +285,7 @@ site = torch.ops.lora_fx.site.default
 shrink = torch.ops.lora_fx.shrink.default
 compressed_shrink = torch.ops.lora_fx.compressed_shrink.default
 lookup = torch.ops.lora_fx.lookup.default
+share = torch.ops.lora_fx.share.default
 expand = torch.ops.lora_fx.expand.default
 block_diagonal = torch.ops.lora_fx.block_diagonal.default
 norms = torch.ops.lora_fx.norms.default

@@ -11,6 +11,7 @@ import torch
 ACTIVATION = "activation"
 _BRANCH = re.compile(
     r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?(?::(\d+)x(\d+))?(?::g(\d+)\*([\d.e+-]+))?"
+    r"(?::([+-])s(\d+))?"
 )
 
 
@@ -23,6 +24,8 @@ class Branch:
     `bias` says that B has a bias, `magnitude` that the branch is DoRA's. `blocks` are the numbers
     of blocks that A and B consist of, on a diagonal; more than one are stored below each other.
     `groups`, if not 0, is how many groups of its input VeLoRA projects, and `scale` its scale.
+    In a mixed batch `column` is where the samples' shares of the branch stand; `rest` says that it
+    takes part in each sample by what that share is less than 1.
     """
 
     rank: int
@@ -33,6 +36,8 @@ class Branch:
     blocks: tuple[int, int] = (1, 1)
     groups: int = 0
     scale: float = 1.0
+    column: int | None = None
+    rest: bool = False
 
     def __str__(self) -> str:
         more = ":bias" * self.bias + ":magnitude" * self.magnitude
@@ -40,6 +45,8 @@ class Branch:
             more += f":{self.blocks[0]}x{self.blocks[1]}"
         if self.groups:
             more += f":g{self.groups}*{self.scale!r}"
+        if self.column is not None:
+            more += f":{'-' if self.rest else '+'}s{self.column}"
         return f"r{self.rank}:p{self.dropout!r}:{self.compute}{more}"
 
 
@@ -97,11 +104,13 @@ class Structure:
             branch = _BRANCH.fullmatch(text)
             if branch is None:
                 raise ValueError(f"`{text}` is not a branch of a site structure")
-            rank, dropout, compute, bias, magnitude, a, b, groups, scale = branch.groups()
+            rank, dropout, compute, bias, magnitude, a, b, groups, scale, *shared = branch.groups()
             flags = bias is not None, magnitude is not None
             blocks = int(a or 1), int(b or 1)
             velora = int(groups or 0), float(scale or 1)
-            branches.append(Branch(int(rank), float(dropout), compute, *flags, blocks, *velora))
+            share = None if shared[1] is None else int(shared[1]), shared[0] == "-"
+            more = *flags, blocks, *velora, *share
+            branches.append(Branch(int(rank), float(dropout), compute, *more))
         padding = None if whole[2] is None else int(whole[2])
         return Structure(whole[1], tuple(branches), padding, float(whole[3] or 1))
 

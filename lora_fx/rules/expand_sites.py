@@ -18,6 +18,11 @@ without the base's bias, (m / n) (W + s B A) x, and adds what that is more:
 Behind another branch the first argument is what that one left, with this one's expand added to it.
 With dropout, y is replaced by W drop(x), which is computed for it, in the second.
 
+In a mixed batch each sample has a share in the branch, by which what the branch adds is multiplied:
+
+    after    %c = lora_fx.share(%samples, 0, False, 3)               (S, 1, 1)
+             %z = lora_fx.expand(%y, %h, %B, %scalings, 0, "activation", None, %c)
+
 Factors that consist of blocks become whole matrices first: `lora_fx.block_diagonal(%A, 2)`.
 
 Holds: with B and b zero, and m the norms of W, the outputs are unchanged.
@@ -28,7 +33,7 @@ from torch.fx import Graph, Node
 
 from lora_fx.graph import ops
 from lora_fx.graph.structure import Structure
-from lora_fx.rewrite.metadata import call
+from lora_fx.rewrite.metadata import EXAMPLE, call
 from lora_fx.rewrite.rule import Match, Miss
 
 
@@ -45,7 +50,7 @@ class ExpandSites:
 
     def rewrite(self, graph: Graph, match: Match) -> Node:
         """Build one shrink or lookup and one expand per branch."""
-        y, x, params, scalings, _, base = match.node.args
+        y, x, params, scalings, _, base, *samples = match.node.args
         structure: Structure = match["structure"]
         value = y
         for i, (A, B, bias, m, v) in enumerate(structure.params(params)):  # type: ignore[arg-type]
@@ -64,15 +69,25 @@ class ExpandSites:
                 h = call(graph, ops.compressed_shrink, x, A, *compression)
             else:
                 h = call(graph, ops.shrink, drawn, A, dropout, branch.compute)
-            with_bias = () if bias is None else (bias,)
-            factors = h, B, scalings, i, branch.compute, *with_bias
-            before, value = value, call(graph, ops.expand, value, *factors)
+            share = []
+            if branch.column is not None:
+                dims = h.meta[EXAMPLE].ndim
+                share = [call(graph, ops.share, samples[0], branch.column, branch.rest, dims)]
+            factors = h, B, scalings, i, branch.compute, bias
+            before, value = value, call(graph, ops.expand, value, *_without_none(*factors, *share))
             if m is not None:
                 W, *base_bias = base  # type: ignore[misc]
                 own = y
                 if drawn is not x:
                     own, base_bias = call(graph, F.linear, drawn, W), []
-                u = value if own is before else call(graph, ops.expand, own, *factors)
+                alone = own is before and not share
+                u = value if alone else call(graph, ops.expand, own, *_without_none(*factors))
                 norms = call(graph, ops.norms, W, A, B, scalings, i, structure.factor)
-                value = call(graph, ops.magnitude, value, u, m, norms, *base_bias)
+                of_base = *(base_bias or [None]), *share
+                value = call(graph, ops.magnitude, value, u, m, norms, *_without_none(*of_base))
         return value  # type: ignore[return-value]
+
+
+def _without_none(*args: object) -> tuple[object, ...]:
+    """Leave out what stands last and is None."""
+    return _without_none(*args[:-1]) if args and args[-1] is None else args

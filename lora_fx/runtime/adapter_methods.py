@@ -15,12 +15,14 @@ from lora_fx.adapters.peft.keys import expected_shapes, live_tensors, overwrite,
 from lora_fx.adapters.peft.read import Loaded, read
 from lora_fx.adapters.peft.task import task_of
 from lora_fx.adapters.peft.write import folder_config, write
+from lora_fx.adapters.routing import Routing
 from lora_fx.adapters.undo import undone_on_error
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.memory import count_elements
 from lora_fx.plan.offloaded import distinct_parameters
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
+from lora_fx.runtime.routes import Routes, routes_of
 from lora_fx.runtime.saved_spec import save_spec
 from lora_fx.runtime.status import LayerStatus, ModelStatus, layer_status, model_status
 from lora_fx.spec.together import together
@@ -44,6 +46,10 @@ class AdapterMethods(_Base):
     lora_fx_merged: tuple[str, ...]
     lora_fx_enabled: bool
     lora_fx_watched: set[tuple[str, ...]]
+    lora_fx_routing: Routing
+    lora_fx_routes: Routes
+    lora_fx_default: int | None
+    lora_fx_present: set[str] | None
 
     def active_adapters(self) -> list[str]:
         """Return the adapters that take part in the forward, in the order they are added up."""
@@ -52,6 +58,7 @@ class AdapterMethods(_Base):
     def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
         """Make these adapters the active ones; several add up.
 
+        From now on, they are what a call without names gets, whatever `default` in the spec says.
         Raises LoraFxError for names that are unknown or stand twice.
         """
         names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
@@ -60,7 +67,7 @@ class AdapterMethods(_Base):
             message = f"an adapter is named twice: {', '.join(f'`{name}`' for name in names)}"
             raise LoraFxError((Diagnostic("adapter-twice", message, None),))
         require_compatible(self, names, self.lora_fx_merged)
-        self.lora_fx_active = names
+        self.lora_fx_active, self.lora_fx_default = names, None
         self._activate()
 
     @contextmanager
@@ -122,8 +129,12 @@ class AdapterMethods(_Base):
         active = active or tuple(left)[:1]
         require_compatible(self, active, self.lora_fx_merged)
         self.lora_fx_adapters, self.lora_fx_active = left, active
+        route = self.lora_fx_plan.spec.route
+        if route and route.default and adapter_name in (t.name for t in route.default.terms):
+            self.lora_fx_default = None
         self._activate()
         remove(self, adapter_name)
+        self._route()
         self.lora_fx_watched = {()}
 
     def get_layer_status(self) -> list[LayerStatus]:
@@ -182,6 +193,14 @@ class AdapterMethods(_Base):
     def _activate(self) -> None:
         on = self.lora_fx_enabled
         activate(self, self.lora_fx_active if on else (), self.lora_fx_merged if on else ())
+        self._route()
+
+    def _route(self) -> None:
+        """Let every site know the columns of the adapters that there are."""
+        self.lora_fx_routes = routes_of(tuple(self.lora_fx_adapters), self.lora_fx_plan.spec.route)
+        for _, site in storage.sites(self):
+            site.lora_routing = self.lora_fx_routing
+            site.route(self.lora_fx_routes.adapters)
 
     def _require_base_unmerged(self, plan: AdapterPlan) -> None:
         """Raise LoraFxError if an adapter changes weights while others are folded into them."""

@@ -21,9 +21,10 @@ from lora_fx.adapters import copies, merged, storage
 from lora_fx.adapters.changed_weight import rebase_by_name
 from lora_fx.adapters.peft.keys import adapter_tensors
 from lora_fx.adapters.peft.write import folder_config
+from lora_fx.adapters.routing import carry
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.combine_methods import CombineMethods
-from lora_fx.runtime.uncalled import run_watched
+from lora_fx.runtime.routed_call import run_routed
 from lora_fx.spec.together import together
 
 if TYPE_CHECKING:
@@ -114,10 +115,13 @@ class HuggingFace(CombineMethods, _Base):  # type: ignore[override]
             super().disable_input_require_grads()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model; while its layers are recomputed in backward there is no cache to fill."""
+        """Run the model; `adapter_names` gives each sample its own adapter.
+
+        While its layers are recomputed in backward there is no cache to fill.
+        """
         if self.training and self.lora_fx_recomputes and _takes_use_cache(type(self)):
             kwargs["use_cache"] = False
-        return run_watched(self, super().forward, args, kwargs)
+        return run_routed(self, super().forward, args, kwargs)
 
     def _set_gradient_checkpointing(  # type: ignore[override]
         self,
@@ -139,6 +143,8 @@ class HuggingFace(CombineMethods, _Base):  # type: ignore[override]
         self.lora_fx_recomputes = enable
         self.lora_fx_reentrant = enable and bool(settings.get("use_reentrant"))
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
+        for module in self.modules():
+            carry(module, self.lora_fx_routing)
 
     def _valid_auto_compile_criteria(self, *args: Any, **kwargs: Any) -> bool:
         """`generate` does not compile what is compiled."""
