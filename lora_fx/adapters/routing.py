@@ -40,7 +40,7 @@ def carry(module: nn.Module, routing: Routing) -> None:
 def unrouted(module: nn.Module) -> None:
     """Undo `carry`, in place."""
     function = vars(module).get(_CHECKPOINT)
-    if _is_carrying(function):
+    if isinstance(function, partial) and _is_carrying(function):
         vars(module)[_CHECKPOINT] = function.args[1]
 
 

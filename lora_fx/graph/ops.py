@@ -214,7 +214,7 @@ def site_reference(
             own = F.linear(dropped, W) if branch.dropout else of_base
             u = y if alone else expand_reference(own, h, B, scalings, i, branch.compute)
             norms = norms_reference(W, A, B, scalings, i, parsed.factor)
-            y = magnitude_reference(y, u, m, norms, *(of_layer or (None,)), share)
+            y = magnitude_reference(y, u, m, norms, of_layer[0] if of_layer else None, share)
     return y
 
 
