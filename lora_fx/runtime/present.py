@@ -13,30 +13,31 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.utils._pytree import tree_leaves
 
-from lora_fx.adapters.storage import is_of_adapters
+from lora_fx.adapters.storage import owner_of
 
+_installed: list[Any] = []
 _models: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 def note_present(model: Any, result: Any, adapters: set[str]) -> None:
-    """Note, once a backward pass through a result begins, that samples of these adapters were."""
-    if not _models:
-        _before_every_step()
+    """Note, once a backward pass through a result begins, that samples of these adapters were.
+
+    Forgotten are adapters of earlier passes whose gradients have been cleared since.
+    """
+    _before_every_step()
     _models.add(model)
+    if model.lora_fx_present is not None:
+        model.lora_fx_present = {n for n in model.lora_fx_present if _has_gradient(model, n)}
     seen = weakref.ref(model)
 
     def begins(_: Tensor) -> None:
         model = seen()
         if model is not None:
-            kept = {name for name in model.lora_fx_present or () if _has_gradient(model, name)}
-            model.lora_fx_present = kept | adapters
+            model.lora_fx_present = (model.lora_fx_present or set()) | adapters
 
     for tensor in tree_leaves(result):
         if isinstance(tensor, Tensor) and tensor.requires_grad:
             tensor.register_hook(begins)
-
-
-_installed: list[Any] = []
 
 
 def _before_every_step() -> None:
@@ -60,5 +61,5 @@ def _has_gradient(model: nn.Module, adapter: str) -> bool:
 def _parameters(model: nn.Module, adapters: list[str]) -> Iterator[nn.Parameter]:
     """Yield the parameters that these adapters own."""
     for fqn, module in model.named_modules() if adapters else ():
-        if is_of_adapters(fqn) and any(name in fqn.split(".") for name in adapters):
+        if owner_of(fqn) in adapters:
             yield from (p for p in module._parameters.values() if p is not None)

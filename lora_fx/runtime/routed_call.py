@@ -53,10 +53,17 @@ def run_routed(
     routing = model.lora_fx_routing
     with routing.of(routing.shares if call.rows is None else call.shares):
         result = run_watched(model, forward, args, kwargs)
-    if call.shares is not None and torch.is_grad_enabled():
-        assert call.rows is not None
-        note_present(model, result, model.lora_fx_routes.present(call.rows.tolist()))
+    if torch.is_grad_enabled():
+        _note(model, call, result)
     return result
+
+
+def _note(model: Any, call: "Routed", result: Any) -> None:
+    route = model.lora_fx_plan.spec.route
+    if call.shares is not None and call.rows is not None:
+        note_present(model, result, model.lora_fx_routes.present(call.rows.tolist()))
+    elif route and route.train and model.lora_fx_enabled:
+        note_present(model, result, set(model.lora_fx_active))
 
 
 def route_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Routed:
@@ -114,9 +121,19 @@ def _require_routable(model: Any) -> None:
     if model.training and torch.is_grad_enabled() and not (route and route.train):
         message = "a batch of several adapters is trained, and the spec does not say so"
         raise _fault(message, "write `route { train = true }`, or call `model.eval()`")
+    if model.training and _processes() > 1:
+        raise _fault(
+            f"a batch of several adapters is trained in {_processes()} processes",
+            "they would have to agree on which adapters are absent, and do not yet: train in one",
+        )
     faults = unroutable(model, model.training)
     if faults:
         raise LoraFxError(faults)
+
+
+def _processes() -> int:
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if there else 1
 
 
 def _fault(message: str, help: str | None) -> LoraFxError:

@@ -10,7 +10,8 @@ from tests.tiny import llama, tokens
 
 SPEC = """lora 1
 adapter a { rank = 4  alpha = 6  init = random  target linear }
-adapter b { rank = 3  alpha = 5  scaling = rslora  init = random  target q_proj, "**.{up,down}_proj" }
+adapter b { rank = 3  alpha = 5  scaling = rslora  init = random  target q_proj, "**.{up,down}_proj"
+}
 adapter c { rank = 5  scaling = 0.7  lora_bias = true  init = random  target v_proj, embed_tokens {
   lora_bias = false
 } }

@@ -116,6 +116,9 @@ def test_what_one_of_several_batches_had_is_present() -> None:
     model.set_adapter("d")
     losses(model(input_ids=ids).logits, ids).mean().backward()
     assert present() == {"d"}
+    loss("b", "b").backward()
+    losses(model(input_ids=ids).logits, ids).mean().backward()
+    assert present() == {"b", "d"}
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -123,7 +126,7 @@ def test_what_one_of_several_batches_had_is_present() -> None:
 def test_what_is_computed_again_is_routed_as_before(backend: str | None, reentrant: bool) -> None:
     model, ids = mixed(backend=backend).train(), samples(len(TRAINED))
     want = one_by_one(model, ids)
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     model.zero_grad()
     loss = losses(model(input_ids=ids, adapter_names=TRAINED).logits, ids).sum()
@@ -153,7 +156,7 @@ def test_the_specs_own_checkpointing(checkpoint: str) -> None:
 def test_a_model_that_recomputed_before_it_was_compiled() -> None:
     ids = samples(len(TRAINED))
     base = llama(2)
-    base.gradient_checkpointing_enable({"use_reentrant": False})
+    base.activation_checkpointing_enable({"use_reentrant": False})
     model = lora_fx.compile(base, SPEC, backend=None)
     model.load_state_dict(mixed(backend=None).state_dict())
     want = one_by_one(mixed(backend=None).train(), ids)
@@ -181,3 +184,11 @@ def test_training_is_refused_unless_the_spec_says_so() -> None:
     with pytest.raises(LoraFxError, match="train = true"):
         model(input_ids=ids, adapter_names=["a", "b"])
     assert model.eval()(input_ids=ids, adapter_names=["a", "b"]).logits.isfinite().all()
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = mixed(backend=None).train(), tokens(2, 5)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    with pytest.raises(LoraFxError, match="in 2 processes"):
+        model(input_ids=ids, adapter_names=["a", "b"])
