@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lora_fx.adapters.choice import Added, Choice, choose
 from lora_fx.adapters.routing import Routing
+from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import ops
 from lora_fx.graph.room import owns_room, with_room
 from lora_fx.graph.velora import mean_direction
@@ -107,7 +108,7 @@ class Site(_Base):
         params = [t for one in choice.added for t in one.factors.tensors(self.training)]
         key = choice.training if self.training else choice.evaluation
         base = self._base() if any(one.factors.magnitude for one in choice.added) else []
-        samples = () if shares is None else (shares.to(input.device),)
+        samples = () if shares is None else (_of_rows(input, shares),)
         return ops.site(output, input, params, scalings, key, base, *samples)
 
     @property
@@ -211,6 +212,16 @@ class Site(_Base):
         """Make room beside the weight in force anew where it was packed."""
         if self.lora_room and not owns_room(self.weight):
             self.weight.data = with_room(self.weight.detach())
+
+
+def _of_rows(input: Tensor, shares: Tensor) -> Tensor:
+    """Return the shares where the input is. Raises LoraFxError if its rows are not samples."""
+    if input.shape[0] != shares.shape[0]:
+        message = "a mixed batch reaches an adapted module in rows that are not its samples"
+        note = f"dimension 0 has {input.shape[0]} rows, and there are {shares.shape[0]} samples"
+        help = "adapt other modules, or call the model with one adapter at a time: `set_adapter`"
+        raise LoraFxError((Diagnostic("rows-not-samples", message, notes=(note,), help=help),))
+    return shares.to(input.device)
 
 
 @dataclass(frozen=True)
