@@ -52,7 +52,8 @@ def _bind_site(module: nn.Module, planned: SitePlan, start: Mapping[str, Tensor]
     tensors = {name: start[name].to(device, dtype) for name in planned.tensors if name in start}
     begins = storage.MAGNITUDE in planned.tensors.keys() - tensors.keys()
     if begins:
-        tensors[storage.MAGNITUDE] = torch.empty(planned.out_features, device=device, dtype=dtype)
+        shape = planned.tensors[storage.MAGNITUDE]
+        tensors[storage.MAGNITUDE] = torch.empty(shape, device=device, dtype=dtype)
     if planned.variant.name == "velora":
         name = f"{planned.name}.{storage.DIRECTION}"
         v = start_direction(planned, generator_of(planned.seed, planned.adapter, name))

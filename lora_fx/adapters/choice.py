@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_fx.graph.structure import Branch, Structure
 
@@ -48,9 +48,9 @@ class Choice:
     evaluation: str
 
 
-def choose(kind: str, added: Sequence[Added], padding: int | None, factor: float) -> Choice:
-    """Return the choice of these branches at a module; `padding` and `factor` as in `Structure`."""
+def choose(kind: str, added: Sequence[Added], *layer: Any) -> Choice:
+    """Return the choice of these branches at a module; the `layer` is told as in `Structure`."""
     training = tuple(one.branch for one in added)
     evaluation = tuple(replace(b, dropout=0.0, groups=0, scale=1.0) for b in training)
-    texts = (str(Structure(kind, branches, padding, factor)) for branches in (training, evaluation))
+    texts = (str(Structure(kind, branches, *layer)) for branches in (training, evaluation))
     return Choice(tuple(added), *texts)

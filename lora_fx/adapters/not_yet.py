@@ -15,7 +15,6 @@ _INITS = (
     *("pissa", "olora", "loftq", "corda", "lora_ga", "eva"),
 )
 _WHAT = {
-    "conv": "adapters on convolutions",
     "attention": "adapters on `nn.MultiheadAttention`",
     "parameter": "adapters on parameters",
 }
@@ -46,8 +45,6 @@ def unsupported_parts(adapter: AdapterPlan) -> list[str]:
 def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
     if spec.route is not None and spec.route.slots is not None:
         yield "`slots`", spec.route.span, ""
-    if spec.optimizer is not None:
-        yield "`optimizer`", spec.optimizer.span, ""
     for merge in spec.merges:
         if merge.dequantize:
             yield "`dequantize`", merge.span, ""

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.choice import Added, Choice, choose
 from lora_fx.adapters.routing import Routing
-from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import ops
+from lora_fx.graph.convolution import Window
 from lora_fx.graph.room import owns_room, with_room
 from lora_fx.graph.velora import mean_direction
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     _Base = nn.Module
 else:
     _Base = object
+
+
+Holder = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ class Site(_Base):
 
     or, with a magnitude m, of (m / ‖W + scaling * B A‖ - 1) * W drop(x) and what is above times the
     same quotient (Liu et al. 2024, arXiv 2402.09353, eq. 5: the norms are of rows, and constants),
-    for a linear layer, in either layout of its weight, or an embedding, whose x is one-hot. Where
-    an adapter's factors lie, `storage` knows. With no active adapter the module computes what its
+    for a linear layer, in either layout of its weight, an embedding, whose x is one-hot, or a
+    convolution, where A is one and B stands at each place of its output. Where an adapter's factors
+    lie, `storage` knows. With no active adapter the module computes what its
     base class computes, bit for bit, or to rounding where an adapter has changed the weight.
 
     In a mixed batch each sample, along dimension 0, has its own shares of the adapters, which
@@ -85,6 +89,10 @@ class Site(_Base):
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the base module, then announce the active branches."""
         output = super().forward(input, *args, **kwargs)
+        return self._announced(output, input)
+
+    def _announced(self, output: Tensor, input: Tensor) -> Tensor:
+        """Return a base output with the branches of this call, announced to the tracer."""
         shares = None if self.lora_routing is None else self.lora_routing.shares
         if shares is not None and self.lora_mixed is not None:
             return self._add(output, input, self.lora_mixed, self.lora_mixed_scalings, shares)
@@ -108,7 +116,7 @@ class Site(_Base):
         params = [t for one in choice.added for t in one.factors.tensors(self.training)]
         key = choice.training if self.training else choice.evaluation
         base = self._base() if any(one.factors.magnitude for one in choice.added) else []
-        samples = () if shares is None else (_of_rows(input, shares),)
+        samples = () if shares is None else (shares.to(input.device),)
         return ops.site(output, input, params, scalings, key, base, *samples)
 
     @property
@@ -124,8 +132,8 @@ class Site(_Base):
             v.copy_(torch.where(torch.any(v), v, mean) if once else mean)
 
     def _base(self) -> list[Tensor]:
-        """Return the weight as (out, in), and the bias if there is one."""
-        weight = self.weight if isinstance(self, nn.Linear) else self.weight.t()
+        """Return the weight as (out, in), or (out, in, k…), and the bias if there is one."""
+        weight = self.weight.t() if self.lora_turned else self.weight
         bias = getattr(self, "bias", None)
         return [weight] if bias is None else [weight, bias]
 
@@ -164,7 +172,12 @@ class Site(_Base):
 
     def _choose(self, added: Sequence[Added]) -> Choice:
         padding = getattr(self, "padding_idx", None)
-        return choose(self.lora_kind, added, padding, output_scale(self))
+        return choose(self.lora_kind, added, padding, output_scale(self), _window(self))
+
+    @property
+    def lora_turned(self) -> bool:
+        """Whether the weight is (in, out): of `Conv1D`, and of an embedding."""
+        return not isinstance(self, nn.Linear) and not is_convolution(self)
 
     def branches_with(self, adapters: tuple[str, ...]) -> list[tuple["Factors", Arithmetic]]:
         """Return all that adds to the weight that is here while these adapters are active.
@@ -214,16 +227,6 @@ class Site(_Base):
             self.weight.data = with_room(self.weight.detach())
 
 
-def _of_rows(input: Tensor, shares: Tensor) -> Tensor:
-    """Return the shares where the input is. Raises LoraFxError if its rows are not samples."""
-    if input.shape[0] != shares.shape[0]:
-        message = "a mixed batch reaches an adapted module in rows that are not its samples"
-        note = f"dimension 0 has {input.shape[0]} rows, and there are {shares.shape[0]} samples"
-        help = "adapt other modules, or call the model with one adapter at a time: `set_adapter`"
-        raise LoraFxError((Diagnostic("rows-not-samples", message, notes=(note,), help=help),))
-    return shares.to(input.device)
-
-
 @dataclass(frozen=True)
 class Change:
     """What `adapter` took out of a base weight: scaling * B A of these factors, which are frozen.
@@ -246,8 +249,32 @@ def output_scale(module: nn.Module) -> float:
     return float(getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0)))
 
 
+def is_convolution(module: nn.Module) -> TypeGuard[nn.Conv1d | nn.Conv2d | nn.Conv3d]:
+    """Whether a module is a convolution that can be a site."""
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+
+def _window(module: nn.Module) -> Window | None:
+    return Window.of(module) if is_convolution(module) else None
+
+
+class ConvolutionSite(Site):
+    """Mixin for a convolution: announced where the weight meets the input.
+
+    A subclass of it that prepares its input first, and then convolves, is adapted there.
+    """
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply the base module."""
+        return super(Site, self).forward(input, *args, **kwargs)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        output = super()._conv_forward(input, weight, bias)  # type: ignore[misc]
+        return self._announced(output, input)
+
+
 class Magnitude(nn.Module):
-    """Holds DoRA's magnitude of each output, `weight` (out,)."""
+    """Holds DoRA's magnitude of each output, `weight` (out,), of a convolution (1, out, 1…)."""
 
     def __init__(self, weight: Tensor, trainable: bool) -> None:
         super().__init__()
@@ -268,12 +295,13 @@ class Direction(nn.Module):
 class Factors:
     """The modules that hold one branch's A (r, in) and B (out, r), and what else it has.
 
+    Of a convolution they are convolutions too: A (r, in, k…), B (out, r / groups, 1…).
     Of a `tied` branch they are those of the embedding whose weight the layer shares: there its
     delta is the transposed one, A is Bᵀ and B is Aᵀ.
     """
 
-    A: nn.Linear
-    B: nn.Linear
+    A: Holder
+    B: Holder
     magnitude: Magnitude | None = None
     tied: bool = False
     direction: Direction | None = None

@@ -7,26 +7,42 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import specialise
-from lora_fx.adapters.site import Arithmetic, Direction, Factors, Magnitude, Site
+from lora_fx.adapters.site import (
+    Arithmetic,
+    ConvolutionSite,
+    Direction,
+    Factors,
+    Holder,
+    Magnitude,
+    Site,
+    is_convolution,
+)
 from lora_fx.plan.modules import outside_adapters
 from lora_fx.plan.offloaded import device_of
 
 MAGNITUDE = "lora_magnitude_vector"
 DIRECTION = "lora_velora_embed"
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Held = TypeVar("Held", bound=nn.Module)
-_NAMES = {"linear": ("lora_A", "lora_B"), "embedding": ("lora_embedding_A", "lora_embedding_B")}
+_NAMES = {
+    "linear": ("lora_A", "lora_B"),
+    "conv": ("lora_A", "lora_B"),
+    "embedding": ("lora_embedding_A", "lora_embedding_B"),
+}
 
 
 def mark(module: nn.Module) -> Site:
-    """Make a linear layer or an embedding a site without adapters, in place.
+    """Make a linear layer, an embedding or a convolution a site without adapters, in place.
 
     A site is returned as it is.
     """
     if isinstance(module, Site):
         return module
-    specialise(module, Site)
+    convolution = is_convolution(module)
+    specialise(module, ConvolutionSite if convolution else Site)
     site: Site = module  # type: ignore[assignment]
-    site.lora_kind = "embedding" if isinstance(module, nn.Embedding) else "linear"
+    other = "conv" if convolution else "linear"
+    site.lora_kind = "embedding" if isinstance(module, nn.Embedding) else other
     for name in _NAMES[site.lora_kind]:
         setattr(site, name, nn.ModuleDict().train(site.training))
     site.lora_arithmetic = {}
@@ -118,7 +134,8 @@ def tensors(site: Site, adapter: str) -> dict[str, Tensor]:
     """Return the adapter's own parameters and buffers at a site by PEFT's names in a file.
 
     `lora_A.weight` (r, in), `lora_B.weight` (out, r), `lora_B.bias` (out,) of a linear layer;
-    `lora_embedding_A` (r, rows), `lora_embedding_B` (width, r) of an embedding; and of DoRA
+    `lora_embedding_A` (r, rows), `lora_embedding_B` (width, r) of an embedding; a convolution's A
+    is (r, in, k…), B (out, r / groups, 1…) and magnitude (1, out, 1…); and of DoRA
     `lora_magnitude_vector` (out,), of VeLoRA `lora_velora_embed`. A tied layer has none of its own.
     """
     factors = site.lora_branches[adapter]
@@ -149,10 +166,15 @@ def _held(site: Site, name: str, adapter: str, module: Held) -> Held:
     return module
 
 
-def factor(weight: Tensor, bias: Tensor | None, trainable: bool) -> nn.Linear:
+def factor(weight: Tensor, bias: Tensor | None, trainable: bool) -> Holder:
     """Return the module that holds one factor, and B's bias."""
-    rows, columns = weight.shape
-    factor = nn.Linear(columns, rows, bias=bias is not None, device="meta")
+    rows, columns, *kernel = weight.shape
+    how: dict[str, Any] = {"bias": bias is not None, "device": "meta"}
+    if kernel:
+        make: Any = _CONVOLUTIONS[len(kernel) - 1]
+        factor = make(columns, rows, tuple(kernel), **how)
+    else:
+        factor = nn.Linear(columns, rows, **how)
     factor.weight = nn.Parameter(weight, requires_grad=trainable)
     if bias is not None:
         factor.bias = nn.Parameter(bias, requires_grad=trainable)

@@ -5,6 +5,7 @@
     share(samples, column, rest, dims)                 of each sample, to multiply (S, …)
     shrink(x, A, dropout, compute)                     drop(x) Aᵀ
     compressed_shrink(x, A, v, groups, scale, dropout, compute)    shrink; dA is VeLoRA's
+    convolve(x, A, dropout, compute, window)           drop(x) * A, as the layer convolves
     lookup(ids, A, padding, compute)                   columns of A, one for each id
     expand(y, h, B, scalings, branch, compute, bias, share)        y + c ((s h) Bᵀ + s b)
     block_diagonal(weight, blocks)                     the rows' chunks on a diagonal
@@ -19,7 +20,9 @@ x: (*, in)   A: (r, in)   B: (out, r)   y: (*, out)   h: (*, r)   scalings: floa
 b: (out,)   ids: (*)   tokens: (n,)   rows: (n, in or out)   W: (out, in)   m, norms: (out,)
 In a mixed batch `samples` (S, adapters), float32, are the shares that adapters have in each sample:
 dimension 0 of x and y is then S, and a branch's share c in a sample multiplies all it adds there.
-Without them c is 1. Where `merge` and `delta` are given W as (in, out), B A is transposed.
+Without them c is 1.
+Where `merge` and `delta` are given W as (in, out), B A is transposed. Of a convolution, all have
+places behind their features: x (*, in, …), A (r, in, k…), B (out, r / groups, 1…), y (*, out, …).
 Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3. Of an embedding, x is one-hot and `in` its rows.
 With a magnitude m, DoRA's branch is what makes W x to (m / ‖W + s B A‖) (W + s B A) x: Liu et al.
 2024, arXiv 2402.09353, eq. 5. Several branches add up what each alone adds to W x. `base` is W and
@@ -37,7 +40,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.autocast import autocast_off
+from lora_fx.graph.convolution import Window, by_channel, convolution, pointwise
 from lora_fx.graph.row_norms import row_norms
 from lora_fx.graph.structure import ACTIVATION, Structure, compute_dtype
 from lora_fx.graph.velora import projection
@@ -53,6 +58,7 @@ _library.define(
     "compressed_shrink(Tensor x, Tensor A, Tensor v, int groups, float scale, float dropout, "
     "str compute) -> Tensor"
 )
+_library.define("convolve(Tensor x, Tensor A, float dropout, str compute, str window) -> Tensor")
 _library.define("lookup(Tensor ids, Tensor A, int? padding, str compute) -> Tensor")
 _library.define(
     "expand(Tensor y, Tensor h, Tensor B, Tensor scalings, int branch, str compute, "
@@ -103,6 +109,15 @@ def compressed_shrink_reference(
         return F.linear(x, A.detach()) + (own - own.detach())
 
 
+def convolve_reference(x: Tensor, A: Tensor, dropout: float, compute: str, window: str) -> Tensor:
+    """Project the input at every place: x (*, in, …), A (r, in, k…) -> (*, r, …)."""
+    dtype = compute_dtype(compute, x.dtype)
+    if dropout:
+        x = F.dropout(x, dropout, training=True)
+    with _arithmetic(x, compute):
+        return convolution(x.to(dtype), A.to(dtype), Window.parse(window))
+
+
 def lookup_reference(ids: Tensor, A: Tensor, padding: int | None, compute: str) -> Tensor:
     """Pick the column of A (r, in) of each id: ids (*) -> (*, r); column `padding` learns nothing.
 
@@ -131,7 +146,7 @@ def expand_reference(
 ) -> Tensor:
     """Add one branch to the base output: `y + c ((s h) Bᵀ + s b)`, h (*, r), B (out, r).
 
-    The share c (S, 1, …) is 1 if there is none. -> (*, out)
+    -> (*, out). The share c (S, 1, …) is 1 if there is none. Of a convolution h (*, r, …), B (out, r / groups, 1…) -> (*, out, …).
     """
     dtype = compute_dtype(compute, h.dtype)
     with _arithmetic(h, compute):
@@ -140,11 +155,11 @@ def expand_reference(
             B = B * scalings[branch]
         else:
             h = h * scalings[branch]
-        if share is None:
-            delta = F.linear(h.to(dtype), B.to(dtype), scaled)
-        else:
-            delta = F.linear((h * share).to(dtype), B.to(dtype))
-            delta = delta if scaled is None else delta + share * scaled
+        if share is not None and scaled is None:
+            h = h * share
+        delta = pointwise(h.to(dtype), B.to(dtype), scaled)
+        if share is not None and scaled is not None:
+            delta = delta * share
     return y + delta.to(y.dtype)
 
 
@@ -187,9 +202,15 @@ def site_reference(
     base: Sequence[Tensor],
     samples: Tensor | None = None,
 ) -> Tensor:
-    """Add every branch of a site to its base output `y`; `params` is A₀, B₀, A₁, B₁, …."""
+    """Add every branch of a site to its base output `y`; `params` is A₀, B₀, A₁, B₁, ….
+
+    Raises LoraFxError if dimension 0 of the input cannot be that of the samples.
+    """
+    if samples is not None and x.shape[0] != samples.shape[0]:
+        raise _rows_not_samples(x.shape[0], samples.shape[0])
     parsed = Structure.parse(structure)
-    of_base = y
+    of_base, window = y, parsed.window
+    places = 0 if window is None else window.dimensions
     for i, (A, B, bias, m, v) in enumerate(parsed.params(params)):
         branch = parsed.branches[i]
         A, B = (
@@ -202,6 +223,8 @@ def site_reference(
         elif v is not None:
             compression = v, branch.groups, branch.scale, 0.0, branch.compute
             h = compressed_shrink_reference(dropped, A, *compression)
+        elif window is not None:
+            h = convolve_reference(dropped, A, 0.0, branch.compute, str(window))
         else:
             h = shrink_reference(dropped, A, 0.0, branch.compute)
         share = None
@@ -211,11 +234,22 @@ def site_reference(
         y = expand_reference(y, h, B, scalings, i, branch.compute, bias, share)
         if m is not None:
             W, *of_layer = (base[0],) if branch.dropout else base
-            own = F.linear(dropped, W) if branch.dropout else of_base
+            own = of_base
+            if branch.dropout:
+                own = convolution(dropped, W, window) if window else F.linear(dropped, W)
             u = y if alone else expand_reference(own, h, B, scalings, i, branch.compute)
+            W, A, B = (tensor.flatten(1) for tensor in (W, A, B))
             norms = norms_reference(W, A, B, scalings, i, parsed.factor)
+            m, norms, *of_layer = (by_channel(t, places) for t in (m, norms, *of_layer))
             y = magnitude_reference(y, u, m, norms, of_layer[0] if of_layer else None, share)
     return y
+
+
+def _rows_not_samples(rows: int, samples: int) -> LoraFxError:
+    message = "a mixed batch reaches an adapted module in rows that are not its samples"
+    note = f"dimension 0 of its input has {rows} rows, and there are {samples} samples"
+    help = "adapt other modules, or call the model with one adapter at a time: `set_adapter`"
+    return LoraFxError((Diagnostic("rows-not-samples", message, notes=(note,), help=help),))
 
 
 def replace_rows_reference(
@@ -268,6 +302,7 @@ for _name, _reference in {
     "site": site_reference,
     "shrink": shrink_reference,
     "compressed_shrink": compressed_shrink_reference,
+    "convolve": convolve_reference,
     "lookup": lookup_reference,
     "share": share_reference,
     "expand": expand_reference,
@@ -284,6 +319,7 @@ for _name, _reference in {
 site = torch.ops.lora_fx.site.default
 shrink = torch.ops.lora_fx.shrink.default
 compressed_shrink = torch.ops.lora_fx.compressed_shrink.default
+convolve = torch.ops.lora_fx.convolve.default
 lookup = torch.ops.lora_fx.lookup.default
 share = torch.ops.lora_fx.share.default
 expand = torch.ops.lora_fx.expand.default

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from lora_fx.graph.convolution import Window
+
 ACTIVATION = "activation"
 _BRANCH = re.compile(
     r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?(?::(\d+)x(\d+))?(?::g(\d+)\*([\d.e+-]+))?"
@@ -55,20 +57,23 @@ class Structure:
     """What `lora_fx::site` computes; equal for sites that may share one compiled graph.
 
     Its text is the `structure` argument of the op, and of `merge`, which tells `transposed` layers
-    from `linear` ones. `kind` is `linear` or `embedding`; `padding` is the row of an embedding that
-    has no gradient, `factor` what it multiplies its output by. Values that may change without a
-    recompile (weights, scalings) are tensors and have no place here.
+    from `linear` ones. `kind` is `linear`, `embedding` or `conv`; `padding` is an embedding's row
+    that has no gradient, `factor` what it multiplies its output by, `window` a convolution's.
+    Values that may change without a recompile (weights, scalings) are tensors and have no place
+    here.
     """
 
     kind: str
     branches: tuple[Branch, ...]
     padding: int | None = None
     factor: float = 1.0
+    window: Window | None = None
 
     def __str__(self) -> str:
         padding = "" if self.padding is None else f"@{self.padding}"
         factor = "" if self.factor == 1 else f"*{self.factor!r}"
-        return f"{self.kind}{padding}{factor}[{'|'.join(map(str, self.branches))}]"
+        window = "" if self.window is None else f"({self.window})"
+        return f"{self.kind}{padding}{factor}{window}[{'|'.join(map(str, self.branches))}]"
 
     def params(self, tensors: Sequence[Any]) -> list[tuple[Any, Any, Any, Any, Any]]:
         """Deal out the op's `params` to the branches: A, B, and what there is of these, or None.
@@ -90,17 +95,17 @@ class Structure:
     @property
     def transposed(self) -> bool:
         """Whether the weight is (in, out): of an embedding, whose inputs are its rows, too."""
-        return self.kind != "linear"
+        return self.kind in ("transposed", "embedding")
 
     @staticmethod
     @cache
     def parse(key: str) -> "Structure":
         """Read a key back; `Structure.parse(str(s)) == s`. Raises ValueError for any other text."""
-        whole = re.fullmatch(r"(\w+)(?:@(\d+))?(?:\*([\d.e+-]+))?\[(.+)\]", key)
+        whole = re.fullmatch(r"(\w+)(?:@(\d+))?(?:\*([\d.e+-]+))?(?:\((.+?)\))?\[(.+)\]", key)
         if whole is None:
             raise ValueError(f"`{key}` is not a site structure")
         branches = []
-        for text in whole[4].split("|"):
+        for text in whole[5].split("|"):
             branch = _BRANCH.fullmatch(text)
             if branch is None:
                 raise ValueError(f"`{text}` is not a branch of a site structure")
@@ -112,7 +117,8 @@ class Structure:
             more = *flags, blocks, *velora, *share
             branches.append(Branch(int(rank), float(dropout), compute, *more))
         padding = None if whole[2] is None else int(whole[2])
-        return Structure(whole[1], tuple(branches), padding, float(whole[3] or 1))
+        window = None if whole[4] is None else Window.parse(whole[4])
+        return Structure(whole[1], tuple(branches), padding, float(whole[3] or 1), window)
 
 
 def compute_dtype(compute: str, activation: torch.dtype) -> torch.dtype:

@@ -2,10 +2,12 @@
 
     shrink(x, A, p, compute)          →  linear(dropout(x, p).to(d), A.to(d))
     compressed_shrink(x, A, v, …)     →  as in `graph/ops.py`
+    convolve(x, A, p, compute, w)     →  conv2d(pad(dropout(x, p).to(d)), A.to(d), …), as w says
     lookup(ids, A, padding, compute)  →  embedding(ids, Aᵀ, padding).to(d)
     expand(y, h, B, scalings, i, c)   →  y + linear((h * scalings[i]).to(d), B.to(d)).to(y.dtype)
         or, if B is cast to fewer bits  →  y + linear(h.to(d), (B * scalings[i]).to(d)).to(y.dtype)
-        of a share c (S, 1, …)          →  the same with h * c and, behind the product, c * bias
+        where h and B have places (*, r, …), conv2d stands for the second linear
+        of a share c (S, 1, …)          →  the same with h * c; if b is added, with the product * c
     share(samples, column, rest, n)   →  select(samples, 1, column), or 1 less it, as (S, 1, …)
     block_diagonal(weight, n)         →  block_diag(*chunk(weight, n))
     magnitude(y, u, m, norms, b)      →  (y + (m / norms - 1) * (u - b)).to(y.dtype)
@@ -25,7 +27,9 @@ from torch.fx import Graph, GraphModule, Node
 
 from lora_fx.graph import ops
 from lora_fx.graph.autocast import without_autocast
+from lora_fx.graph.convolution import Window
 from lora_fx.graph.structure import ACTIVATION, compute_dtype
+from lora_fx.rewrite.convolved import convolved, pointwise_mapped
 from lora_fx.rewrite.driver import apply
 from lora_fx.rewrite.metadata import EXAMPLE, call, dtype
 from lora_fx.rewrite.rule import Match, Miss
@@ -79,6 +83,16 @@ def _compressed_shrink(graph: Graph, node: Node) -> Node:
         return call(graph, torch.add, h, nothing)
 
 
+def _convolve(graph: Graph, node: Node) -> Node:
+    x, A, dropout, compute, window = node.args
+    if dropout:
+        x = call(graph, F.dropout, x, dropout, True)
+    wanted = compute_dtype(compute, dtype(x))  # type: ignore[arg-type]
+    with _arithmetic(graph, x, compute):
+        x, A = _cast(graph, x, wanted), _cast(graph, A, wanted)
+        return convolved(graph, x, A, Window.parse(window))  # type: ignore[arg-type]
+
+
 def _lookup(graph: Graph, node: Node) -> Node:
     ids, A, padding, compute = node.args
     h = call(graph, F.embedding, ids, call(graph, "t", A), padding)
@@ -98,13 +112,12 @@ def _expand(graph: Graph, node: Node) -> Node:
             B = call(graph, torch.mul, B, scaling)
         else:
             h = call(graph, torch.mul, h, scaling)
-        if share is not None:
-            h = _cast(graph, call(graph, torch.mul, h, share), wanted)
-            biases = [call(graph, torch.mul, share, bias) for bias in biases]
-    delta = _linear(graph, h, B, compute, *(biases if share is None else ()))
-    if share is not None and biases:
-        with _arithmetic(graph, h, compute):
-            delta = call(graph, torch.add, delta, *biases)
+        if share is not None and not biases:
+            h = call(graph, torch.mul, h, share)
+        h, B = _cast(graph, h, wanted), _cast(graph, B, wanted)
+        delta = pointwise_mapped(graph, h, B, *biases)  # type: ignore[arg-type]
+        if share is not None and biases:
+            delta = call(graph, torch.mul, delta, share)
     return call(graph, torch.add, y, _cast(graph, delta, dtype(y)))
 
 
@@ -160,6 +173,7 @@ def _delta(graph: Graph, node: Node) -> Node:
 _LOWERED = (
     (ops.shrink, _shrink),
     (ops.compressed_shrink, _compressed_shrink),
+    (ops.convolve, _convolve),
     (ops.lookup, _lookup),
     (ops.expand, _expand),
     (ops.share, _share),

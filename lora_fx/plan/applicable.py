@@ -65,6 +65,9 @@ def _of_kind(site: SitePlan) -> Iterator[tuple[str, str, str]]:
 
 def _combined(site: SitePlan) -> Iterator[tuple[str, str, str]]:
     variant, init = site.variant.name, site.init.name
+    if variant == "dora" and site.layer.groups > 1:
+        message = "a convolution with groups has no variant `dora`"
+        yield "variant", message, f"{site.layer.groups} groups"
     if site.lora_bias and variant != "lora":
         yield "lora_bias", f"`lora_bias` and variant `{variant}` do not go together", "both set"
     if variant == "dora" and site.tie and site.layer.kind == "embedding":

@@ -79,6 +79,11 @@ def _too_large(merge: MergeSpec, parts: _Parts) -> Iterator[Diagnostic]:
             yield Diagnostic(
                 "rank-too-large", message, merge.span, f"at most {largest} at `{site}`"
             )
+        elif merge.rank is not None and merge.rank % here[0].layer.groups:
+            groups = here[0].layer.groups
+            message = f"the rank must be a multiple of the {groups} groups"
+            label = f"is {merge.rank} at `{site}`"
+            yield Diagnostic("cannot-apply", message, merge.span, label)
 
 
 def _merged(merge: MergeSpec, here: Sequence[_Part]) -> _Part:

@@ -91,6 +91,9 @@ class SitePlan:
     @property
     def trained(self) -> int:
         """Elements that training changes."""
-        if not self.trainable:
-            return 0
-        return self.parameters - sum(math.prod(self.tensors[name]) for name in self.frozen)
+        return sum(math.prod(self.tensors[name]) for name in self.trained_tensors)
+
+    @property
+    def trained_tensors(self) -> tuple[str, ...]:
+        """Names of the tensors that training changes."""
+        return tuple(n for n in self.tensors if self.trainable and n not in self.frozen)

@@ -6,7 +6,7 @@
 
 z = y + Σᵢ sᵢ ((dropᵢ(x) Aᵢᵀ) Bᵢᵀ + bᵢ)    x: (*, in)  A: (r, in)  B: (out, r)  y: (*, out)
 Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3; several adapters add up. At an embedding `lookup`
-stands for `shrink`: x would be one-hot.
+stands for `shrink`: x would be one-hot. At a convolution `convolve` does.
 
 With a magnitude m (Liu et al. 2024, arXiv 2402.09353, eq. 5) a branch makes of W x, which is y
 without the base's bias, (m / n) (W + s B A) x, and adds what that is more:
@@ -16,7 +16,8 @@ without the base's bias, (m / n) (W + s B A) x, and adds what that is more:
              %z = lora_fx.magnitude(%u, %u, %m, %n, %base_bias)
 
 Behind another branch the first argument is what that one left, with this one's expand added to it.
-With dropout, y is replaced by W drop(x), which is computed for it, in the second.
+With dropout, y is replaced by W drop(x), which is computed for it, in the second. The norms at a
+convolution are of factors and weight seen as matrices, and one for each channel.
 
 In a mixed batch each sample has a share in the branch, by which what the branch adds is multiplied:
 
@@ -28,11 +29,14 @@ Factors that consist of blocks become whole matrices first: `lora_fx.block_diago
 Holds: with B and b zero, and m the norms of W, the outputs are unchanged.
 """
 
+import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
 from lora_fx.graph import ops
+from lora_fx.graph.convolution import Window
 from lora_fx.graph.structure import Structure
+from lora_fx.rewrite.convolved import convolved
 from lora_fx.rewrite.metadata import EXAMPLE, call
 from lora_fx.rewrite.rule import Match, Miss
 
@@ -52,8 +56,13 @@ class ExpandSites:
         """Build one shrink or lookup and one expand per branch."""
         y, x, params, scalings, _, base, *samples = match.node.args
         structure: Structure = match["structure"]
-        value = y
-        for i, (A, B, bias, m, v) in enumerate(structure.params(params)):  # type: ignore[arg-type]
+        value, window = y, structure.window
+        dealt = structure.params(params)  # type: ignore[arg-type]
+        flat = {}
+        if window is not None and base:
+            of_dora = (t for A, B, _, m, _ in dealt if m is not None for t in (A, B))
+            flat = {t: call(graph, torch.flatten, t, 1) for t in (base[0], *of_dora)}  # type: ignore[index]
+        for i, (A, B, bias, m, v) in enumerate(dealt):
             branch = structure.branches[i]
             A, B = (
                 call(graph, ops.block_diagonal, factor, blocks) if blocks > 1 else factor
@@ -67,6 +76,8 @@ class ExpandSites:
             elif v is not None:
                 compression = v, branch.groups, branch.scale, dropout, branch.compute
                 h = call(graph, ops.compressed_shrink, x, A, *compression)
+            elif window is not None:
+                h = call(graph, ops.convolve, drawn, A, dropout, branch.compute, str(window))
             else:
                 h = call(graph, ops.shrink, drawn, A, dropout, branch.compute)
             share = []
@@ -79,15 +90,31 @@ class ExpandSites:
                 W, *base_bias = base  # type: ignore[misc]
                 own = y
                 if drawn is not x:
-                    own, base_bias = call(graph, F.linear, drawn, W), []
+                    own, base_bias = _applied(graph, drawn, W, window), []
                 alone = own is before and not share
                 u = value if alone else call(graph, ops.expand, own, *_without_none(*factors))
-                norms = call(graph, ops.norms, W, A, B, scalings, i, structure.factor)
-                of_base = *(base_bias or [None]), *share
-                value = call(graph, ops.magnitude, value, u, m, norms, *_without_none(*of_base))
+                matrices = (flat.get(t, t) for t in (W, A, B))
+                norms = call(graph, ops.norms, *matrices, scalings, i, structure.factor)
+                own_values = (_by_channel(graph, t, window) for t in (m, norms, *base_bias))
+                gained = *own_values, *([] if base_bias else [None]), *share
+                value = call(graph, ops.magnitude, value, u, *_without_none(*gained))
         return value  # type: ignore[return-value]
 
 
 def _without_none(*args: object) -> tuple[object, ...]:
     """Leave out what stands last and is None."""
     return _without_none(*args[:-1]) if args and args[-1] is None else args
+
+
+def _applied(graph: Graph, x: object, W: object, window: Window | None) -> Node:
+    """Apply the base's weight."""
+    if window is None:
+        return call(graph, F.linear, x, W)
+    return convolved(graph, x, W, window)
+
+
+def _by_channel(graph: Graph, values: object, window: Window | None) -> object:
+    """Lay one value for each channel along an output's channels."""
+    if window is None:
+        return values
+    return call(graph, torch.reshape, values, (-1, *(1,) * window.dimensions))

@@ -18,6 +18,7 @@ from lora_fx.adapters.peft.write import folder_config, write
 from lora_fx.adapters.routing import Routing
 from lora_fx.adapters.undo import undone_on_error
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.lora_fa import lora_fa_faults, with_frozen_A
 from lora_fx.plan.memory import count_elements
 from lora_fx.plan.offloaded import distinct_parameters
 from lora_fx.plan.plan import Plan
@@ -111,10 +112,18 @@ class AdapterMethods(_Base):
         self._require_base_unmerged(loaded.plan)
         with undone_on_error(self, live_tensors(self, adapter_name).values()):
             if adapter_name not in self.lora_fx_adapters:
-                plan = loaded.plan.with_trainable(is_trainable)
+                plan = self._planned(loaded.plan.with_trainable(is_trainable))
                 bind(self, plan, without_values)
                 self.lora_fx_adapters = {**self.lora_fx_adapters, adapter_name: plan}
             self._overwrite(adapter_name, loaded)
+
+    def _planned(self, plan: AdapterPlan) -> AdapterPlan:
+        """Return an adapter's plan as the spec's optimizer trains it."""
+        optimizer = self.lora_fx_plan.spec.optimizer
+        faults = lora_fa_faults((plan,), optimizer)
+        if faults:
+            raise LoraFxError(faults)
+        return with_frozen_A(plan, optimizer)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; if none stays active, the first one left becomes active.

@@ -68,6 +68,9 @@ class Unit:
                 raise error.inner_exception from None
             raise
         except TorchDynamoException as error:
+            own = _raised_by_an_operator(error)
+            if own is not None:
+                raise own from None
             raise not_capturable(module, error) from error
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,6 +95,13 @@ class Unit:
             options={"guard_filter_fn": kept},  # type: ignore[dict-item]
             **limits,
         )
+
+
+def _raised_by_an_operator(error: BaseException | None) -> LoraFxError | None:
+    """Return the error of ours that Dynamo met when it ran an operator on fakes."""
+    while error is not None and not isinstance(error, LoraFxError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _let_models_warn() -> None:

@@ -189,6 +189,7 @@ CASES: dict[str, Callable[[], object]] = {
         llama(2, tie_word_embeddings=True), UNMERGEABLE, backend=None
     ).merge_adapter(),
     "merge-not-finite": diverged,
+    "no-optimizer": lambda: lora_fx.optimizer(model()),
     "add-adapter": lambda: model().add_adapter(LoraConfig()),
     "no-adapter": empty_folder,
     "adapter-other-base": other_base,

@@ -110,13 +110,15 @@ def _values(
         own = list(storage.tensors(site, planned.adapter).values())
         scaling = site.lora_arithmetic[planned.adapter].scaling
         parts.append(Part(weight, scaling, *_wide(own)))
+    layer = found[0][0].layer
     first, second = list(found[0][0].tensors)[:2]
-    A, B = combine(recipe.method, parts, recipe.rank, generator)
+    A, B = combine(recipe.method, parts, recipe.rank, generator, layer.groups)
     if recipe.clamped is not None:
         A, B = clamp((A, B), recipe.clamped)
     bias = combine_biases(parts)
-    values = {first: A, second: B}
-    if biased and site.lora_kind == "linear":
+    shapes = layer.shapes(A.shape[0])
+    values = {first: A.reshape(shapes[first]), second: B.reshape(shapes[second])}
+    if biased and site.lora_kind != "embedding":
         values["lora_B.bias"] = bias if bias is not None else B.new_zeros(B.shape[0])
     return {key: tensor.to(recipe.dtype or tensor.dtype) for key, tensor in values.items()}
 
@@ -125,7 +127,7 @@ def _wide(own: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
     dtypes = (torch.float32, *(tensor.dtype for tensor in own))
     wide = reduce(torch.promote_types, dtypes)
     A, B, *bias = (tensor.detach().to(wide) for tensor in own)
-    return A, B, bias[0] if bias else None
+    return A.flatten(1), B.flatten(1), bias[0] if bias else None
 
 
 def _site(name: str, like: SitePlan, values: Mapping[str, Tensor]) -> SitePlan:
@@ -222,6 +224,11 @@ def _faults(found: Sequence[tuple[SitePlan, float]], recipe: Recipe) -> Iterator
         rank, most = rank_of(method, ranks, recipe.rank), first.layer.largest_rank
         message = f"the result would have rank {rank} at `{where}`, where at most {most} is needed"
         yield Diagnostic("cannot-combine", message, help=f"compress it to at most {most} by `svd`")
+    elif (rank := rank_of(method, ranks, recipe.rank)) % first.layer.groups:
+        groups = first.layer.groups
+        message = f"the result would have rank {rank} at `{where}`, which has {groups} groups"
+        help = f"compress it to a multiple of {groups} by `svd`"
+        yield Diagnostic("cannot-combine", message, help=help)
     if len({site.tie for site, _ in found}) > 1:
         message = f"one adapter is tied at `{where}` and another is not"
         yield Diagnostic("cannot-combine", message)

@@ -6,12 +6,13 @@
     others  the operator on the Aᵢ and on the Bᵢ with those roots; `…_svd` on the products
             sᵢ Bᵢ Aᵢ with the weights wᵢ, and then as svd
 
-b = Σ wᵢ sᵢ bᵢ. Of an embedding A is (r, rows) and B (width, r): the same.
+b = Σ wᵢ sᵢ bᵢ. Of an embedding A is (r, rows) and B (width, r): the same. Of a convolution A is
+(r, in · k) and B (out, r / groups): products are of each group by itself.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,9 +51,18 @@ def rank_of(name: str, ranks: Sequence[int], rank: int | None) -> int:
 
 
 def combine(
-    method: Method, parts: Sequence[Part], rank: int | None, generator: torch.Generator
+    method: Method,
+    parts: Sequence[Part],
+    rank: int | None,
+    generator: torch.Generator,
+    groups: int = 1,
 ) -> Factors:
     """Return A and B of the combination, in the dtype of the parts; `rank` compresses it."""
+    if groups > 1 and merges_any_ranks(method.name):
+        own_rank = None if rank is None else rank // groups
+        of_groups = zip(*(_by_group(part, groups) for part in parts), strict=True)
+        found = [combine(method, group, own_rank, generator) for group in of_groups]
+        return _joined(found)
     if method.name in ANY_RANKS or (method.name == "linear" and len(parts) == 1):
         A, B = _stacked(parts)
         compressed = method.name == "svd" or rank is not None
@@ -67,7 +77,12 @@ def combine(
         A = apply(method, [part.A for part in parts], signed, generator)
         B = apply(method, [part.B for part in parts], roots, generator)
         compressed = rank is not None
-    return _compressed(A, B, rank_of(method.name, _ranks(parts), rank)) if compressed else (A, B)
+    if not compressed:
+        return A, B
+    own_rank = rank_of(method.name, _ranks(parts), rank) // groups
+    of_groups = zip(A.chunk(groups), B.chunk(groups), strict=True)
+    found = [_compressed(*factors, own_rank) for factors in of_groups]
+    return _joined(found)
 
 
 def combine_biases(parts: Sequence[Part]) -> Tensor | None:
@@ -81,6 +96,18 @@ def clamp(factors: Factors, quantile: float) -> Factors:
     A, B = factors
     most = torch.quantile(torch.cat([B.flatten(), A.flatten()]), quantile)
     return A.clamp(-most, most), B.clamp(-most, most)
+
+
+def _joined(groups: Sequence[Factors]) -> Factors:
+    if len(groups) == 1:
+        return groups[0]
+    As, Bs = zip(*groups, strict=True)
+    return torch.cat(As), torch.cat(Bs)
+
+
+def _by_group(part: Part, groups: int) -> list[Part]:
+    factors = zip(part.A.chunk(groups), part.B.chunk(groups), strict=True)
+    return [replace(part, A=A, B=B, bias=None) for A, B in factors]
 
 
 def _ranks(parts: Sequence[Part]) -> list[int]:

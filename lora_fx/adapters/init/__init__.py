@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.init.block_diagonal import Method, block_diagonal
+from lora_fx.adapters.init.convolution import convolution
 from lora_fx.adapters.init.corda import corda
 from lora_fx.adapters.init.default import default
 from lora_fx.adapters.init.embedding import normal_start, zero_start
@@ -73,6 +74,8 @@ def initialise(
         method = METHODS[kind][site.init.name]
         if site.variant.name == "bdlora":
             A, B = block_diagonal(site, method, generator)
+        elif site.layer.kind == "conv":
+            A, B = convolution(site, method, generator)
         else:
             A, B = method(site.in_features, site.out_features, site.rank, generator)
     first, second, *more = site.tensors

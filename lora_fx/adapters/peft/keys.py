@@ -13,9 +13,10 @@ from lora_fx.adapters.peft.kept_weights import name_of
 from lora_fx.adapters.peft.plain import PREFIX, joined, plain, split
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.velora import width_of
+from lora_fx.plan.modules import input_embedding
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
-from lora_fx.plan.variants import compression_of
+from lora_fx.plan.variants import compression_of, magnitude_shape
 
 _ROWS = "token_adapter.trainable_tokens_delta"
 
@@ -96,7 +97,7 @@ def _shapes_at(site: SitePlan, dora: bool) -> dict[str, tuple[int, ...]]:
     if site.variant.name == "velora":
         shapes[storage.DIRECTION] = (width_of(site.in_features, compression_of(site)[0]),)
     if dora:
-        shapes[storage.MAGNITUDE] = (site.out_features,)
+        shapes[storage.MAGNITUDE] = magnitude_shape(site)
     return shapes
 
 
@@ -110,11 +111,11 @@ def embeddings(model: nn.Module, adapted: set[str]) -> dict[str, nn.Module]:
     """Return the model's input and output embeddings by the names of their weights in a file."""
     if not isinstance(model, PreTrainedModel):
         return {}
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    ends = (input_embedding(model), model.get_output_embeddings())
     return {
         f"{PREFIX}{_base_layer(fqn, adapted)}weight": module
         for fqn, module in storage.base_modules(model).items()
-        if any(module is end for end in ends) and isinstance(module.weight, Tensor)
+        if any(module is end for end in ends) and copies.base_tensor(module, "weight") is not None
     }
 
 
