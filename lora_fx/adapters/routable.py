@@ -11,7 +11,7 @@ def unroutable(model: nn.Module, training: bool) -> list[Diagnostic]:
     found: dict[str, str] = {}
     for fqn, module in copies.holders(model):
         found |= {
-            name: f"trains tensors of `{fqn}` of its own" for name in copies.adapters_of(module)
+            name: f"trains tensors of `{fqn}`" for name in copies.adapters_of(module)
         }
     for fqn, holder in token_rows.holders(model):
         found |= dict.fromkeys(holder.lora_tokens, f"trains rows of `{fqn}`")

@@ -49,6 +49,8 @@ class AdapterMethods(_Base):
     lora_fx_watched: set[tuple[str, ...]]
     lora_fx_routing: Routing
     lora_fx_routes: Routes
+    lora_fx_sited: tuple[str, ...]  # the adapted modules
+    lora_fx_rows_known: tuple[str, ...]  # those of which it is known that their rows are samples
     lora_fx_default: int | None
     lora_fx_present: set[str] | None
 
@@ -110,6 +112,7 @@ class AdapterMethods(_Base):
             self._require_same(adapter_name, loaded.plan)
             self._require_base_unmerged(self.lora_fx_adapters[adapter_name])
         self._require_base_unmerged(loaded.plan)
+        self._require_rank(loaded.plan)
         with undone_on_error(self, live_tensors(self, adapter_name).values()):
             if adapter_name not in self.lora_fx_adapters:
                 plan = self._planned(loaded.plan.with_trainable(is_trainable))
@@ -207,7 +210,9 @@ class AdapterMethods(_Base):
     def _route(self) -> None:
         """Let every site know the columns of the adapters that there are."""
         self.lora_fx_routes = routes_of(tuple(self.lora_fx_adapters), self.lora_fx_plan.spec.route)
-        for _, site in storage.sites(self):
+        sites = dict(storage.sites(self))
+        self.lora_fx_sited = tuple(sites)
+        for site in sites.values():
             site.lora_routing = self.lora_fx_routing
             site.route(self.lora_fx_routes.adapters)
 
@@ -234,6 +239,19 @@ class AdapterMethods(_Base):
         )
         if unknown:
             raise LoraFxError(unknown)
+
+    def _require_rank(self, plan: AdapterPlan) -> None:
+        """Raise LoraFxError if an adapter has a larger rank than the spec's `max_rank`."""
+        route = self.lora_fx_plan.spec.route
+        ranks = [site.rank for site in plan.sites]
+        if (
+            route is not None
+            and route.max_rank is not None
+            and max(ranks, default=0) > route.max_rank
+        ):
+            message = f"`{plan.name}` has rank {max(ranks)}, and `max_rank` is {route.max_rank}"
+            help = "write a larger `max_rank` in `route`, or compress the adapter: `rank = svd(…)`"
+            raise LoraFxError((Diagnostic("rank-too-large", message, help=help),))
 
     def _require_same(self, adapter: str, new: AdapterPlan) -> None:
         present = self.lora_fx_adapters[adapter]

@@ -39,6 +39,7 @@ def make_root(tree: nn.Module, plan: Plan, adapters: Mapping[str, AdapterPlan]) 
     tree.lora_fx_routing = Routing()  # type: ignore[assignment]
     tree.lora_fx_adapters = dict(adapters)  # type: ignore[assignment]
     tree.lora_fx_active = _active(plan.spec.route, tuple(adapters))  # type: ignore[assignment]
+    tree.lora_fx_rows_known = ()  # type: ignore[assignment]
     tree.lora_fx_present = None  # type: ignore[assignment]
     default = plan.spec.route.default if plan.spec.route else None
     tree.lora_fx_default = DEFAULT if default and _is_mix(default) else None  # type: ignore[assignment]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lora_fx.adapters.routable import unroutable
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.sample_rows import require_sample_rows
 from lora_fx.runtime.present import note_present
 from lora_fx.runtime.uncalled import run_watched
 from lora_fx.spec.spec import RouteSpec
@@ -126,6 +127,9 @@ def _require_routable(model: Any) -> None:
             f"a batch of several adapters is trained in {_processes()} processes",
             "they would have to agree on which adapters are absent, and do not yet: train in one",
         )
+    if model.lora_fx_rows_known != model.lora_fx_sited:
+        require_sample_rows(model.lora_fx_plan, model.lora_fx_sited)
+        model.lora_fx_rows_known = model.lora_fx_sited
     faults = unroutable(model, model.training)
     if faults:
         raise LoraFxError(faults)
