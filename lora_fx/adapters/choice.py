@@ -34,6 +34,7 @@ class Added:
             self.factors.magnitude is not None,
             self.arithmetic.blocks,
             *self.arithmetic.kept,
+            self.factors.diagonal is not None,
             self.column,
             self.rest,
         )

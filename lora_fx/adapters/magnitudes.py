@@ -39,7 +39,7 @@ def effective_delta(site: Site, adapter: str, weight: Tensor | None = None) -> T
     whatever is merged or in force. A convolution's `in` are its inputs at all places of the kernel.
     """
     factors, scaling = site.lora_branches[adapter], site.lora_arithmetic[adapter].scaling
-    A, B, *_ = factors.tensors()
+    A, B = factors.product()
     blocks = site.lora_arithmetic[adapter].blocks
     A, B = (torch.block_diag(*t.flatten(1).chunk(n)) for t, n in zip((A, B), blocks, strict=True))
     wide = torch.promote_types(A.dtype, torch.float32)

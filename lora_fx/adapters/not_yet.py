@@ -10,7 +10,7 @@ from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
 from lora_fx.spec.spec import RouteSpec, Spec
 
-_VARIANTS = ("lora", "dora", "bdlora", "velora")
+_VARIANTS = ("lora", "dora", "bdlora", "velora", "kasa")
 _INITS = (
     *("default", "gaussian", "random", "orthogonal", "mica"),
     *("pissa", "olora", "loftq", "corda", "lora_ga", "eva"),
@@ -62,8 +62,9 @@ def _of_route(plan: Plan, route: RouteSpec) -> Iterator[tuple[str, Span | None, 
     for name, kind in parts.items():
         if any(isinstance(part, kind) for part in everything):
             yield f"`{name}` in a file with `route`", route.span, ""
-    if route.train and any(site.variant.name == "velora" for site in plan.sites):
-        yield "variant `velora` in a file with `route { train = true }`", route.span, ""
+    for variant in ("velora", "kasa"):
+        if route.train and any(site.variant.name == variant for site in plan.sites):
+            yield f"variant `{variant}` in a file with `route {{ train = true }}`", route.span, ""
 
 
 def _of_adapter(adapter: AdapterPlan) -> Iterator[tuple[str, Span | None, str]]:

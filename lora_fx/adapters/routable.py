@@ -10,15 +10,15 @@ def unroutable(model: nn.Module, training: bool) -> list[Diagnostic]:
     """Return a fault for each adapter that a mixed batch cannot have."""
     found: dict[str, str] = {}
     for fqn, module in copies.holders(model):
-        found |= {
-            name: f"trains tensors of `{fqn}`" for name in copies.adapters_of(module)
-        }
+        found |= {name: f"trains tensors of `{fqn}`" for name in copies.adapters_of(module)}
     for fqn, holder in token_rows.holders(model):
         found |= dict.fromkeys(holder.lora_tokens, f"trains rows of `{fqn}`")
     if training:
         for fqn, site in storage.sites(model):
-            compressed = (n for n, how in site.lora_arithmetic.items() if how.compression)
-            found |= {name: f"is `velora` at `{fqn}`, and learns" for name in compressed}
+            for name, factors in site.lora_branches.items():
+                variant = "velora" if site.lora_arithmetic[name].compression else "kasa"
+                if factors.direction is not None or factors.diagonal is not None:
+                    found[name] = f"is `{variant}` at `{fqn}`, and learns"
     return [
         Diagnostic(
             "not-routable",

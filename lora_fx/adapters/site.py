@@ -1,7 +1,7 @@
 """A marked module: an adaptable call that announces itself to the tracer as `lora_fx::site`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -48,6 +48,10 @@ class Arithmetic:
     blocks: tuple[int, int] = (1, 1)
     compression: Compression | None = None
 
+    def times(self, factor: float) -> "Arithmetic":
+        """Return the same with another scaling."""
+        return self if factor == 1 else replace(self, scaling=self.scaling * factor)
+
     @property
     def kept(self) -> tuple[int, float]:
         """How many groups of an input are kept for the gradient of A, 0 if all of it, and how."""
@@ -63,9 +67,10 @@ class Site(_Base):
     or, with a magnitude m, of (m / ‖W + scaling * B A‖ - 1) * W drop(x) and what is above times the
     same quotient (Liu et al. 2024, arXiv 2402.09353, eq. 5: the norms are of rows, and constants),
     for a linear layer, in either layout of its weight, an embedding, whose x is one-hot, or a
-    convolution, where A is one and B stands at each place of its output. Where an adapter's factors
-    lie, `storage` knows. With no active adapter the module computes what its
-    base class computes, bit for bit, or to rounding where an adapter has changed the weight.
+    convolution, where A is one and B stands at each place of its output. With a diagonal d (KaSA)
+    B diag(d) stands for B. Where an adapter's factors lie, `storage` knows. With no active adapter
+    the module computes what its base class computes, bit for bit, or to rounding where an adapter
+    has changed the weight.
 
     In a mixed batch each sample, along dimension 0, has its own shares of the adapters, which
     multiply what they add.
@@ -85,6 +90,7 @@ class Site(_Base):
     lora_room: bool = False
     lora_change: "Change | None" = None
     lora_in_weights: tuple[str, ...] = ()
+    lora_multiplier: float = 1.0
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the base module, then announce the active branches."""
@@ -157,16 +163,19 @@ class Site(_Base):
 
     def route(self, adapters: tuple[str, ...]) -> None:
         """Say which adapter each column of the shares of a mixed batch is of."""
+        c, change = self.lora_multiplier, self.lora_change
         added = [
-            Added(self.lora_branches[name], self.lora_arithmetic[name], column)
+            Added(self.lora_branches[name], self.lora_arithmetic[name].times(c), column)
             for column, name in enumerate(adapters)
             if name in self.lora_arithmetic
         ]
-        change = self.lora_change
-        if change is not None:
-            there = change.adapter in adapters
-            column = adapters.index(change.adapter) if there else None
-            added.insert(0, Added(change.factors, change.arithmetic, column, there))
+        if change is not None and change.adapter not in adapters:
+            added.insert(0, Added(change.factors, change.arithmetic))
+        elif change is not None:
+            column = adapters.index(change.adapter)
+            if c != 1:
+                added.insert(0, Added(change.factors, change.arithmetic.times(1 - c), column))
+            added.insert(0, Added(change.factors, change.arithmetic, column, rest=True))
         self.lora_mixed = self._choose(added)
         self._place_scalings()
 
@@ -182,14 +191,17 @@ class Site(_Base):
     def branches_with(self, adapters: tuple[str, ...]) -> list[tuple["Factors", Arithmetic]]:
         """Return all that adds to the weight that is here while these adapters are active.
 
-        What an adapter took out of the weight comes first, where that adapter is not active: the
-        weight and these branches together are what the module computes.
+        What an adapter took out of the weight comes first, where that adapter is not active, or as
+        much of it as a multiplier leaves: the weight and these branches together are what the
+        module computes.
         """
+        c, change = self.lora_multiplier, self.lora_change
         present = [name for name in adapters if name in self.lora_arithmetic]
-        found = [(self.lora_branches[name], self.lora_arithmetic[name]) for name in present]
-        change = self.lora_change
-        if change is not None and change.adapter not in (*present, *self.lora_in_weights):
-            found.insert(0, (change.factors, change.arithmetic))
+        found = [(self.lora_branches[n], self.lora_arithmetic[n].times(c)) for n in present]
+        if change is not None and change.adapter not in self.lora_in_weights:
+            share = 1 - c if change.adapter in present else 1.0
+            if share:
+                found.insert(0, (change.factors, change.arithmetic.times(share)))
         return found
 
     def _place_scalings(self) -> None:
@@ -231,7 +243,8 @@ class Site(_Base):
 class Change:
     """What `adapter` took out of a base weight: scaling * B A of these factors, which are frozen.
 
-    `base` is the fingerprint of the weight before that. Where the weight was `replaced`, by a
+    `base` is the fingerprint of the weight before that. What was `removed` the adapter does not
+    start with (KaSA). Where the weight was `replaced`, by a
     quantised one, these factors are the best of their rank for what it has lost.
     """
 
@@ -240,6 +253,7 @@ class Change:
     arithmetic: Arithmetic
     base: str
     replaced: bool = False
+    removed: bool = False
 
 
 def output_scale(module: nn.Module) -> float:
@@ -273,8 +287,11 @@ class ConvolutionSite(Site):
         return self._announced(output, input)
 
 
-class Magnitude(nn.Module):
-    """Holds DoRA's magnitude of each output, `weight` (out,), of a convolution (1, out, 1…)."""
+class Vector(nn.Module):
+    """Holds a `weight` that is trained: DoRA's magnitudes (out,), or KaSA's diagonal (r,).
+
+    A convolution's magnitudes are (1, out, 1…).
+    """
 
     def __init__(self, weight: Tensor, trainable: bool) -> None:
         super().__init__()
@@ -302,12 +319,13 @@ class Factors:
 
     A: Holder
     B: Holder
-    magnitude: Magnitude | None = None
+    magnitude: Vector | None = None
     tied: bool = False
     direction: Direction | None = None
+    diagonal: Vector | None = None
 
     def tensors(self, training: bool = False) -> list[Tensor]:
-        """Return A, B and, of those that there are, B's bias, magnitude and, in training, v."""
+        """Return A, B and, of those that there are, B's bias, magnitude, in training v, and d."""
         if self.tied:
             return [self.B.weight.t(), self.A.weight.t()]
         bias = self.B.bias
@@ -318,7 +336,13 @@ class Factors:
             *(() if bias is None else (bias,)),
             *(() if m is None else (m.weight,)),
             *(() if self.direction is None or not training else (self.direction.weight,)),
+            *(() if self.diagonal is None else (self.diagonal.weight,)),
         ]
+
+    def product(self) -> tuple[Tensor, Tensor]:
+        """Return A (r, in) and B (out, r), with the diagonal in B, as they lie in memory."""
+        A, B, *_ = self.tensors()
+        return A, B if self.diagonal is None else B * self.diagonal.weight
 
     @property
     def rank(self) -> int:

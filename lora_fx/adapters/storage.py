@@ -13,8 +13,8 @@ from lora_fx.adapters.site import (
     Direction,
     Factors,
     Holder,
-    Magnitude,
     Site,
+    Vector,
     is_convolution,
 )
 from lora_fx.plan.modules import outside_adapters
@@ -22,6 +22,7 @@ from lora_fx.plan.offloaded import device_of
 
 MAGNITUDE = "lora_magnitude_vector"
 DIRECTION = "lora_velora_embed"
+DIAGONAL = "lora_diag"
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Held = TypeVar("Held", bound=nn.Module)
 _NAMES = {
@@ -101,13 +102,15 @@ def insert(
     first[adapter] = factor(A, None, trained).train(site.training)
     trained = trainable and not any("_B" in name for name in frozen)
     second[adapter] = factor(B, bias, trained).train(site.training)
-    m, v = None, None
+    m, v, d = None, None, None
     if MAGNITUDE in tensors:
-        m = _held(site, MAGNITUDE, adapter, Magnitude(tensors[MAGNITUDE], trainable))
+        m = _held(site, MAGNITUDE, adapter, Vector(tensors[MAGNITUDE], trainable))
+    if DIAGONAL in tensors:
+        d = _held(site, DIAGONAL, adapter, Vector(tensors[DIAGONAL], trainable))
     if DIRECTION in tensors:
         v = _held(site, DIRECTION, adapter, Direction(tensors[DIRECTION]))
     factors: Any = first[adapter], second[adapter]
-    site.lora_branches[adapter] = Factors(*factors, magnitude=m, direction=v)
+    site.lora_branches[adapter] = Factors(*factors, magnitude=m, direction=v, diagonal=d)
     site.lora_arithmetic[adapter] = arithmetic
 
 
@@ -118,13 +121,23 @@ def insert_tied(site: Site, adapter: str, embedding: Site, arithmetic: Arithmeti
     site.lora_arithmetic[adapter] = arithmetic
 
 
+def compute_as(model: nn.Module, site: Site, adapter: str, arithmetic: Arithmetic) -> None:
+    """Let an adapter compute so at a site, and at those that are tied to it; not yet in force."""
+    site.lora_arithmetic[adapter] = arithmetic
+    if site.lora_kind == "embedding":
+        for _, other in sites(model):
+            branch = other.lora_branches.get(adapter)
+            if branch is not None and branch.A is site.lora_branches[adapter].A:
+                other.lora_arithmetic[adapter] = arithmetic
+
+
 def remove(site: Site, adapter: str) -> None:
     """Delete an adapter's tensors from a site; it must not be active."""
     branch = site.lora_branches.pop(adapter)
     if not branch.tied:
         for container in _containers(site):
             del container[adapter]
-    for name in (MAGNITUDE, DIRECTION):
+    for name in (MAGNITUDE, DIRECTION, DIAGONAL):
         if name in site._modules and adapter in getattr(site, name):
             del getattr(site, name)[adapter]
     del site.lora_arithmetic[adapter]
@@ -136,7 +149,8 @@ def tensors(site: Site, adapter: str) -> dict[str, Tensor]:
     `lora_A.weight` (r, in), `lora_B.weight` (out, r), `lora_B.bias` (out,) of a linear layer;
     `lora_embedding_A` (r, rows), `lora_embedding_B` (width, r) of an embedding; a convolution's A
     is (r, in, k…), B (out, r / groups, 1…) and magnitude (1, out, 1…); and of DoRA
-    `lora_magnitude_vector` (out,), of VeLoRA `lora_velora_embed`. A tied layer has none of its own.
+    `lora_magnitude_vector` (out,), of VeLoRA `lora_velora_embed`, of KaSA `lora_diag` (r,). A tied
+    layer has none of its own.
     """
     factors = site.lora_branches[adapter]
     if factors.tied:
@@ -150,6 +164,8 @@ def tensors(site: Site, adapter: str) -> dict[str, Tensor]:
         found[MAGNITUDE] = factors.magnitude.weight
     if factors.direction is not None:
         found[DIRECTION] = factors.direction.weight
+    if factors.diagonal is not None:
+        found[DIAGONAL] = factors.diagonal.weight
     return found
 
 

@@ -9,6 +9,7 @@
     lookup(ids, A, padding, compute)                   columns of A, one for each id
     expand(y, h, B, scalings, branch, compute, bias, share)        y + c ((s h) Bᵀ + s b)
     block_diagonal(weight, blocks)                     the rows' chunks on a diagonal
+    diagonal(B, d)                                     B diag(d)
     norms(W, A, B, scalings, branch, factor)           of the rows of W + s B A, no gradient
     magnitude(y, u, m, norms, bias, share)             y + c (m / norms - 1) * (u - bias)
     replace_rows(y, ids, tokens, rows, padding)        y, and rows[i] where the id is tokens[i]
@@ -17,7 +18,8 @@
     delta(W, A, B, scaling, transposed)                W + s B A
 
 x: (*, in)   A: (r, in)   B: (out, r)   y: (*, out)   h: (*, r)   scalings: float32 (branches,)
-b: (out,)   ids: (*)   tokens: (n,)   rows: (n, in or out)   W: (out, in)   m, norms: (out,)
+b: (out,)   d: (r,)   ids: (*)   tokens: (n,)   rows: (n, in or out)   W: (out, in)
+m, norms: (out,)
 In a mixed batch `samples` (S, adapters), float32, are the shares that adapters have in each sample:
 dimension 0 of x and y is then S, and a branch's share c in a sample multiplies all it adds there.
 Without them c is 1.
@@ -65,6 +67,7 @@ _library.define(
     "Tensor? bias=None, Tensor? share=None) -> Tensor"
 )
 _library.define("block_diagonal(Tensor weight, int blocks) -> Tensor")
+_library.define("diagonal(Tensor B, Tensor d) -> Tensor")
 _library.define(
     "norms(Tensor W, Tensor A, Tensor B, Tensor scalings, int branch, float factor) -> Tensor"
 )
@@ -169,6 +172,11 @@ def block_diagonal_reference(weight: Tensor, blocks: int) -> Tensor:
     return torch.block_diag(*weight.chunk(blocks))
 
 
+def diagonal_reference(B: Tensor, d: Tensor) -> Tensor:
+    """Return B diag(d), B (out, r), d (r,): KaSA's singular values, arXiv 2412.06071, eq. 7."""
+    return B * d
+
+
 def norms_reference(
     W: Tensor, A: Tensor, B: Tensor, scalings: Tensor, branch: int, factor: float
 ) -> Tensor:
@@ -212,12 +220,13 @@ def site_reference(
     parsed = Structure.parse(structure)
     of_base, window = y, parsed.window
     places = 0 if window is None else window.dimensions
-    for i, (A, B, bias, m, v) in enumerate(parsed.params(params)):
+    for i, (A, B, bias, m, v, d) in enumerate(parsed.params(params)):
         branch = parsed.branches[i]
         A, B = (
             block_diagonal_reference(factor, blocks) if blocks > 1 else factor
             for factor, blocks in zip((A, B), branch.blocks, strict=True)
         )
+        B = B if d is None else diagonal_reference(B, d)
         dropped = F.dropout(x, branch.dropout, training=True) if branch.dropout else x
         if parsed.kind == "embedding":
             h = lookup_reference(x, A, parsed.padding, branch.compute)
@@ -308,6 +317,7 @@ for _name, _reference in {
     "share": share_reference,
     "expand": expand_reference,
     "block_diagonal": block_diagonal_reference,
+    "diagonal": diagonal_reference,
     "norms": norms_reference,
     "magnitude": magnitude_reference,
     "replace_rows": replace_rows_reference,
@@ -325,6 +335,7 @@ lookup = torch.ops.lora_fx.lookup.default
 share = torch.ops.lora_fx.share.default
 expand = torch.ops.lora_fx.expand.default
 block_diagonal = torch.ops.lora_fx.block_diagonal.default
+diagonal = torch.ops.lora_fx.diagonal.default
 norms = torch.ops.lora_fx.norms.default
 magnitude = torch.ops.lora_fx.magnitude.default
 replace_rows = torch.ops.lora_fx.replace_rows.default

@@ -12,8 +12,8 @@ from lora_fx.graph.convolution import Window
 
 ACTIVATION = "activation"
 _BRANCH = re.compile(
-    r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?(?::(\d+)x(\d+))?(?::g(\d+)\*([\d.e+-]+))?"
-    r"(?::([+-])s(\d+))?"
+    r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?(:diagonal)?(?::(\d+)x(\d+))?"
+    r"(?::g(\d+)\*([\d.e+-]+))?(?::([+-])s(\d+))?"
 )
 
 
@@ -23,7 +23,8 @@ class Branch:
 
     `rank` is the inner dimension; `dropout` the probability applied to the branch's input (0 in
     evaluation); `compute` the dtype of its arithmetic, or `activation` for that of its input;
-    `bias` says that B has a bias, `magnitude` that the branch is DoRA's. `blocks` are the numbers
+    `bias` says that B has a bias, `magnitude` that the branch is DoRA's, `diagonal` that there is
+    KaSA's between B and A. `blocks` are the numbers
     of blocks that A and B consist of, on a diagonal; more than one are stored below each other.
     `groups`, if not 0, is how many groups of its input VeLoRA projects, and `scale` its scale.
     In a mixed batch `column` is where the samples' shares of the branch stand; `rest` says that it
@@ -38,11 +39,13 @@ class Branch:
     blocks: tuple[int, int] = (1, 1)
     groups: int = 0
     scale: float = 1.0
+    diagonal: bool = False
     column: int | None = None
     rest: bool = False
 
     def __str__(self) -> str:
-        more = ":bias" * self.bias + ":magnitude" * self.magnitude
+        flags = {"bias": self.bias, "magnitude": self.magnitude, "diagonal": self.diagonal}
+        more = "".join(f":{name}" for name, is_set in flags.items() if is_set)
         if self.blocks != (1, 1):
             more += f":{self.blocks[0]}x{self.blocks[1]}"
         if self.groups:
@@ -75,10 +78,10 @@ class Structure:
         window = "" if self.window is None else f"({self.window})"
         return f"{self.kind}{padding}{factor}{window}[{'|'.join(map(str, self.branches))}]"
 
-    def params(self, tensors: Sequence[Any]) -> list[tuple[Any, Any, Any, Any, Any]]:
+    def params(self, tensors: Sequence[Any]) -> list[tuple[Any, Any, Any, Any, Any, Any]]:
         """Deal out the op's `params` to the branches: A, B, and what there is of these, or None.
 
-        B's bias, DoRA's magnitude, VeLoRA's direction.
+        B's bias, DoRA's magnitude, VeLoRA's direction, KaSA's diagonal.
         """
         left = iter(tensors)
         return [
@@ -88,6 +91,7 @@ class Structure:
                 next(left) if branch.bias else None,
                 next(left) if branch.magnitude else None,
                 next(left) if branch.groups else None,
+                next(left) if branch.diagonal else None,
             )
             for branch in self.branches
         ]
@@ -109,11 +113,12 @@ class Structure:
             branch = _BRANCH.fullmatch(text)
             if branch is None:
                 raise ValueError(f"`{text}` is not a branch of a site structure")
-            rank, dropout, compute, bias, magnitude, a, b, groups, scale, *shared = branch.groups()
+            rank, dropout, compute, bias, magnitude, diagonal, *more = branch.groups()
+            a, b, groups, scale, sign, column = more
             flags = bias is not None, magnitude is not None
             blocks = int(a or 1), int(b or 1)
-            velora = int(groups or 0), float(scale or 1)
-            share = None if shared[1] is None else int(shared[1]), shared[0] == "-"
+            velora = int(groups or 0), float(scale or 1), diagonal is not None
+            share = None if column is None else int(column), sign == "-"
             more = *flags, blocks, *velora, *share
             branches.append(Branch(int(rank), float(dropout), compute, *more))
         padding = None if whole[2] is None else int(whole[2])

@@ -10,6 +10,7 @@
         of a share c (S, 1, …)          →  the same with h * c; if b is added, with the product * c
     share(samples, column, rest, n)   →  select(samples, 1, column), or 1 less it, as (S, 1, …)
     block_diagonal(weight, n)         →  block_diag(*chunk(weight, n))
+    diagonal(B, d)                    →  B * d
     magnitude(y, u, m, norms, b)      →  (y + (m / norms - 1) * (u - b)).to(y.dtype)
     replace_rows, replace_columns     →  as in `graph/ops.py`
     delta(W, A, B, scaling, t)        →  addmm(W, B.to(d) * scaling, A.to(d)), d that of W
@@ -135,6 +136,10 @@ def _block_diagonal(graph: Graph, node: Node) -> Node:
     return call(graph, torch.block_diag, *parts)
 
 
+def _diagonal(graph: Graph, node: Node) -> Node:
+    return call(graph, torch.mul, *node.args)
+
+
 def _magnitude(graph: Graph, node: Node) -> Node:
     y, u, m, norms, *more = node.args
     bias, share = (*more, None, None)[:2]
@@ -178,6 +183,7 @@ _LOWERED = (
     (ops.expand, _expand),
     (ops.share, _share),
     (ops.block_diagonal, _block_diagonal),
+    (ops.diagonal, _diagonal),
     (ops.magnitude, _magnitude),
     (ops.replace_rows, _replace_rows),
     (ops.replace_columns, _replace_columns),

@@ -24,7 +24,8 @@ In a mixed batch each sample has a share in the branch, by which what the branch
     after    %c = lora_fx.share(%samples, 0, False, 3)               (S, 1, 1)
              %z = lora_fx.expand(%y, %h, %B, %scalings, 0, "activation", None, %c)
 
-Factors that consist of blocks become whole matrices first: `lora_fx.block_diagonal(%A, 2)`.
+Factors that consist of blocks become whole matrices first: `lora_fx.block_diagonal(%A, 2)`. A
+diagonal d between B and A scales the columns of B: `lora_fx.diagonal(%B, %d)`.
 
 Holds: with B and b zero, and m the norms of W, the outputs are unchanged.
 """
@@ -60,14 +61,15 @@ class ExpandSites:
         dealt = structure.params(params)  # type: ignore[arg-type]
         flat = {}
         if window is not None and base:
-            of_dora = (t for A, B, _, m, _ in dealt if m is not None for t in (A, B))
+            of_dora = (t for A, B, _, m, *_ in dealt if m is not None for t in (A, B))
             flat = {t: call(graph, torch.flatten, t, 1) for t in (base[0], *of_dora)}  # type: ignore[index]
-        for i, (A, B, bias, m, v) in enumerate(dealt):
+        for i, (A, B, bias, m, v, d) in enumerate(dealt):
             branch = structure.branches[i]
             A, B = (
                 call(graph, ops.block_diagonal, factor, blocks) if blocks > 1 else factor
                 for factor, blocks in zip((A, B), branch.blocks, strict=True)
             )
+            B = B if d is None else call(graph, ops.diagonal, B, d)
             drawn, dropout = x, branch.dropout
             if m is not None and dropout:
                 drawn, dropout = call(graph, F.dropout, x, dropout, True), 0.0

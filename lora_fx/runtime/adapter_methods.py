@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.bind import activate, bind, remove, require_compatible
@@ -23,6 +23,7 @@ from lora_fx.plan.memory import count_elements
 from lora_fx.plan.offloaded import distinct_parameters
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
+from lora_fx.runtime.auxiliary_loss import auxiliary_loss
 from lora_fx.runtime.routes import Routes, routes_of
 from lora_fx.runtime.saved_spec import save_spec
 from lora_fx.runtime.status import LayerStatus, ModelStatus, layer_status, model_status
@@ -189,6 +190,14 @@ class AdapterMethods(_Base):
             write_adapter(self, plan, beside / inside, save_embedding_layers, folder / inside)
         save_spec(beside, folder, self.lora_fx_plan.spec)
 
+    def auxiliary_loss(self) -> Tensor | None:
+        """Return what variants of the active adapters add to the loss of a batch, None if nothing.
+
+        KaSA's regularisation. A Hugging Face model adds it to its loss in training by itself.
+        """
+        on = self.lora_fx_active if self.lora_fx_enabled else ()
+        return auxiliary_loss(self, [self.lora_fx_adapters[name] for name in on])
+
     def _plans(self) -> list[AdapterPlan]:
         return list(self.lora_fx_adapters.values())
 
@@ -264,9 +273,10 @@ class AdapterMethods(_Base):
         """Put a file's values and scalings in the place of an adapter's own; dropout stays."""
         placed = dict(storage.sites(self))
         for site in loaded.plan.sites:
-            known = placed[site.fqn].lora_arithmetic
+            here = placed[site.fqn]
             new = {"alpha": site.alpha, "scaling": site.scaling, "rslora": site.rslora}
-            known[adapter] = replace(known[adapter], **new)
+            arithmetic = replace(here.lora_arithmetic[adapter], **new)
+            storage.compute_as(self, here, adapter, arithmetic)
         overwrite(self, adapter, loaded.tensors)
         self._activate()
 

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -23,6 +24,7 @@ from lora_fx.adapters.peft.keys import adapter_tensors
 from lora_fx.adapters.peft.write import folder_config
 from lora_fx.adapters.routing import carry
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.runtime.auxiliary_loss import with_auxiliary_loss
 from lora_fx.runtime.combine_methods import CombineMethods
 from lora_fx.runtime.routed_call import run_routed
 from lora_fx.spec.together import together
@@ -117,11 +119,14 @@ class HuggingFace(CombineMethods, _Base):  # type: ignore[override]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; `adapter_names` gives each sample its own adapter.
 
-        While its layers are recomputed in backward there is no cache to fill.
+        While its layers are recomputed in backward there is no cache to fill. In training its loss
+        has in it what variants add to it: `auxiliary_loss`.
         """
         if self.training and self.lora_fx_recomputes and _takes_use_cache(type(self)):
             kwargs["use_cache"] = False
-        return run_routed(self, super().forward, args, kwargs)
+        result = run_routed(self, super().forward, args, kwargs)
+        extra = self.auxiliary_loss() if self.training and torch.is_grad_enabled() else None
+        return result if extra is None else with_auxiliary_loss(result, extra, kwargs)
 
     def _set_gradient_checkpointing(  # type: ignore[override]
         self,

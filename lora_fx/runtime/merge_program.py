@@ -56,7 +56,8 @@ def run(site: Site, adapters: Sequence[str], weight: Tensor | None = None) -> di
 def _is_product(site: Site, adapter: str) -> bool:
     """Whether what an adapter adds to the weight is s B A as its factors lie in memory."""
     branch, arithmetic = site.lora_branches[adapter], site.lora_arithmetic[adapter]
-    return branch.magnitude is None and arithmetic.blocks == (1, 1)
+    whole = branch.magnitude is None and branch.diagonal is None
+    return whole and arithmetic.blocks == (1, 1)
 
 
 def _dense(site: Site, adapters: Sequence[str], weight: Tensor | None) -> dict[str, Tensor]:

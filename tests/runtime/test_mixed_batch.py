@@ -166,12 +166,13 @@ def test_the_argument_has_the_name_that_the_spec_gives_it() -> None:
     assert torch.equal(got, twin(input_ids=ids, adapter_names=NAMES).logits)
 
 
+@pytest.mark.parametrize("how", ["init = pissa", "variant = kasa"])
 @torch.no_grad()
-def test_an_adapter_that_changed_the_weight_is_out_of_other_samples() -> None:
-    spec = """lora 1
-adapter p { rank = 4 alpha = 6 init = pissa target q_proj, up_proj }
-adapter a { rank = 3 init = random target q_proj, down_proj }
-route { when "part" -> 0.3 * p + a }
+def test_an_adapter_that_changed_the_weight_is_out_of_other_samples(how: str) -> None:
+    spec = f"""lora 1
+adapter p {{ rank = 4 alpha = 6 {how} target q_proj, up_proj }}
+adapter a {{ rank = 3 init = random target o_proj, down_proj }}
+route {{ when "part" -> 0.3 * p + a }}
 """
     model, ids = mixed(spec, backend=None), samples(4)
     got = model(input_ids=ids, adapter_names=["p", "__base__", "a", "part"]).logits

@@ -42,8 +42,13 @@ def _changed_sites(model: nn.Module, adapter: str) -> list[tuple[str, storage.Si
 
 
 def _taken_from(model: nn.Module, adapter: str) -> list[tuple[str, storage.Site]]:
-    placed = _changed_sites(model, adapter)
+    placed = _started_sites(model, adapter)
     return [(f, s) for f, s in placed if s.lora_change and not s.lora_change.replaced]
+
+
+def _started_sites(model: nn.Module, adapter: str) -> list[tuple[str, storage.Site]]:
+    placed = _changed_sites(model, adapter)
+    return [(f, s) for f, s in placed if s.lora_change and not s.lora_change.removed]
 
 
 def live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
@@ -149,7 +154,7 @@ def overwrite(model: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> No
     a magnitude that says something of a site that has none.
     """
     own = dict(state)
-    for fqn, site in _changed_sites(model, adapter):
+    for fqn, site in _started_sites(model, adapter):
         factors, start = split(state, fqn)
         own |= factors
         rebase(site, *start, weight=state.get(name_of(fqn)))
@@ -157,7 +162,7 @@ def overwrite(model: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> No
         if not tensor._is_view():
             tensor.copy_(own[f"{PREFIX}{name}"])
     norms = _magnitudes_of_plain_sites(model, adapter)
-    trained = [name for name in norms if not _is_near(state[f"{PREFIX}{name}"], norms[name])]
+    trained = [name for name in norms if not is_near(state[f"{PREFIX}{name}"], norms[name])]
     if trained:
         raise LoraFxError(
             Diagnostic(
@@ -197,7 +202,7 @@ def _magnitudes_of_plain_sites(model: nn.Module, adapter: str) -> dict[str, Tens
     }
 
 
-def _is_near(m: Tensor, norms: Tensor) -> bool:
+def is_near(m: Tensor, norms: Tensor) -> bool:
     """Whether a magnitude from a file is these norms, but for how they were computed."""
     return torch.allclose(m.to(norms), norms, rtol=max(1e-4, 4 * torch.finfo(m.dtype).eps))
 
