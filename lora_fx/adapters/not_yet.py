@@ -61,10 +61,10 @@ def _of_route(plan: Plan, route: RouteSpec) -> Iterator[tuple[str, Span | None, 
     parts = {"train": TrainedModule, "bias": TrainedBias, "tokens": TrainedTokens}
     for name, kind in parts.items():
         if any(isinstance(part, kind) for part in everything):
-            yield f"`{name}` in a file with `route`", route.span, ""
+            yield f"`{name}` beside `route`", route.span, ""
     for variant in ("velora", "kasa"):
         if route.train and any(site.variant.name == variant for site in plan.sites):
-            yield f"variant `{variant}` in a file with `route {{ train = true }}`", route.span, ""
+            yield f"variant `{variant}` beside `route {{ train = true }}`", route.span, ""
 
 
 def _of_adapter(adapter: AdapterPlan) -> Iterator[tuple[str, Span | None, str]]:

@@ -1,10 +1,13 @@
 """Each sample of a mixed batch is what it is alone."""
 
+import random
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lora_fx
 from lora_fx.adapters import storage
@@ -214,3 +217,45 @@ adapter b { rank = 1 init = random target linear }"""
         model.set_adapter(name)
         assert relative(got[i], model(x)[i]) < 1e-6
         assert relative(got[i], base(x)[i]) > 1e-2
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@torch.no_grad()
+def test_a_hundred_mixes_compile_nothing(backend: str) -> None:
+    model, chosen = mixed(backend=backend), random.Random(5)
+    known = ["a", "b", "c", "d", "half", "dora", "__base__"]
+    for count in (5, 8):
+        model(input_ids=samples(count), adapter_names=["a"] * count)
+    counters.clear()
+    for count in chosen.choices((5, 8), k=100):
+        model(input_ids=samples(count), adapter_names=chosen.choices(known, k=count))
+    assert counters["stats"]["unique_graphs"] == 0
+    assert not counters["recompiles"]
+    model(input_ids=samples(5)[:, :3].repeat(1, 7), adapter_names=["a"] * 5)
+    model.set_adapter("b")
+    model(input_ids=samples(5))
+    assert counters["stats"]["unique_graphs"] > 0  # what is compiled is counted
+
+
+def test_a_mixed_step_reads_no_value() -> None:
+    """What does not happen uncompiled is not in the graph either."""
+    model, ids = mixed(backend=None).train(), samples()
+    with Waits() as waits:
+        model(input_ids=ids, adapter_names=NAMES).logits.sum().backward()
+    assert waits.seen == []
+    with Waits() as waits:
+        model(input_ids=ids, adapter_names=NAMES).logits.sum().item()
+    assert len(waits.seen) == 1
+
+
+class Waits(TorchDispatchMode):
+    """Notes what a device would be waited for: values that are read on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
