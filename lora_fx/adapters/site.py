@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from lora_fx.adapters.sampler import Sampler
 from lora_fx.graph import ops
 from lora_fx.graph.convolution import Window
 from lora_fx.graph.room import owns_room, with_room
@@ -35,7 +36,8 @@ class Arithmetic:
     """How one adapter's branch computes here.
 
     `scaling` is the number that multiplies B A x; `alpha` and `rslora` say where it came from.
-    `blocks` are the numbers of blocks on the diagonals of A and B.
+    `blocks` are the numbers of blocks on the diagonals of A and B, `drawn` of how many samples
+    MonteCLoRA's noise is in training, and its scale.
     """
 
     alpha: float
@@ -49,6 +51,8 @@ class Arithmetic:
     def times(self, factor: float) -> "Arithmetic":
         """Return the same with another scaling."""
         return self if factor == 1 else replace(self, scaling=self.scaling * factor)
+
+    drawn: tuple[int, float] = (0, 0.0)
 
     @property
     def kept(self) -> tuple[int, float]:
@@ -133,6 +137,7 @@ class Site(_Base):
                 arithmetic.blocks,
                 *arithmetic.kept,
                 factors.diagonal is not None,
+                *arithmetic.drawn,
             )
             for factors, arithmetic in branches
         )
@@ -143,7 +148,9 @@ class Site(_Base):
             and (kept := arithmetic.compression) is not None
             and kept.init != "random"
         )
-        evaluation = tuple(replace(b, dropout=0.0, groups=0, scale=1.0) for b in training)
+        evaluation = tuple(
+            replace(b, dropout=0.0, groups=0, scale=1.0, samples=0, noise=0.0) for b in training
+        )
         layer = getattr(self, "padding_idx", None), output_scale(self), _window(self)
         self._training_key = str(Structure(self.lora_kind, training, *layer))
         self._evaluation_key = str(Structure(self.lora_kind, evaluation, *layer))
@@ -288,9 +295,13 @@ class Factors:
     tied: bool = False
     direction: Direction | None = None
     diagonal: Vector | None = None
+    sampler: Sampler | None = None
 
     def tensors(self, training: bool = False) -> list[Tensor]:
-        """Return A, B and, of those that there are, B's bias, magnitude, in training v, and d."""
+        """Return A, B and, of those that there are, B's bias, magnitude, v, d and priors.
+
+        v and priors are of training alone.
+        """
         if self.tied:
             return [self.B.weight.t(), self.A.weight.t()]
         bias = self.B.bias
@@ -302,6 +313,7 @@ class Factors:
             *(() if m is None else (m.weight,)),
             *(() if self.direction is None or not training else (self.direction.weight,)),
             *(() if self.diagonal is None else (self.diagonal.weight,)),
+            *(() if self.sampler is None or not training else self.sampler.parameters()),
         ]
 
     def product(self) -> tuple[Tensor, Tensor]:
