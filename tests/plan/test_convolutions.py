@@ -7,8 +7,9 @@ from torch import nn
 import lora_fx
 from lora_fx.adapters import storage
 from tests.adapters.convolutions import CASES
-from tests.architectures import CONVOLUTIONAL
+from tests.architectures import ARCHITECTURES, CONVOLUTIONAL
 from tests.example_inputs import example_inputs
+from tests.plan.activations.test_estimate import kept
 
 SPEC = """lora 1
 adapter default {{ rank = 4  {} target class "{}" }}"""
@@ -73,6 +74,18 @@ def test_refused(name: str, adapter: str, message: str) -> None:
     target = f'class "{case.kind.__name__}"'
     (fault,) = faults(case.layer(), f"adapter a {{ {adapter} {target} }}")
     assert message in fault
+
+
+@pytest.mark.parametrize("settings", ["", "variant = dora  dropout = 0.1"])
+def test_what_a_forward_keeps(settings: str) -> None:
+    """Beside the images, which are the caller's."""
+    base = ARCHITECTURES["vit"]().train()
+    text = f'lora 1 adapter x {{ rank = 3  {settings}  target class "Conv2d" }}'
+    inputs = example_inputs(base)
+    estimate = lora_fx.plan(text, base).activations(3, 1, compiled=False).bytes
+    held = kept(base, text, lambda output: output.loss, **inputs)
+    alive = 0 if "dropout" in settings else inputs["pixel_values"].nbytes
+    assert estimate == pytest.approx(held + alive, rel=0.02)
 
 
 def test_merges_of_groups() -> None:

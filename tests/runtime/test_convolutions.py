@@ -240,3 +240,24 @@ def test_moved_to_another_dtype_and_pickled(tmp_path: Path) -> None:
     wide = model.double()(x.double())
     assert wide.dtype is torch.float64
     assert relative(wide, want) < 1e-6
+
+
+@pytest.mark.slow
+def test_inductor_on_a_real_model() -> None:
+    """Without batch normalisation in training, which has no gradient of a magnitude."""
+    text = """lora 1
+    adapter default { rank = 2  init = random  variant = dora  target class "Conv2d" }
+    compile { unit = model }"""
+    results = []
+    for backend in ("inductor", None):
+        model = lora_fx.compile(CONVOLUTIONAL["resnet"](), text, backend=backend).eval()
+        scatter(model)
+        output = model(**example_inputs(model))
+        output.loss.backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        results.append({"logits": output.logits, **grads})
+    compiled, marked = results
+    assert compiled.keys() == marked.keys()
+    assert len(marked) == 1 + 3 * 15
+    for name, tensor in marked.items():
+        assert relative(compiled[name], tensor) < 1e-4, name
