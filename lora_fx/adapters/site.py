@@ -184,6 +184,11 @@ class Site(_Base):
         return choose(self.lora_kind, added, padding, output_scale(self), _window(self))
 
     @property
+    def has_active_branches(self) -> bool:
+        """Whether anything is added to what the base module computes."""
+        return bool(self._branches)
+
+    @property
     def lora_turned(self) -> bool:
         """Whether the weight is (in, out): of `Conv1D`, and of an embedding."""
         return not isinstance(self, nn.Linear) and not is_convolution(self)
@@ -275,7 +280,8 @@ def _window(module: nn.Module) -> Window | None:
 class ConvolutionSite(Site):
     """Mixin for a convolution: announced where the weight meets the input.
 
-    A subclass of it that prepares its input first, and then convolves, is adapted there.
+    A subclass of it that prepares its input first, and then convolves, is adapted there. One that
+    convolves with another weight is not, which `runtime/uncalled.py` refuses.
     """
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -284,7 +290,7 @@ class ConvolutionSite(Site):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         output = super()._conv_forward(input, weight, bias)  # type: ignore[misc]
-        return self._announced(output, input)
+        return self._announced(output, input) if weight is self.weight else output
 
 
 class Vector(nn.Module):

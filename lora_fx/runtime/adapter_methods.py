@@ -47,7 +47,7 @@ class AdapterMethods(_Base):
     lora_fx_active: tuple[str, ...]
     lora_fx_merged: tuple[str, ...]
     lora_fx_enabled: bool
-    lora_fx_watched: set[tuple[str, ...]]
+    lora_fx_watched: set[tuple[tuple[str, ...], bool]]
     lora_fx_routing: Routing
     lora_fx_routes: Routes
     lora_fx_sited: tuple[str, ...]  # the adapted modules
@@ -148,7 +148,7 @@ class AdapterMethods(_Base):
         self._activate()
         remove(self, adapter_name)
         self._route()
-        self.lora_fx_watched = {()}
+        self.lora_fx_watched = set()
 
     def get_layer_status(self) -> list[LayerStatus]:
         """Return what adapters have of each module: active, merged, trained, ranks, bytes."""

@@ -41,7 +41,7 @@ def make_root(tree: nn.Module, plan: Plan, adapters: Mapping[str, AdapterPlan]) 
     tree.lora_fx_present = None  # type: ignore[assignment]
     tree.lora_fx_merged = ()  # type: ignore[assignment]
     tree.lora_fx_enabled = True  # type: ignore[assignment]
-    tree.lora_fx_watched = {()}  # type: ignore[assignment]
+    tree.lora_fx_watched = set()  # type: ignore[assignment]
     tree.lora_fx_checkpoint = "none"  # type: ignore[assignment]
     for module in tree.modules():
         carry(module, tree.lora_fx_routing)  # type: ignore[arg-type]
