@@ -14,7 +14,11 @@ WHEEL = Wheel(
     "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
     345_706,
 )
-FILES = {"coding": "coding", "support": "tech_support", "trivia": "trivia"}
+FILES = {
+    "coding": ["coding"],
+    "robot": ["ai", "botprofile", "emotion", "food"],  # a machine about itself
+    "trivia": ["trivia"],
+}
 TOPICS = tuple(FILES)
 HELD_OUT_EVERY = 8
 
@@ -42,10 +46,11 @@ def split() -> tuple[list[Question], list[Question]]:
 
 def make(work: Path, folder: Path, progress: Progress) -> None:
     """Write all questions, each once, as one JSON file."""
-    members = [f"chatterbot_corpus/data/english/{file}.yml" for file in FILES.values()]
+    topics = {file: topic for topic, files in FILES.items() for file in files}
+    members = [f"chatterbot_corpus/data/english/{file}.yml" for file in topics]
     found: dict[str, tuple[str, str, str]] = {}
-    for topic, file in zip(TOPICS, unpack(WHEEL, members, work, progress), strict=True):
-        for question, answer, *_ in yaml.safe_load(file.read_text("utf-8"))["conversations"]:
+    for topic, path in zip(topics.values(), unpack(WHEEL, members, work, progress), strict=True):
+        for question, answer, *_ in yaml.safe_load(path.read_text("utf-8"))["conversations"]:
             found.setdefault(str(question), (topic, str(question), str(answer)))
     folder.mkdir()
     (folder / "questions.json").write_text(json.dumps(list(found.values())))
