@@ -166,7 +166,8 @@ def answers(
 
 def report(outcome: Outcome, steps: int) -> None:
     names = (BASE, *TOPICS)
-    losses = Table("held-out answers", *names, title=f"loss by adapter, after {steps} steps")
+    title = f"loss by adapter, after {steps} steps"
+    losses = Table("held-out answers", "base", *TOPICS, title=title)
     for topic in TOPICS:
         row = {name: outcome.losses[topic, name] for name in names}
         best = min(row, key=row.__getitem__)
