@@ -87,7 +87,9 @@ def initialise(
     biases = (name for name in more if name.endswith(".bias"))
     zeros = {name: torch.zeros(site.tensors[name]) for name in biases}
     drawn = {n: torch.randn(site.tensors[n], generator=generator) for n in more if n == _DIAGONAL}
-    return {first: A.contiguous(), second: B.contiguous(), **zeros, **drawn, **given}
+    factors = {first: A, second: B}
+    own = {name: t.reshape(site.tensors[name]).contiguous() for name, t in factors.items()}
+    return {**own, **zeros, **drawn, **given}
 
 
 def is_without_values(module: nn.Module) -> bool:
