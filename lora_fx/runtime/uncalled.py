@@ -56,6 +56,8 @@ def run_watched(
     called.
     """
     active = model.lora_fx_active if model.lora_fx_enabled else ()
+    if model.lora_fx_routing.shares is not None:
+        active = ("__mixed__", *model.lora_fx_adapters)
     seen = active, model.training
     if torch.compiler.is_compiling() or not active or seen in model.lora_fx_watched:
         return forward(*args, **kwargs)
@@ -138,7 +140,7 @@ class _Watch(TorchFunctionMode):
 
 
 def _active_sites(model: nn.Module) -> dict[str, Site]:
-    return {fqn: site for fqn, site in storage.sites(model) if site.lora_active}
+    return {fqn: site for fqn, site in storage.sites(model) if site.takes_part}
 
 
 def _outside_units(model: nn.Module) -> dict[str, Site]:
