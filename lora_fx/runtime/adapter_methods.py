@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from lora_fx.adapters import storage
+from lora_fx.adapters import encoder_layers, storage
 from lora_fx.adapters.bind import activate, bind, remove, require_compatible
 from lora_fx.adapters.peft.folders import local
 from lora_fx.adapters.peft.keys import expected_shapes, live_tensors, overwrite, without_values
@@ -224,6 +224,7 @@ class AdapterMethods(_Base):
         for site in sites.values():
             site.lora_routing = self.lora_fx_routing
             site.route(self.lora_fx_routes.adapters)
+        encoder_layers.route(self, self.lora_fx_routing)
 
     def _require_base_unmerged(self, plan: AdapterPlan) -> None:
         """Raise LoraFxError if an adapter changes weights while others are folded into them."""
