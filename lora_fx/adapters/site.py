@@ -197,7 +197,7 @@ class Site(_Base):
     @property
     def has_active_branches(self) -> bool:
         """Whether anything is added to what the base module computes."""
-        return bool(self._branches)
+        return bool(self.lora_choice.added)
 
     @property
     def lora_turned(self) -> bool:
