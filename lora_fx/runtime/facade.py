@@ -24,7 +24,7 @@ from lora_fx.adapters.peft.keys import adapter_tensors
 from lora_fx.adapters.peft.write import folder_config
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.auxiliary_loss import with_auxiliary_loss
-from lora_fx.runtime.combine_methods import CombineMethods
+from lora_fx.runtime.convert_methods import ConvertMethods
 from lora_fx.runtime.uncalled import run_watched
 from lora_fx.spec.together import together
 
@@ -37,7 +37,7 @@ else:
 _CHECKPOINT = partial(checkpoint, use_reentrant=False)
 
 
-class HuggingFace(CombineMethods, _Base):  # type: ignore[override]
+class HuggingFace(ConvertMethods, _Base):  # type: ignore[override]
     """Mixin for a compiled `PreTrainedModel`."""
 
     _hf_peft_config_loaded = True

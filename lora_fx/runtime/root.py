@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
-from lora_fx.runtime.combine_methods import CombineMethods
+from lora_fx.runtime.convert_methods import ConvertMethods
 from lora_fx.runtime.facade import HuggingFace
 from lora_fx.runtime.uncalled import run_watched
 
 
-class Plain(CombineMethods):
+class Plain(ConvertMethods):
     """Mixin for a compiled model that is not a `PreTrainedModel`."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
