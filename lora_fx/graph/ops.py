@@ -1,16 +1,18 @@
 """The `lora_fx::` operators and their reference implementations.
 
-    site(y, x, params, scalings, structure, base)      y + sum_i s_i * (B_i A_i drop_i(x) + b_i)
+    site(y, x, params, scalings, structure, base, samples)
+                                                       y + sum_i s_i * (B_i A_i drop_i(x) + b_i)
+    share(samples, column, rest, dims)                 of each sample, to multiply (S, …)
     shrink(x, A, dropout, compute)                     drop(x) Aᵀ
     compressed_shrink(x, A, v, groups, scale, dropout, compute)    shrink; dA is VeLoRA's
     convolve(x, A, dropout, compute, window)           drop(x) * A, as the layer convolves
     lookup(ids, A, padding, compute)                   columns of A, one for each id
-    expand(y, h, B, scalings, branch, compute, bias)   y + (s h) Bᵀ + s b
+    expand(y, h, B, scalings, branch, compute, bias, share)        y + c ((s h) Bᵀ + s b)
     block_diagonal(weight, blocks)                     the rows' chunks on a diagonal
     diagonal(B, d)                                     B diag(d)
     perturb(A, std, prior, noise)                      drawn around A: `graph/monteclora.py`
     norms(W, A, B, scalings, branch, factor)           of the rows of W + s B A, no gradient
-    magnitude(y, u, m, norms, bias)                    y + (m / norms - 1) * (u - bias)
+    magnitude(y, u, m, norms, bias, share)             y + c (m / norms - 1) * (u - bias)
     replace_rows(y, ids, tokens, rows, padding)        y, and rows[i] where the id is tokens[i]
     replace_columns(y, x, tokens, rows, bias)          y, and x rows[i]ᵀ + bias in column tokens[i]
     merge(W, params, scalings, structure)              W + sum_i s_i B_i A_i
@@ -19,6 +21,9 @@
 x: (*, in)   A: (r, in)   B: (out, r)   y: (*, out)   h: (*, r)   scalings: float32 (branches,)
 b: (out,)   d: (r,)   ids: (*)   tokens: (n,)   rows: (n, in or out)   W: (out, in)
 m, norms: (out,)
+In a mixed batch `samples` (S, adapters), float32, are the shares that adapters have in each sample:
+dimension 0 of x and y is then S, and a branch's share c in a sample multiplies all it adds there.
+Without them c is 1.
 Where `merge` and `delta` are given W as (in, out), B A is transposed. Of a convolution, all have
 places behind their features: x (*, in, …), A (r, in, k…), B (out, r / groups, 1…), y (*, out, …).
 Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3. Of an embedding, x is one-hot and `in` its rows.
@@ -38,6 +43,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.autocast import autocast_off
 from lora_fx.graph.convolution import Window, by_channel, convolution, pointwise
 from lora_fx.graph.monteclora import perturbed, run
@@ -48,8 +54,9 @@ from lora_fx.graph.velora import projection
 _library = torch.library.Library("lora_fx", "DEF")
 _library.define(
     "site(Tensor y, Tensor x, Tensor[] params, Tensor scalings, str structure, "
-    "Tensor[] base) -> Tensor"
+    "Tensor[] base, Tensor? samples=None) -> Tensor"
 )
+_library.define("share(Tensor samples, int column, bool rest, int dims) -> Tensor")
 _library.define("shrink(Tensor x, Tensor A, float dropout, str compute) -> Tensor")
 _library.define(
     "compressed_shrink(Tensor x, Tensor A, Tensor v, int groups, float scale, float dropout, "
@@ -59,7 +66,7 @@ _library.define("convolve(Tensor x, Tensor A, float dropout, str compute, str wi
 _library.define("lookup(Tensor ids, Tensor A, int? padding, str compute) -> Tensor")
 _library.define(
     "expand(Tensor y, Tensor h, Tensor B, Tensor scalings, int branch, str compute, "
-    "Tensor? bias=None) -> Tensor"
+    "Tensor? bias=None, Tensor? share=None) -> Tensor"
 )
 _library.define("block_diagonal(Tensor weight, int blocks) -> Tensor")
 _library.define("diagonal(Tensor B, Tensor d) -> Tensor")
@@ -68,7 +75,8 @@ _library.define(
     "norms(Tensor W, Tensor A, Tensor B, Tensor scalings, int branch, float factor) -> Tensor"
 )
 _library.define(
-    "magnitude(Tensor y, Tensor u, Tensor m, Tensor norms, Tensor? bias=None) -> Tensor"
+    "magnitude(Tensor y, Tensor u, Tensor m, Tensor norms, Tensor? bias=None, "
+    "Tensor? share=None) -> Tensor"
 )
 _library.define(
     "replace_rows(Tensor y, Tensor ids, Tensor tokens, Tensor rows, int? padding) -> Tensor"
@@ -125,6 +133,13 @@ def lookup_reference(ids: Tensor, A: Tensor, padding: int | None, compute: str) 
     return h.to(compute_dtype(compute, h.dtype))
 
 
+def share_reference(samples: Tensor, column: int, rest: bool, dims: int) -> Tensor:
+    """Return one column of the samples' shares (S, adapters), or the rest to 1: (S, 1, …)."""
+    share = samples.select(1, column)
+    share = 1 - share if rest else share
+    return share.reshape(-1, *[1] * (dims - 1))
+
+
 def expand_reference(
     y: Tensor,
     h: Tensor,
@@ -133,10 +148,12 @@ def expand_reference(
     branch: int,
     compute: str,
     bias: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> Tensor:
-    """Add one branch to the base output: `y + (s h) Bᵀ + s b`, h (*, r), B (out, r) -> (*, out).
+    """Add one branch to the base output: `y + c ((s h) Bᵀ + s b)`, h (*, r), B (out, r).
 
-    Of a convolution h (*, r, …), B (out, r / groups, 1…) -> (*, out, …).
+    -> (*, out). The share c (S, 1, …) is 1 if there is none. Of a convolution h (*, r, …),
+    B (out, r / groups, 1…) -> (*, out, …).
     """
     dtype = compute_dtype(compute, h.dtype)
     with _arithmetic(h, compute):
@@ -145,7 +162,11 @@ def expand_reference(
             B = B * scalings[branch]
         else:
             h = h * scalings[branch]
+        if share is not None and scaled is None:
+            h = h * share
         delta = pointwise(h.to(dtype), B.to(dtype), scaled)
+        if share is not None and scaled is not None:
+            delta = delta * share
     return y + delta.to(y.dtype)
 
 
@@ -173,14 +194,21 @@ def norms_reference(
 
 
 def magnitude_reference(
-    y: Tensor, u: Tensor, m: Tensor, norms: Tensor, bias: Tensor | None = None
+    y: Tensor,
+    u: Tensor,
+    m: Tensor,
+    norms: Tensor,
+    bias: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> Tensor:
-    """Give `u` (*, out), which `y` has in it, the magnitude m: `y + (m / norms - 1) * (u - bias)`.
+    """Give `u` (*, out), of which `y` has c in it, the magnitude m.
 
+    `y + c (m / norms - 1) * (u - bias)`; the share c (S, 1, …) is 1 if there is none.
     Computed in the dtype of m and norms, if that is wider, and rounded once.
     """
     own = u if bias is None else u - bias
-    return (y + (m / norms - 1) * own).to(y.dtype)
+    gained = (m / norms - 1) * own
+    return (y + (gained if share is None else share * gained)).to(y.dtype)
 
 
 def site_reference(
@@ -190,8 +218,14 @@ def site_reference(
     scalings: Tensor,
     structure: str,
     base: Sequence[Tensor],
+    samples: Tensor | None = None,
 ) -> Tensor:
-    """Add every branch of a site to its base output `y`; `params` is A₀, B₀, A₁, B₁, …."""
+    """Add every branch of a site to its base output `y`; `params` is A₀, B₀, A₁, B₁, ….
+
+    Raises LoraFxError if dimension 0 of the input cannot be that of the samples.
+    """
+    if samples is not None and x.shape[0] != samples.shape[0]:
+        raise _rows_not_samples(x.shape[0], samples.shape[0])
     parsed = Structure.parse(structure)
     of_base, window = y, parsed.window
     places = 0 if window is None else window.dimensions
@@ -213,8 +247,11 @@ def site_reference(
             h = convolve_reference(dropped, A, 0.0, branch.compute, str(window))
         else:
             h = shrink_reference(dropped, A, 0.0, branch.compute)
-        alone = y is of_base and not branch.dropout
-        y = expand_reference(y, h, B, scalings, i, branch.compute, bias)
+        share = None
+        if samples is not None and branch.column is not None:
+            share = share_reference(samples, branch.column, branch.rest, h.ndim)
+        alone = y is of_base and not branch.dropout and share is None
+        y = expand_reference(y, h, B, scalings, i, branch.compute, bias, share)
         if m is not None:
             W, *of_layer = (base[0],) if branch.dropout else base
             own = of_base
@@ -223,8 +260,16 @@ def site_reference(
             u = y if alone else expand_reference(own, h, B, scalings, i, branch.compute)
             W, A, B = (tensor.flatten(1) for tensor in (W, A, B))
             norms = norms_reference(W, A, B, scalings, i, parsed.factor)
-            y = magnitude_reference(y, u, *(by_channel(t, places) for t in (m, norms, *of_layer)))
+            m, norms, *of_layer = (by_channel(t, places) for t in (m, norms, *of_layer))
+            y = magnitude_reference(y, u, m, norms, of_layer[0] if of_layer else None, share)
     return y
+
+
+def _rows_not_samples(rows: int, samples: int) -> LoraFxError:
+    message = "a mixed batch reaches an adapted module in rows that are not its samples"
+    note = f"dimension 0 of its input has {rows} rows, and there are {samples} samples"
+    help = "adapt other modules, or call the model with one adapter at a time: `set_adapter`"
+    return LoraFxError((Diagnostic("rows-not-samples", message, notes=(note,), help=help),))
 
 
 def replace_rows_reference(
@@ -279,6 +324,7 @@ for _name, _reference in {
     "compressed_shrink": compressed_shrink_reference,
     "convolve": convolve_reference,
     "lookup": lookup_reference,
+    "share": share_reference,
     "expand": expand_reference,
     "block_diagonal": block_diagonal_reference,
     "diagonal": diagonal_reference,
@@ -297,6 +343,7 @@ shrink = torch.ops.lora_fx.shrink.default
 compressed_shrink = torch.ops.lora_fx.compressed_shrink.default
 convolve = torch.ops.lora_fx.convolve.default
 lookup = torch.ops.lora_fx.lookup.default
+share = torch.ops.lora_fx.share.default
 expand = torch.ops.lora_fx.expand.default
 block_diagonal = torch.ops.lora_fx.block_diagonal.default
 diagonal = torch.ops.lora_fx.diagonal.default
