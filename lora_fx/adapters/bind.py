@@ -47,7 +47,7 @@ def bind(model: nn.Module, plan: AdapterPlan, start: Start) -> None:
 
 
 def _bind_site(module: nn.Module, planned: SitePlan, start: Mapping[str, Tensor]) -> None:
-    site = storage.mark(module)
+    site = storage.mark(module, planned.parameter)
     device, dtype = storage.base_device(site), getattr(torch, planned.dtype)
     tensors = {name: start[name].to(device, dtype) for name in planned.tensors if name in start}
     begins = storage.MAGNITUDE in planned.tensors.keys() - tensors.keys()

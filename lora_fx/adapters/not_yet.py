@@ -17,7 +17,6 @@ _INITS = (
 _WHAT = {
     "conv": "adapters on convolutions",
     "attention": "adapters on `nn.MultiheadAttention`",
-    "parameter": "adapters on parameters",
 }
 
 

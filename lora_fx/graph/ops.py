@@ -5,6 +5,8 @@
     compressed_shrink(x, A, v, groups, scale, dropout, compute)    shrink; dA is VeLoRA's
     lookup(ids, A, padding, compute)                   columns of A, one for each id
     expand(y, h, B, scalings, branch, compute, bias)   y + (s h) Bᵀ + s b
+    stack_shrink(x, A, offsets, compute)               x Aᵀ, of each matrix of a stack
+    stack_expand(y, h, B, scalings, branch, compute, offsets)      y + (s h) Bᵀ, likewise
     block_diagonal(weight, blocks)                     the rows' chunks on a diagonal
     norms(W, A, B, scalings, branch, factor)           of the rows of W + s B A, no gradient
     magnitude(y, u, m, norms, bias)                    y + (m / norms - 1) * (u - bias)
@@ -16,6 +18,8 @@
 x: (*, in)   A: (r, in)   B: (out, r)   y: (*, out)   h: (*, r)   scalings: float32 (branches,)
 b: (out,)   ids: (*)   tokens: (n,)   rows: (n, in or out)   W: (out, in)   m, norms: (out,)
 Where `merge` and `delta` are given W as (in, out), B A is transposed.
+Of a stack, x, y, A and B have one more dimension in front, or, with `offsets` (E,), the rows of x
+and y belong to the matrices in their order, see `graph/grouped.py`; a site has those in `base`.
 Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3. Of an embedding, x is one-hot and `in` its rows.
 With a magnitude m, DoRA's branch is what makes W x to (m / ‖W + s B A‖) (W + s B A) x: Liu et al.
 2024, arXiv 2402.09353, eq. 5. Several branches add up what each alone adds to W x. `base` is W and
@@ -34,6 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_fx.graph.autocast import autocast_off
+from lora_fx.graph.grouped import is_fast, missing, product
 from lora_fx.graph.row_norms import row_norms
 from lora_fx.graph.structure import ACTIVATION, Structure, compute_dtype
 from lora_fx.graph.velora import projection
@@ -52,6 +57,11 @@ _library.define("lookup(Tensor ids, Tensor A, int? padding, str compute) -> Tens
 _library.define(
     "expand(Tensor y, Tensor h, Tensor B, Tensor scalings, int branch, str compute, "
     "Tensor? bias=None) -> Tensor"
+)
+_library.define("stack_shrink(Tensor x, Tensor A, Tensor? offsets, str compute) -> Tensor")
+_library.define(
+    "stack_expand(Tensor y, Tensor h, Tensor B, Tensor scalings, int branch, str compute, "
+    "Tensor? offsets) -> Tensor"
 )
 _library.define("block_diagonal(Tensor weight, int blocks) -> Tensor")
 _library.define(
@@ -127,6 +137,46 @@ def expand_reference(
     return y + delta.to(y.dtype)
 
 
+def stack_shrink_reference(x: Tensor, A: Tensor, offsets: Tensor | None, compute: str) -> Tensor:
+    """Project as `shrink` does, by the matrices of a stack A (n, r, in): x (n, *, in) -> (n, *, r).
+
+    With `offsets`, x (S, in) -> (S, r), or more columns, of zeros.
+    """
+    dtype = compute_dtype(compute, x.dtype)
+    with _arithmetic(x, compute):
+        x, A = x.to(dtype), A.to(dtype)
+        if offsets is None:
+            return torch.matmul(x, A.mT)
+        if is_fast(x):
+            A = F.pad(A, (0, 0, 0, missing(A.shape[1])))
+        return product(x, A.mT, offsets)
+
+
+def stack_expand_reference(
+    y: Tensor,
+    h: Tensor,
+    B: Tensor,
+    scalings: Tensor,
+    branch: int,
+    compute: str,
+    offsets: Tensor | None,
+) -> Tensor:
+    """Add one branch as `expand` does, by the matrices of a stack B (n, out, r)."""
+    dtype = compute_dtype(compute, h.dtype)
+    with _arithmetic(h, compute):
+        if B.dtype.itemsize > dtype.itemsize:  # the cast rounds B, scaled or not
+            B = B * scalings[branch]
+        else:
+            h = h * scalings[branch]
+        h, B = h.to(dtype), B.to(dtype)
+        if offsets is None:
+            delta = torch.matmul(h, B.mT)
+        else:
+            B = F.pad(B, (0, h.shape[1] - B.shape[2])).contiguous()
+            delta = product(h, B.mT, offsets)
+    return y + delta.to(y.dtype)
+
+
 def block_diagonal_reference(weight: Tensor, blocks: int) -> Tensor:
     """Put the chunks of the rows on a diagonal: (m, n) -> (m, blocks * n)."""
     return torch.block_diag(*weight.chunk(blocks))
@@ -160,6 +210,13 @@ def site_reference(
 ) -> Tensor:
     """Add every branch of a site to its base output `y`; `params` is A₀, B₀, A₁, B₁, …."""
     parsed = Structure.parse(structure)
+    if parsed.is_stack:
+        offsets = base[0] if base else None
+        for i, (A, B, *_) in enumerate(parsed.params(params)):
+            compute = parsed.branches[i].compute
+            h = stack_shrink_reference(x, A, offsets, compute)
+            y = stack_expand_reference(y, h, B, scalings, i, compute, offsets)
+        return y
     of_base = y
     for i, (A, B, bias, m, v) in enumerate(parsed.params(params)):
         branch = parsed.branches[i]
@@ -238,6 +295,8 @@ for _name, _reference in {
     "compressed_shrink": compressed_shrink_reference,
     "lookup": lookup_reference,
     "expand": expand_reference,
+    "stack_shrink": stack_shrink_reference,
+    "stack_expand": stack_expand_reference,
     "block_diagonal": block_diagonal_reference,
     "norms": norms_reference,
     "magnitude": magnitude_reference,
@@ -253,6 +312,8 @@ shrink = torch.ops.lora_fx.shrink.default
 compressed_shrink = torch.ops.lora_fx.compressed_shrink.default
 lookup = torch.ops.lora_fx.lookup.default
 expand = torch.ops.lora_fx.expand.default
+stack_shrink = torch.ops.lora_fx.stack_shrink.default
+stack_expand = torch.ops.lora_fx.stack_expand.default
 block_diagonal = torch.ops.lora_fx.block_diagonal.default
 norms = torch.ops.lora_fx.norms.default
 magnitude = torch.ops.lora_fx.magnitude.default

@@ -12,12 +12,14 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 _TOKENS = frozenset({"lora_fx::replace_rows", "lora_fx::replace_columns"})
 _NAMES = ("shrink", "compressed_shrink", "lookup", "expand", "magnitude", "block_diagonal")
+_NAMES += ("stack_shrink", "stack_expand")
+_GROUPED = frozenset({"lora_fx::grouped"})
 _BRANCHES = frozenset(f"lora_fx::{name}" for name in _NAMES)
 _LEGAL: dict[Stage, frozenset[str]] = {
-    "captured": _TOKENS | {"lora_fx::site", "lora_fx::merge"},
-    "adapted": _TOKENS | _BRANCHES | {"lora_fx::norms", "lora_fx::delta"},
-    "fused": _TOKENS | _BRANCHES | {"lora_fx::delta"},
-    "lowered": frozenset(),
+    "captured": _GROUPED | _TOKENS | {"lora_fx::site", "lora_fx::merge"},
+    "adapted": _GROUPED | _TOKENS | _BRANCHES | {"lora_fx::norms", "lora_fx::delta"},
+    "fused": _GROUPED | _TOKENS | _BRANCHES | {"lora_fx::delta"},
+    "lowered": _GROUPED,
 }
 
 

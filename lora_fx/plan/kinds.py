@@ -20,7 +20,7 @@ class Layer:
     `transposed` is Hugging Face's `Conv1D`, whose weight is (in, out); `attention` is
     `nn.MultiheadAttention`; an embedding's inputs are its rows. `experts` counts the matrices that
     a parameter stacks, `groups` and `kernel` are a convolution's. A `packed` weight is in 4 or 8
-    bits.
+    bits. A parameter is `turned` where it is (experts, in, out).
     """
 
     kind: Kind
@@ -30,6 +30,7 @@ class Layer:
     groups: int = 1
     kernel: tuple[int, ...] = ()
     packed: bool = False
+    turned: bool = False
 
     @property
     def largest_rank(self) -> int:
@@ -91,9 +92,10 @@ def parameter_layer(owner: nn.Module, parameter: Tensor) -> Layer | None:
     if parameter.ndim != 3:
         return None
     experts, high, wide = parameter.shape
-    if getattr(owner, "is_transposed", False):
+    turned = bool(getattr(owner, "is_transposed", False))
+    if turned:
         wide, high = high, wide
-    return Layer("parameter", wide, high, experts)
+    return Layer("parameter", wide, high, experts, turned=turned)
 
 
 def is_linear(module: nn.Module) -> bool:

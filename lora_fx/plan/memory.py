@@ -82,10 +82,11 @@ def merged_bytes(tree: nn.Module, adapters: Iterable[AdapterPlan]) -> int:
     Packed weights are not merged into.
     """
     held: dict[int, int] = {}
-    for site in (site for adapter in adapters for site in adapter.sites if not site.parameter):
+    for site in (site for adapter in adapters for site in adapter.sites):
         module = tree.get_submodule(site.fqn)
-        names = ("weight", "bias") if site.lora_bias else ("weight",)
-        for tensor in (getattr(module, name, None) for name in names):
+        weight = site.parameter or "weight"
+        names = (weight, "bias") if site.lora_bias else (weight,)
+        for tensor in (module._parameters.get(name) for name in names):
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 held[id(tensor)] = tensor.nbytes
     return sum(held.values())

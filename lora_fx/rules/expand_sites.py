@@ -20,6 +20,8 @@ With dropout, y is replaced by W drop(x), which is computed for it, in the secon
 
 Factors that consist of blocks become whole matrices first: `lora_fx.block_diagonal(%A, 2)`.
 
+In a stack of matrices, of experts, these are `stack_shrink` and `stack_expand`.
+
 Holds: with B and b zero, and m the norms of W, the outputs are unchanged.
 """
 
@@ -47,6 +49,8 @@ class ExpandSites:
         """Build one shrink or lookup and one expand per branch."""
         y, x, params, scalings, _, base = match.node.args
         structure: Structure = match["structure"]
+        if structure.is_stack:
+            return _stack(graph, match.node, structure)
         value = y
         for i, (A, B, bias, m, v) in enumerate(structure.params(params)):  # type: ignore[arg-type]
             branch = structure.branches[i]
@@ -76,3 +80,13 @@ class ExpandSites:
                 norms = call(graph, ops.norms, W, A, B, scalings, i, structure.factor)
                 value = call(graph, ops.magnitude, value, u, m, norms, *base_bias)
         return value  # type: ignore[return-value]
+
+
+def _stack(graph: Graph, node: Node, structure: Structure) -> Node:
+    value, x, params, scalings, _, base = node.args
+    offsets = base[0] if base else None  # type: ignore[index]
+    for i, (A, B, *_) in enumerate(structure.params(params)):  # type: ignore[arg-type]
+        compute = structure.branches[i].compute
+        h = call(graph, ops.stack_shrink, x, A, offsets, compute)
+        value = call(graph, ops.stack_expand, value, h, B, scalings, i, compute, offsets)
+    return value  # type: ignore[return-value]

@@ -218,7 +218,7 @@ class AdapterMethods(_Base):
         """Put a file's values and scalings in the place of an adapter's own; dropout stays."""
         placed = dict(storage.sites(self))
         for site in loaded.plan.sites:
-            known = placed[site.fqn].lora_arithmetic
+            known = placed[site.name].lora_arithmetic
             new = {"alpha": site.alpha, "scaling": site.scaling, "rslora": site.rslora}
             known[adapter] = replace(known[adapter], **new)
         overwrite(self, adapter, loaded.tensors)

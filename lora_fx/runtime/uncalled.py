@@ -126,7 +126,9 @@ class _Watch(TorchFunctionMode):
 
 
 def _active_sites(model: nn.Module) -> dict[str, Site]:
-    return {fqn: site for fqn, site in storage.sites(model) if site.lora_active}
+    """Return the modules that adapters adapt; a parameter is adapted wherever it is read."""
+    active = {fqn: site for fqn, site in storage.sites(model) if site.lora_active}
+    return {fqn: site for fqn, site in active.items() if site.lora_place[0] is site}
 
 
 def _outside_units(model: nn.Module) -> dict[str, Site]:

@@ -60,7 +60,7 @@ class Combined:
     @torch.no_grad()
     def bind(self, model: nn.Module) -> None:
         """Put the adapter in place; it is not activated."""
-        bind(model, self.plan, lambda site, _: self.sites[site.fqn])
+        bind(model, self.plan, lambda site, _: self.sites[site.name])
         for (fqn, name), values in self.copies.items():
             copies.tensors(model.get_submodule(fqn), self.plan.name)[name].copy_(values)
         for fqn, values in self.rows.items():
@@ -80,7 +80,7 @@ def combined(model: nn.Module, name: str, mix: Mix, recipe: Recipe) -> Combined:
     there: dict[str, list[tuple[SitePlan, float]]] = {}
     for plan, weight in mix:
         for site in plan.sites:
-            there.setdefault(site.fqn, []).append((site, weight))
+            there.setdefault(site.name, []).append((site, weight))
     there = {fqn: there[fqn] for fqn in sorted(there, key=order.__getitem__)}
     weights = {plan.name: weight for plan, weight in mix}
     faults = [fault for found in there.values() for fault in _faults(found, recipe)]

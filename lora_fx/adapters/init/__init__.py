@@ -24,6 +24,7 @@ from lora_fx.adapters.init.orthogonal import orthogonal
 from lora_fx.adapters.init.pissa import pissa
 from lora_fx.adapters.init.place import Place, place_of
 from lora_fx.adapters.init.random import random
+from lora_fx.adapters.init.stack import stack
 from lora_fx.plan.offloaded import device_of
 from lora_fx.plan.sites import LOOKS_AT_BASE, SitePlan
 
@@ -73,6 +74,8 @@ def initialise(
         method = METHODS[kind][site.init.name]
         if site.variant.name == "bdlora":
             A, B = block_diagonal(site, method, generator)
+        elif site.layer.experts > 1:
+            A, B = stack(site, method, generator)
         else:
             A, B = method(site.in_features, site.out_features, site.rank, generator)
     first, second, *more = site.tensors
