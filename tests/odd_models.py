@@ -46,6 +46,17 @@ class Reading(nn.Module):
         return F.linear(y, self.proj.weight)
 
 
+class Blending(nn.Module):
+    """Computes with all of its experts at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Parameter(torch.ones(3, 7, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("si,eoi->so", x, self.experts)
+
+
 class Layered(nn.Module):
     """Layers of one kind, and a head whose weight is read outside of them."""
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
 from lora_fx.graph import ops
 from lora_fx.graph.grouped import grouped, is_fast
 
@@ -27,6 +27,7 @@ _OF_SHAPE = (
     *("dim", "size", "numel", "stride", "is_contiguous", "is_floating_point", "element_size"),
     "data_ptr",
 )
+UNSUPPORTED = "the model puts `{}` into `{}`, through which no low-rank product goes here"
 Factors = Sequence[tuple[Tensor, Tensor]]
 
 
@@ -107,7 +108,9 @@ class AdaptedWeight:
         Raises LoraFxError for a stack.
         """
         if self.weight.ndim > 2:
-            raise _no_product(self.site.lora_name, use)
+            if torch.compiler.is_compiling():  # Dynamo does not trace the making of a LoraFxError
+                raise TypeError(UNSUPPORTED.format(self.site.lora_name, use))
+            raise unsupported_use(UNSUPPORTED.format(self.site.lora_name, use))
         scalings = self.site.lora_scalings
         total = self.weight
         for i, (A, B) in enumerate(self.factors):
@@ -149,10 +152,10 @@ def _named(kwargs: dict[str, Any], use: str) -> dict[str, Any]:
     return {name: _added_up(value, use) for name, value in kwargs.items()}
 
 
-def _no_product(name: str, use: str) -> LoraFxError:
-    message = f"the model puts the stack `{name}` into `{use}`, which no low-rank part goes through"
-    help = f'leave it out: `except "{name}"`'
-    return LoraFxError((Diagnostic("unsupported-use", message, help=help),))
+def unsupported_use(message: str, place: Span | None = None) -> LoraFxError:
+    """Return the error for a stack that the model computes with in an unknown way."""
+    help = "leave the parameter out of the target"
+    return LoraFxError((Diagnostic("unsupported-use", message, place, help=help),))
 
 
 # Each returns None for a call that it does not know.
@@ -174,6 +177,20 @@ def _matmul(a: Any, b: Any) -> Tensor | None:
     if not _fits(b, a):
         return None
     return a.times(torch.matmul(a.weight, b).mT, b.mT, True).mT
+
+
+def _operator(a: Any, b: Any) -> Tensor | None:
+    """Compute `a @ b`; Dynamo puts the tensor first, whichever was: then the shapes have to tell.
+
+    Where they do not, it refuses.
+    """
+    if not torch.compiler.is_compiling() or not isinstance(b, AdaptedWeight):
+        return _matmul(a, b)
+    straight = a.shape[-1] == b.shape[-2]
+    reversed = a.shape[-2 if a.ndim > 1 else -1] == b.shape[-1]
+    if straight and reversed:
+        raise TypeError(UNSUPPORTED.format(b.site.lora_name, "a @ b"))
+    return _matmul(a, b) if straight else _matmul(b, a)
 
 
 def _fits(x: Tensor, weight: AdaptedWeight) -> bool:
@@ -210,7 +227,8 @@ def _grouped_of_transformers(input: Any, weight: Any, offs: Any) -> Tensor | Non
 
 _RULES: tuple[tuple[tuple[str, ...], Callable[..., Tensor | None]], ...] = (
     (("linear",), _linear),
-    (("matmul", "__matmul__", "mm", "bmm"), _matmul),
+    (("matmul", "__matmul__"), _operator),
+    (("mm", "bmm"), _matmul),
     (("__rmatmul__",), _reversed_matmul),
     (("addmm",), _addmm),
     (("grouped_mm", "_grouped_mm"), _grouped_mm),
@@ -219,6 +237,8 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Tensor | None]], ...] = (
 
 
 def _rule(func: Any) -> Callable[..., Tensor | None] | None:
+    if func is torch.matmul:
+        return _matmul
     name = getattr(func, "__name__", "")
     for names, rule in _RULES:
         if name in names:
