@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_fx.compiler import build as build
-    from lora_fx.compiler import capture as capture
-    from lora_fx.compiler import compile as compile
-    from lora_fx.compiler import load as load
-    from lora_fx.compiler import merge as merge
+    from lora_fx.compiler.build import build as build
+    from lora_fx.compiler.capture import capture as capture
+    from lora_fx.compiler.compile import compile as compile
+    from lora_fx.compiler.load import load as load
+    from lora_fx.compiler.merge import merge as merge
     from lora_fx.diagnostics import Diagnostic as Diagnostic
     from lora_fx.diagnostics import LoraFxError as LoraFxError
     from lora_fx.plan import plan as plan
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "Diagnostic": "lora_fx.diagnostics",
     "LoraFxError": "lora_fx.diagnostics",
-    "build": "lora_fx.compiler",
-    "capture": "lora_fx.compiler",
-    "compile": "lora_fx.compiler",
+    "build": "lora_fx.compiler.build",
+    "capture": "lora_fx.compiler.capture",
+    "compile": "lora_fx.compiler.compile",
     "from_peft": "lora_fx.plan.peft",
-    "load": "lora_fx.compiler",
-    "merge": "lora_fx.compiler",
+    "load": "lora_fx.compiler.load",
+    "merge": "lora_fx.compiler.merge",
     "parse": "lora_fx.spec",
     "plan": "lora_fx.plan",
 }

@@ -13,7 +13,7 @@ from types import CodeType
 from typing import Any
 
 _PACKAGE = Path(__file__).parent.parent / "lora_fx"
-_CHANGING = ("adapters/", "runtime/", "compiler.py", "spec/together.py", "spec/whole_folder.py")
+_CHANGING = ("adapters/", "runtime/", "compiler/", "spec/together.py", "spec/whole_folder.py")
 _CALLERS = tuple(str(_PACKAGE / part) for part in _CHANGING)
 _CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate", "os.chmod")
 _hook: list[Callable[[str], None] | None] = []

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lora_fx
-from lora_fx import compiler
+from lora_fx.compiler import pipeline
 from tests.dense import relative
 from tests.tiny import assert_equal, checkpointing, generate, llama, spec, step, tokens
 
@@ -67,7 +67,7 @@ def test_large_batches_are_as_precise_as_the_marked_model(
         return run
 
     for name in ("PLAIN", "AUGMENTED"):
-        monkeypatch.setattr(compiler, name, tuple(map(counted, getattr(compiler, name))))
+        monkeypatch.setattr(pipeline, name, tuple(map(counted, getattr(pipeline, name))))
     base = llama(2, hidden_size=512, intermediate_size=1024).bfloat16()
     text = spec().replace("unit", f"layout = {layout}  unit")
     model = lora_fx.compile(base, text).cuda()

@@ -34,7 +34,7 @@ def compile(
     folder appears when it is whole.
     """
     with _only_our_bars(), progress_bar() as step:
-        from lora_fx.compiler import build
+        from lora_fx.compiler.build import build
 
         plan = build(spec, model, out, force=force, calibration=calibration, report=step)
     report(plan.notes)

@@ -9,7 +9,8 @@ from torch import nn
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.mergeable import require_mergeable, require_variants
-from lora_fx.compiler import capture, compile
+from lora_fx.compiler.capture import capture
+from lora_fx.compiler.compile import compile
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.program import Program
 from lora_fx.plan.skeleton import tree_of

@@ -25,7 +25,7 @@ def merge(
     that was cut off goes on where it was. Each folder appears when it is whole.
     """
     with progress_bar() as step:
-        from lora_fx.compiler import merge
+        from lora_fx.compiler.merge import merge
 
         folders = merge(spec, model, force=force, report=step)
     for folder in folders:

@@ -4,7 +4,7 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-_PARTS = ("adapters", "compiler.py", "graph", "kernels", "passes", "rewrite", "rules", "runtime")
+_PARTS = ("adapters", "compiler", "graph", "kernels", "passes", "rewrite", "rules", "runtime")
 
 
 @cache

@@ -7,12 +7,14 @@
              %h0, %h1 = torch.split(%h, [r0, r1], -1)
 
 x Aᵀ for stacked A is the stacked result, so outputs and gradients are those of the single
-products. Left alone: branches with dropout, since each draws a mask of its own, and branches that
-compute in different dtypes.
+products. Left alone: branches with dropout, since each draws a mask of its own, branches that
+compute in different dtypes, and factors that are views made later: of a parameter.
 """
 
 import operator
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -31,13 +33,20 @@ def share_shrinks(module: GraphModule) -> int:
             if node.target is ops.shrink and node.args[2] == 0.0:
                 x, A, _, compute = node.args
                 groups[x, compute, dtype(A)].append(node)
-        for (x, compute, _), shrinks in groups.items():
+        order = {node: place for place, node in enumerate(part.graph.nodes)}
+        for (x, compute, _), group in groups.items():
+            shrinks = [one for one in group if _is_made(one.args[1], before=group[0], order=order)]
             if len(shrinks) > 1:
                 _join(part.graph, x, compute, shrinks)
                 joined += 1
         part.graph.lint()
         part.recompile()
     return joined
+
+
+def _is_made(A: Any, before: Node, order: Mapping[Node, int]) -> bool:
+    """Whether a factor is there at a node; a block diagonal one is moved there."""
+    return A.target is ops.block_diagonal or order[A] < order[before]
 
 
 def _join(graph: Graph, x: Node, compute: str, shrinks: list[Node]) -> None:

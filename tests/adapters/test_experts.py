@@ -1,33 +1,28 @@
 """Stacked experts: PEFT with equal tensors, and dense float64, compute the same."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from tests.adapters.kinds import Kind, by_peft, dense, of, ours, state_of, step, step_of_peft
-from tests.adapters.test_kinds import assert_same
+from tests.adapters.test_kinds import EXPERTS, STACKS, assert_same
+from tests.adapters.test_kinds import KINDS as SHARED
 from tests.dense import relative
 from tests.example_inputs import example_inputs
 
-BOTH = "target parameter \"**.experts.{gate_up_proj,down_proj}\""
-STACKS = ("gate_up_proj", "down_proj")
+BOTH = EXPERTS
 PEFT = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
 IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
 
 
-def experts(name: str, implementation: str, **config: Any) -> Callable[[], PreTrainedModel]:
-    return of(name, _experts_implementation=implementation, **config)
-
-
 KINDS = {
-    "mixtral": Kind(of("mixtral"), BOTH, PEFT, parameters=STACKS),
+    "mixtral": SHARED["experts"],
+    "gpt_oss": SHARED["turned experts"],
+    "a matrix": SHARED["a parameter"],
     "qwen3_moe": Kind(of("qwen3_moe"), BOTH, PEFT, parameters=STACKS),
     "olmoe": Kind(of("olmoe"), BOTH, PEFT, parameters=STACKS),
-    "gpt_oss, turned": Kind(of("gpt_oss"), BOTH, PEFT, parameters=STACKS),
     "one of two": Kind(
         of("mixtral"),
         'target parameter "**.experts.down_proj"',
@@ -40,12 +35,6 @@ KINDS = {
         {**PEFT, "use_rslora": True},
         scaling=5 / 3**0.5,
         parameters=STACKS,
-    ),
-    "a matrix": Kind(
-        of("mixtral"),
-        'target parameter "**.mlp.gate.weight"',
-        {"target_parameters": ["mlp.gate.weight"]},
-        parameters=("weight",),
     ),
 }
 

@@ -15,12 +15,18 @@ SMALL = ["--shape", "tiny", "--tokens", "24", "--rank", "3"]
 
 
 def run(name: str, *arguments: str, module: bool = False) -> str:
-    script = str(ROOT / "tests" / "benchmarks" / f"{name}.py")
-    start = ["-m", f"tests.benchmarks.{name}"] if module else [script]
+    if module:
+        return output("-m", f"tests.benchmarks.{name}", *SMALL, *arguments)
+    script = ROOT / "tests" / "benchmarks" / f"{name}.py"
+    return output(str(script), *SMALL, *arguments, cwd=Path("/"), path="")
+
+
+def output(*command: str, cwd: Path = ROOT, path: str = str(ROOT)) -> str:
+    environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "160"}
     done = subprocess.run(
-        [sys.executable, *start, *SMALL, *arguments],
-        cwd=ROOT if module else "/",
-        env={**os.environ, "PYTHONPATH": str(ROOT) if module else "", "COLUMNS": "160"},
+        [sys.executable, *command],
+        cwd=cwd,
+        env=environment,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -29,17 +35,16 @@ def run(name: str, *arguments: str, module: bool = False) -> str:
 
 
 def test_merge_bandwidth_times_who_merges() -> None:
-    command = [sys.executable, "-m", "tests.benchmarks.merge_bandwidth", "--shape", "tiny"]
-    done = subprocess.run(
-        [*command, "--rank", "3", "--rounds", "2"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
+    arguments = ["--shape", "tiny", "--rank", "3", "--rounds", "2"]
+    text = output("-m", "tests.benchmarks.merge_bandwidth", *arguments)
     for row in ("copy", "lora_fx, 1 adapter", "lora_fx, 3 at once", "PEFT, 1 adapter", "rank 3"):
-        assert row in done.stdout
+        assert row in text
+
+
+def test_bind_time_finds_its_stages() -> None:
+    text = output("-m", "tests.benchmarks.bind_time", "--rounds", "1")
+    for row in ("plan", "initialisation's arithmetic", "bind", "root", "PEFT's get_peft_model"):
+        assert re.search(rf"│ {row} +│ (?!0\.000)", text), row
 
 
 def test_training_step_goes_on_from_its_file(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 import lora_fx
-from lora_fx import compiler
+from lora_fx.compiler import pipeline
 from lora_fx.graph.room import ROOM
 from lora_fx.passes.aten import accumulate_products as sums
 from tests.tiny import SIZES, assert_differ, assert_equal, llama, step, tokens
@@ -29,7 +29,7 @@ def small_sums_too(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How many changes each pass has made."""
-    counts = {rewrite.__name__: 0 for rewrite in compiler.AUGMENTED}
+    counts = {rewrite.__name__: 0 for rewrite in pipeline.AUGMENTED}
 
     def counted(rewrite):
         def run(graph):
@@ -40,7 +40,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         return run
 
     for name in ("PLAIN", "AUGMENTED"):
-        monkeypatch.setattr(compiler, name, tuple(map(counted, getattr(compiler, name))))
+        monkeypatch.setattr(pipeline, name, tuple(map(counted, getattr(pipeline, name))))
     return counts
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lora_fx.adapters import copies, storage, token_rows
 from lora_fx.adapters.bind import bind
 from lora_fx.adapters.combine.factors import (
+    Factors,
     Part,
     clamp,
     combine,
@@ -20,6 +21,7 @@ from lora_fx.adapters.combine.factors import (
 from lora_fx.adapters.combine.operators import Method
 from lora_fx.adapters.combine.parts import combined_copy, combined_rows
 from lora_fx.adapters.init import generator_of
+from lora_fx.adapters.parameter_site import ParameterSite, join
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.exact import exact_products
 from lora_fx.plan.alike import once_each
@@ -76,7 +78,7 @@ def combined(model: nn.Module, name: str, mix: Mix, recipe: Recipe) -> Combined:
     Scalings are in the factors, so that the new adapter's is 1 everywhere. Raises LoraFxError
     naming everything that cannot be combined.
     """
-    order = {fqn: place for place, fqn in enumerate(storage.base_modules(model, itself=True))}
+    order = {name: place for place, (name, _) in enumerate(storage.sites(model))}
     there: dict[str, list[tuple[SitePlan, float]]] = {}
     for plan, weight in mix:
         for site in plan.sites:
@@ -111,14 +113,32 @@ def _values(
         scaling = site.lora_arithmetic[planned.adapter].scaling
         parts.append(Part(weight, scaling, *_wide(own)))
     first, second = list(found[0][0].tensors)[:2]
-    A, B = combine(recipe.method, parts, recipe.rank, generator)
-    if recipe.clamped is not None:
-        A, B = clamp((A, B), recipe.clamped)
+    A, B = _combined(site, parts, recipe, generator)
     bias = combine_biases(parts)
     values = {first: A, second: B}
     if biased and site.lora_kind == "linear":
         values["lora_B.bias"] = bias if bias is not None else B.new_zeros(B.shape[0])
     return {key: tensor.to(recipe.dtype or tensor.dtype) for key, tensor in values.items()}
+
+
+def _combined(
+    site: storage.Site, parts: Sequence[Part], recipe: Recipe, generator: torch.Generator
+) -> Factors:
+    """Combine the branches of a site; each expert of a stack is a layer of its own."""
+    if isinstance(site, ParameterSite) and site.weight.ndim > 2:
+        each = [site.split(part.A, part.B) for part in parts]
+        made = []
+        for e in range(len(site.weight)):
+            pairs = ((A[e], B[e]) for A, B in each)
+            own = [replace(p, A=A, B=B) for p, (A, B) in zip(parts, pairs, strict=True)]
+            made.append(_of_matrix(own, recipe, generator))
+        return join(torch.stack([A for A, _ in made]), torch.stack([B for _, B in made]))
+    return _of_matrix(parts, recipe, generator)
+
+
+def _of_matrix(parts: Sequence[Part], recipe: Recipe, generator: torch.Generator) -> Factors:
+    A, B = combine(recipe.method, parts, recipe.rank, generator)
+    return (A, B) if recipe.clamped is None else clamp((A, B), recipe.clamped)
 
 
 def _wide(own: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -130,11 +150,12 @@ def _wide(own: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
 
 def _site(name: str, like: SitePlan, values: Mapping[str, Tensor]) -> SitePlan:
     A, *_ = values.values()
+    rank = A.shape[0] // like.layer.experts
     return replace(
         like,
         adapter=name,
-        rank=A.shape[0],
-        alpha=float(A.shape[0]),
+        rank=rank,
+        alpha=float(rank),
         scaling=1.0,
         rslora=False,
         dropout=0.0,
@@ -233,9 +254,10 @@ def _replaced_and_adapted(
     """Yield a fault where one adapter adds to what another has a version of its own of."""
     for fqn, module in copies.holders(model):
         for adapter in weights:
-            trained = copies.has(module, adapter) and "weight" in copies.tensors(module, adapter)
+            own = copies.tensors(module, adapter) if copies.has(module, adapter) else {}
             rows = any(token_rows.rows_of(module, other) for other in weights)
-            if trained and (fqn in sites or rows):
+            adapts = (fqn in sites or rows) if "weight" in own else False
+            if adapts or any(f"{fqn}.{name}" in sites for name in own):
                 message = f"`{adapter}` trains `{numberless(fqn)}`, and another adapter adapts it"
                 help = "combine adapters that train and adapt the same modules"
                 yield Diagnostic("cannot-combine", message, help=help)
