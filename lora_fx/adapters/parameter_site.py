@@ -29,6 +29,8 @@ class ParameterSite(Site, nn.Module):
     ρ E + e: PEFT's `target_parameters`.
     """
 
+    lora_shown: bool = False
+
     def __init__(self, owner: nn.Module, name: str) -> None:
         super().__init__()
         self._owner = (owner, name)  # in a tuple, or `owner` would be a child
@@ -76,8 +78,8 @@ class ParameterSite(Site, nn.Module):
         self._place_scalings()
 
     def read(self) -> Any:
-        """Return what the model gets when it reads the parameter."""
-        if not self._branches:
+        """Return what the model gets when it reads the parameter, unless it is `lora_shown`."""
+        if self.lora_shown or not self._branches:
             return self.weight
         factors = [self.split(f.A.weight, f.B.weight) for f in self._branches]
         return AdaptedWeight(self.weight, factors, self, self.lora_layer.turned)

@@ -85,8 +85,11 @@ def layer_of(module: nn.Module) -> Layer | None:
 def parameter_layer(owner: nn.Module, parameter: Tensor) -> Layer | None:
     """Return a parameter as a layer: (out, in), or (experts, out, in) stacked.
 
-    Stacked parameters of a module that says `is_transposed` are (experts, in, out).
+    Stacked parameters of a module that says `is_transposed` are (experts, in, out). None for what
+    is packed in 4 or 8 bits.
     """
+    if parameter.dtype.itemsize == 1 or not parameter.is_floating_point():
+        return None
     if parameter.ndim == 2:
         return Layer("parameter", parameter.shape[1], parameter.shape[0])
     if parameter.ndim != 3:

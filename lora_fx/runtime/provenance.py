@@ -7,6 +7,7 @@ from torch.fx import GraphModule, Node
 
 from lora_fx.adapters.parameter_site import SITES
 from lora_fx.graph import ops
+from lora_fx.graph.inputs import named_input
 from lora_fx.graph.structure import Structure
 from lora_fx.graph.text import FQN
 from lora_fx.plan.sites import SitePlan
@@ -26,18 +27,11 @@ def annotate(module: GraphModule, planned: Mapping[tuple[str, str], SitePlan]) -
                 node.meta["lora_fx"] = _describe(node, planned)
 
 
-def _owned(node: Node) -> Node:
-    """Return the input that a factor is, or is a view of."""
-    while FQN not in node.meta and node.args and isinstance(node.args[0], Node):
-        node = node.args[0]
-    return node
-
-
 def _describe(node: Node, planned: Mapping[tuple[str, str], SitePlan]) -> dict[str, str]:
     adapters, lines = [], []
     structure = Structure.parse(node.args[4])  # type: ignore[arg-type]
     for A, *_ in structure.params(node.args[2]):  # type: ignore[arg-type]
-        found = _FACTOR.fullmatch(_owned(A).meta.get(FQN, ""))
+        found = _FACTOR.fullmatch(named_input(A).meta.get(FQN, ""))
         if found is None:
             continue
         fqn, adapter = found[1].replace(f".{SITES}.", "."), found[2]

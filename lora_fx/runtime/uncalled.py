@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.site import Site
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import ops
+from lora_fx.graph.inputs import named_input
 from lora_fx.graph.text import FQN
 from lora_fx.rewrite.driver import graph_modules
 from lora_fx.runtime.model_source import Place, caller, innermost_of_trace, span_of
@@ -41,7 +42,8 @@ def require_called(module: GraphModule, inputs: Sequence[Any], model: nn.Module)
         for part in graph_modules(module)
         for site in part.graph.nodes
         if site.target is ops.site
-        for node in _placeholders(site.args[2])
+        for node in map(named_input, site.args[2])  # type: ignore[arg-type]
+        if FQN in node.meta
     }
     _refuse(used, owners, called)
 
@@ -162,15 +164,6 @@ def _refuse(
     ]
     if faults:
         raise LoraFxError(faults)
-
-
-def _placeholders(values: Any) -> Iterator[Node]:
-    """Yield the named weights that these nodes are, or are views of."""
-    for node in values:
-        if FQN in node.meta:
-            yield node
-        else:
-            yield from _placeholders(node.all_input_nodes)
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Any]:
