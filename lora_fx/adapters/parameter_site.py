@@ -8,7 +8,6 @@ import sys
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.adapted_weight import AdaptedWeight

@@ -49,9 +49,9 @@ class Structure:
 
     Its text is the `structure` argument of the op, and of `merge`, which tells `transposed` layers
     from `linear` ones. `kind` is `linear` or `embedding`, or for matrices in stacks `batched` or
-    `grouped`: each has its own rows, or they follow each other. `padding` is the row of an embedding that
-    has no gradient, `factor` what it multiplies its output by. Values that may change without a
-    recompile (weights, scalings) are tensors and have no place here.
+    `grouped`: each has its own rows, or they follow each other. `padding` is the row of an
+    embedding that has no gradient, `factor` what it multiplies its output by. Values that may
+    change without a recompile (weights, scalings) are tensors and have no place here.
     """
 
     kind: str

@@ -156,8 +156,8 @@ def _refuse(
             f"`{owners[weight][0]}` is adapted, and the model reads its weight without calling it",
             span_of(place),
             "reads the weight, which has no adapter in it",
-            help=f'adapt what is read: `target parameter "{owners[weight][0]}.weight"`, and leave the '
-            f'module out: `except "{owners[weight][0]}"`',
+            help=f'write `except "{owners[weight][0]}"`, and to adapt what is read '
+            f'`target parameter "{owners[weight][0]}.weight"`',
         )
         for weight, place in used.items()
         if called.isdisjoint(owners[weight])

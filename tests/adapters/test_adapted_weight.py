@@ -1,4 +1,4 @@
-"""Every way in which a model computes with a parameter: as with W + s B A, and never with the sum."""
+"""Every product of a model with a parameter: as with W + s B A, and never by the sum."""
 
 from collections.abc import Callable
 
@@ -169,7 +169,7 @@ class Largest(TorchDispatchMode):
         super().__init__()
         self.elements = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN202
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         given = {one.untyped_storage().data_ptr() for one in args if isinstance(one, Tensor)}
         for one in result if isinstance(result, tuple | list) else (result,):

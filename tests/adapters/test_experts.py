@@ -109,9 +109,7 @@ def gradients(model: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
 @pytest.mark.parametrize("unit", ["layers", "model"])
-@pytest.mark.parametrize(
-    "backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "qwen3_moe"])
 def test_rewritten(name: str, implementation: str, unit: str, backend: str) -> None:
     if (name, implementation, unit) not in {
@@ -203,7 +201,7 @@ def test_offloaded() -> None:
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 @pytest.mark.parametrize("backend", [None, "eager"])
 def test_in_bfloat16(backend: Any) -> None:
-    """As near to float64 as PEFT, which rounds W + s B A, or nearer."""
+    """As near to float64 as PEFT, which rounds W + s B A; here tokens change their experts."""
     kind = KINDS["mixtral"]
 
     def build() -> PreTrainedModel:
@@ -215,7 +213,7 @@ def test_in_bfloat16(backend: Any) -> None:
     theirs = step_of_peft(by_peft(kind, {k: t.to(torch.bfloat16) for k, t in state.items()}))
     for key, exact in dense(kind, state).items():
         error = relative(theirs[key], exact)
-        assert error < 0.3, key
+        assert error < (0.2 if "lora" not in key else 1), key
         assert relative(got[key], exact) < 1.5 * error + 1e-2, key
 
 

@@ -30,7 +30,7 @@ from tests.dense import relative
 from tests.example_inputs import example_inputs
 
 TOKENS = "target q_proj tokens [0, 3, 7, 50]"
-EXPERTS = "target parameter \"**.experts.{gate_up_proj,down_proj}\""
+EXPERTS = 'target parameter "**.experts.{gate_up_proj,down_proj}"'
 STACKS = ("gate_up_proj", "down_proj")
 KINDS = {
     "experts": Kind(

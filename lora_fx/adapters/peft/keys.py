@@ -112,9 +112,7 @@ def depth_of(plan: AdapterPlan) -> dict[str, int]:
     inside: dict[str, list[str]] = {}
     for site in plan.sites:
         inside.setdefault(site.fqn, []).append(site.name)
-    return {
-        name: depth for names in inside.values() for depth, name in enumerate(reversed(names))
-    }
+    return {name: depth for names in inside.values() for depth, name in enumerate(reversed(names))}
 
 
 def adapted(plan: AdapterPlan, model: nn.Module) -> Counter[str]:
