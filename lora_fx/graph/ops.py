@@ -149,7 +149,7 @@ def stack_shrink_reference(x: Tensor, A: Tensor, offsets: Tensor | None, compute
             return torch.matmul(x, A.mT)
         if is_fast(x):
             A = F.pad(A, (0, 0, 0, missing(A.shape[1])))
-        return product(x, A.mT, offsets)
+        return product(x, A.contiguous().mT, offsets)
 
 
 def stack_expand_reference(

@@ -108,6 +108,7 @@ def _stack_shrink(graph: Graph, node: Node) -> Node:
         if offsets is not None and is_fast(x.meta[EXAMPLE]):  # type: ignore[attr-defined]
             columns = missing(A.meta[EXAMPLE].shape[1])  # type: ignore[attr-defined]
             A = call(graph, F.pad, A, (0, 0, 0, columns)) if columns else A
+            A = call(graph, "contiguous", A)
         return _stack_product(graph, x, A, offsets)
 
 
