@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lora_fx.diagnostics import LoraFxError as LoraFxError
     from lora_fx.plan import plan as plan
     from lora_fx.plan.peft import from_peft as from_peft
+    from lora_fx.runtime.optimizer.make import optimizer as optimizer
     from lora_fx.spec import parse as parse
 
 _HOMES = {
@@ -27,6 +28,7 @@ _HOMES = {
     "from_peft": "lora_fx.plan.peft",
     "load": "lora_fx.compiler.load",
     "merge": "lora_fx.compiler.merge",
+    "optimizer": "lora_fx.runtime.optimizer.make",
     "parse": "lora_fx.spec",
     "plan": "lora_fx.plan",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "from_peft",
     "load",
     "merge",
+    "optimizer",
     "parse",
     "plan",
 ]

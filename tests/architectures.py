@@ -2,6 +2,7 @@
 
 `ARCHITECTURES[name]()` builds a model on the current device: under `torch.device("meta")` without
 weights, else with random ones that are the same at every call. It takes another count of layers.
+`CONVOLUTIONAL` are models that mostly convolve.
 """
 
 from collections.abc import Callable
@@ -164,6 +165,31 @@ ARCHITECTURES: dict[str, Callable[..., PreTrainedModel]] = {
     ),
     "vit": _of("ViTForImageClassification", "ViTConfig", {**_SIZES, **_IMAGE}, num_labels=5),
     "llava": _vision_language,
+}
+
+CONVOLUTIONAL: dict[str, Callable[..., PreTrainedModel]] = {
+    "resnet": _of(
+        "ResNetForImageClassification",
+        "ResNetConfig",
+        {"embedding_size": 6, "hidden_sizes": [12, 20], "depths": [2, 2], "num_labels": 5},
+    ),
+    "convnext": _of(
+        "ConvNextForImageClassification",
+        "ConvNextConfig",
+        {"hidden_sizes": [6, 9], "depths": [2, 2], "num_stages": 2, "num_labels": 5},
+        patch_size=2,
+        layer_scale_init_value=0.5,
+    ),
+    "wav2vec2": _of(
+        "Wav2Vec2ForSequenceClassification",
+        "Wav2Vec2Config",
+        {**_TOKENS, **_SIZES, "conv_dim": (6, 7), "conv_stride": (3, 2), "conv_kernel": (5, 3)},
+        conv_bias=True,
+        feat_extract_norm="layer",
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        classifier_proj_size=10,
+    ),
 }
 
 

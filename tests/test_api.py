@@ -14,6 +14,7 @@ def test_the_public_names() -> None:
         "from_peft",
         "load",
         "merge",
+        "optimizer",
         "parse",
         "plan",
     ]

@@ -9,6 +9,7 @@ from lora_fx.adapters import copies, magnitudes, merged, storage, token_rows
 from lora_fx.adapters.changed_weight import change, require_changeable, restore
 from lora_fx.adapters.init import generator_of
 from lora_fx.adapters.init.direction import start_direction
+from lora_fx.adapters.kasa import truncate
 from lora_fx.adapters.mergeable import require_separate
 from lora_fx.adapters.offloaded_copies import keep_in_force
 from lora_fx.adapters.offloaded_parameters import show_parameters
@@ -71,14 +72,17 @@ def _bind_site(module: nn.Module, planned: SitePlan, start: Mapping[str, Tensor]
     tensors = {name: start[name].to(device, dtype) for name in planned.tensors if name in start}
     begins = storage.MAGNITUDE in planned.tensors.keys() - tensors.keys()
     if begins:
-        tensors[storage.MAGNITUDE] = torch.empty(planned.out_features, device=device, dtype=dtype)
+        shape = planned.tensors[storage.MAGNITUDE]
+        tensors[storage.MAGNITUDE] = torch.empty(shape, device=device, dtype=dtype)
     if planned.variant.name == "velora":
         name = f"{planned.name}.{storage.DIRECTION}"
         v = start_direction(planned, generator_of(planned.seed, planned.adapter, name))
         tensors[storage.DIRECTION] = v.to(device)
     how = arithmetic(planned), planned.trainable, planned.frozen
     storage.insert(site, planned.adapter, tensors, *how)
-    if planned.changes_base:
+    if planned.variant.name == "kasa":
+        truncate(site, planned.adapter)
+    elif planned.changes_base:
         change(site, planned.adapter, start.get("weight"))
     if begins:
         magnitudes.begin(site, planned.adapter)

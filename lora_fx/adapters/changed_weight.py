@@ -7,6 +7,7 @@ module computes `W_res x + s B A x`; without it `W_res x + s B₀ A₀ x`, which
 whatever other adapters do. `Site.branches_with` tells what adds to W_res in either case, and
 `original` is W. At most one adapter changes a weight, and none that several modules share.
 
+KaSA takes out what is smallest of the weight, with a scaling of 1, and starts elsewhere.
 LoftQ puts a quantised weight there: s B₀ A₀ is as much of what that loses as rank r can hold.
 """
 
@@ -78,16 +79,25 @@ def changed_by(module: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def change(site: Site, adapter: str, weight: Tensor | None) -> None:
+def change(
+    site: Site,
+    adapter: str,
+    weight: Tensor | None = None,
+    removed: tuple[Tensor, Tensor] | None = None,
+) -> None:
     """Take what an adapter that is here adds out of the base weight.
 
-    `weight`, in the layout of the base's, is put there instead if it is given.
+    Or the product of the A₀ and B₀ that are `removed`. `weight`, in the layout of the base's, is
+    put there instead if it is given.
     """
     factors, arithmetic = site.lora_branches[adapter], site.lora_arithmetic[adapter]
     base, arithmetic = fingerprint(site.weight), replace(arithmetic, dropout=0.0)
-    kept = [t.detach().clone() for t in (factors.A.weight, factors.B.weight)]
-    start = _keep(site, adapter, *kept)
-    site.lora_change = Change(adapter, start, arithmetic, base, weight is not None)
+    own = (factors.A.weight, factors.B.weight)
+    kept = own if removed is None else [t.to(like) for t, like in zip(removed, own, strict=True)]
+    arithmetic = arithmetic if removed is None else replace(arithmetic, scaling=1.0)
+    start = _keep(site, adapter, *(tensor.detach().clone() for tensor in kept))
+    how = weight is not None, removed is not None
+    site.lora_change = Change(adapter, start, arithmetic, base, *how)
     _put(site, _plus(site, site.weight, -1) if weight is None else weight.to(site.weight))
 
 
@@ -100,6 +110,7 @@ def rebase(site: Site, A: Tensor, B: Tensor, weight: Tensor | None = None) -> No
     change = site.lora_change
     assert change is not None
     arithmetic = replace(site.lora_arithmetic[change.adapter], dropout=0.0)
+    arithmetic = change.arithmetic if change.removed else arithmetic
     old = (change.factors.A.weight, change.factors.B.weight)
     same = all(torch.equal(a, b.to(a)) for a, b in zip(old, (A, B), strict=True))
     if same and arithmetic.scaling == change.arithmetic.scaling and weight is None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from lora_fx.adapters import copies, storage
 from lora_fx.adapters.merged import changed_by, weight_for
-from lora_fx.adapters.site import Site
+from lora_fx.adapters.site import Site, is_convolution
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.alike import once_each
 from lora_fx.plan.folding import numberless
@@ -83,11 +83,20 @@ def _faults(fqn: str, site: Site, adapters: Sequence[str]) -> Iterator[Diagnosti
         message = f"the weight of `{name}` is stored in 4 or 8 bits"
         help = "save the adapter, and load it over the base in 16 or 32 bits"
         yield Diagnostic("cannot-merge", message, help=help)
+    groups = _groups(site)
+    if groups > 1:
+        message = f"`{name}` has {groups} groups, and an adapter there sees all its inputs"
+        help = "leave the adapter unmerged: no grouped weight computes the same"
+        yield Diagnostic("cannot-merge", message, help=help)
     for adapter in adapters:
         if "bias" in changed_by(site, adapter) and site.bias is None:
             message = f"`{name}` has no bias to merge that of `{adapter}` into"
             help = "leave the adapter unmerged, or train one without `lora_bias`"
             yield Diagnostic("cannot-merge", message, help=help)
+
+
+def _groups(module: nn.Module) -> int:
+    return module.groups if is_convolution(module) else 1
 
 
 def _shared(

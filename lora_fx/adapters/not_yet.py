@@ -9,13 +9,12 @@ from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.spec import Spec
 
-_VARIANTS = ("lora", "dora", "bdlora", "velora")
+_VARIANTS = ("lora", "dora", "bdlora", "velora", "kasa")
 _INITS = (
     *("default", "gaussian", "random", "orthogonal", "mica"),
     *("pissa", "olora", "loftq", "corda", "lora_ga", "eva"),
 )
 _WHAT = {
-    "conv": "adapters on convolutions",
     "attention": "adapters on `nn.MultiheadAttention`",
 }
 
@@ -45,8 +44,6 @@ def unsupported_parts(adapter: AdapterPlan) -> list[str]:
 def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
     if spec.route is not None:
         yield "`route`", spec.route.span, ""
-    if spec.optimizer is not None:
-        yield "`optimizer`", spec.optimizer.span, ""
     for merge in spec.merges:
         if merge.dequantize:
             yield "`dequantize`", merge.span, ""

@@ -47,6 +47,11 @@ class ParameterSite(Site, nn.Module):
         """The module that owns the parameter, and its name there."""
         return self._owner
 
+    @property
+    def lora_turned(self) -> bool:
+        """Whether the matrices are (in, out)."""
+        return self.lora_layer.turned
+
     def lora_rank(self, adapter: str) -> int:
         """Return the inner dimension of an adapter's branches, one for each expert."""
         return self.lora_branches[adapter].rank // self.lora_layer.experts

@@ -1,12 +1,13 @@
 """A marked module: an adaptable call that announces itself to the tracer as `lora_fx::site`."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from lora_fx.graph import ops
+from lora_fx.graph.convolution import Window
 from lora_fx.graph.room import owns_room, with_room
 from lora_fx.graph.structure import Branch, Structure
 from lora_fx.graph.velora import mean_direction
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     _Base = nn.Module
 else:
     _Base = object
+
+
+Holder = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class Arithmetic:
     blocks: tuple[int, int] = (1, 1)
     compression: Compression | None = None
 
+    def times(self, factor: float) -> "Arithmetic":
+        """Return the same with another scaling."""
+        return self if factor == 1 else replace(self, scaling=self.scaling * factor)
+
     @property
     def kept(self) -> tuple[int, float]:
         """How many groups of an input are kept for the gradient of A, 0 if all of it, and how."""
@@ -56,9 +64,11 @@ class Site(_Base):
 
     or, with a magnitude m, of (m / ‖W + scaling * B A‖ - 1) * W drop(x) and what is above times the
     same quotient (Liu et al. 2024, arXiv 2402.09353, eq. 5: the norms are of rows, and constants),
-    for a linear layer, in either layout of its weight, or an embedding, whose x is one-hot. Where
-    an adapter's factors lie, `storage` knows. With no active adapter the module computes what its
-    base class computes, bit for bit, or to rounding where an adapter has changed the weight.
+    for a linear layer, in either layout of its weight, an embedding, whose x is one-hot, or a
+    convolution, where A is one and B stands at each place of its output. With a diagonal d (KaSA)
+    B diag(d) stands for B. Where an adapter's factors lie, `storage` knows. With no active adapter
+    the module computes what its base class computes, bit for bit, or to rounding where an adapter
+    has changed the weight.
     """
 
     lora_kind: str
@@ -74,10 +84,15 @@ class Site(_Base):
     lora_room: bool = False
     lora_change: "Change | None" = None
     lora_in_weights: tuple[str, ...] = ()
+    lora_multiplier: float = 1.0
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the base module, then announce the active branches."""
         output = super().forward(input, *args, **kwargs)
+        return self._announced(output, input)
+
+    def _announced(self, output: Tensor, input: Tensor) -> Tensor:
+        """Return a base output with the active branches, announced to the tracer."""
         if not self._branches:
             return output
         if self.lora_followed and self.training and torch.is_grad_enabled():
@@ -94,8 +109,8 @@ class Site(_Base):
             v.copy_(torch.where(torch.any(v), v, mean) if once else mean)
 
     def _base(self) -> list[Tensor]:
-        """Return the weight as (out, in), and the bias if there is one."""
-        weight = self.weight if isinstance(self, nn.Linear) else self.weight.t()
+        """Return the weight as (out, in), or (out, in, k…), and the bias if there is one."""
+        weight = self.weight.t() if self.lora_turned else self.weight
         bias = getattr(self, "bias", None)
         return [weight] if bias is None else [weight, bias]
 
@@ -126,6 +141,7 @@ class Site(_Base):
                 factors.magnitude is not None,
                 arithmetic.blocks,
                 *arithmetic.kept,
+                factors.diagonal is not None,
             )
             for factors, arithmetic in branches
         )
@@ -137,22 +153,30 @@ class Site(_Base):
             and kept.init != "random"
         )
         evaluation = tuple(replace(b, dropout=0.0, groups=0, scale=1.0) for b in training)
-        layer = getattr(self, "padding_idx", None), output_scale(self)
+        layer = getattr(self, "padding_idx", None), output_scale(self), _window(self)
         self._training_key = str(Structure(self.lora_kind, training, *layer))
         self._evaluation_key = str(Structure(self.lora_kind, evaluation, *layer))
         self._place_scalings()
 
+    @property
+    def lora_turned(self) -> bool:
+        """Whether the weight is (in, out): of `Conv1D`, and of an embedding."""
+        return not isinstance(self, nn.Linear) and not is_convolution(self)
+
     def branches_with(self, adapters: tuple[str, ...]) -> list[tuple["Factors", Arithmetic]]:
         """Return all that adds to the weight that is here while these adapters are active.
 
-        What an adapter took out of the weight comes first, where that adapter is not active: the
-        weight and these branches together are what the module computes.
+        What an adapter took out of the weight comes first, where that adapter is not active, or as
+        much of it as a multiplier leaves: the weight and these branches together are what the
+        module computes.
         """
+        c, change = self.lora_multiplier, self.lora_change
         present = [name for name in adapters if name in self.lora_arithmetic]
-        found = [(self.lora_branches[name], self.lora_arithmetic[name]) for name in present]
-        change = self.lora_change
-        if change is not None and change.adapter not in (*present, *self.lora_in_weights):
-            found.insert(0, (change.factors, change.arithmetic))
+        found = [(self.lora_branches[n], self.lora_arithmetic[n].times(c)) for n in present]
+        if change is not None and change.adapter not in self.lora_in_weights:
+            share = 1 - c if change.adapter in present else 1.0
+            if share:
+                found.insert(0, (change.factors, change.arithmetic.times(share)))
         return found
 
     def _place_scalings(self) -> None:
@@ -193,7 +217,8 @@ class Site(_Base):
 class Change:
     """What `adapter` took out of a base weight: scaling * B A of these factors, which are frozen.
 
-    `base` is the fingerprint of the weight before that. Where the weight was `replaced`, by a
+    `base` is the fingerprint of the weight before that. What was `removed` the adapter does not
+    start with (KaSA). Where the weight was `replaced`, by a
     quantised one, these factors are the best of their rank for what it has lost.
     """
 
@@ -202,6 +227,7 @@ class Change:
     arithmetic: Arithmetic
     base: str
     replaced: bool = False
+    removed: bool = False
 
 
 def output_scale(module: nn.Module) -> float:
@@ -211,8 +237,35 @@ def output_scale(module: nn.Module) -> float:
     return float(getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0)))
 
 
-class Magnitude(nn.Module):
-    """Holds DoRA's magnitude of each output, `weight` (out,)."""
+def is_convolution(module: nn.Module) -> TypeGuard[nn.Conv1d | nn.Conv2d | nn.Conv3d]:
+    """Whether a module is a convolution that can be a site."""
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+
+def _window(module: nn.Module) -> Window | None:
+    return Window.of(module) if is_convolution(module) else None
+
+
+class ConvolutionSite(Site):
+    """Mixin for a convolution: announced where the weight meets the input.
+
+    A subclass of it that prepares its input first, and then convolves, is adapted there.
+    """
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply the base module."""
+        return super(Site, self).forward(input, *args, **kwargs)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        output = super()._conv_forward(input, weight, bias)  # type: ignore[misc]
+        return self._announced(output, input)
+
+
+class Vector(nn.Module):
+    """Holds a `weight` that is trained: DoRA's magnitudes (out,), or KaSA's diagonal (r,).
+
+    A convolution's magnitudes are (1, out, 1…).
+    """
 
     def __init__(self, weight: Tensor, trainable: bool) -> None:
         super().__init__()
@@ -233,18 +286,20 @@ class Direction(nn.Module):
 class Factors:
     """The modules that hold one branch's A (r, in) and B (out, r), and what else it has.
 
+    Of a convolution they are convolutions too: A (r, in, k…), B (out, r / groups, 1…).
     Of a `tied` branch they are those of the embedding whose weight the layer shares: there its
     delta is the transposed one, A is Bᵀ and B is Aᵀ.
     """
 
-    A: nn.Linear
-    B: nn.Linear
-    magnitude: Magnitude | None = None
+    A: Holder
+    B: Holder
+    magnitude: Vector | None = None
     tied: bool = False
     direction: Direction | None = None
+    diagonal: Vector | None = None
 
     def tensors(self, training: bool = False) -> list[Tensor]:
-        """Return A, B and, of those that there are, B's bias, magnitude and, in training, v."""
+        """Return A, B and, of those that there are, B's bias, magnitude, in training v, and d."""
         if self.tied:
             return [self.B.weight.t(), self.A.weight.t()]
         bias = self.B.bias
@@ -255,7 +310,13 @@ class Factors:
             *(() if bias is None else (bias,)),
             *(() if m is None else (m.weight,)),
             *(() if self.direction is None or not training else (self.direction.weight,)),
+            *(() if self.diagonal is None else (self.diagonal.weight,)),
         ]
+
+    def product(self) -> tuple[Tensor, Tensor]:
+        """Return A (r, in) and B (out, r), with the diagonal in B, as they lie in memory."""
+        A, B, *_ = self.tensors()
+        return A, B if self.diagonal is None else B * self.diagonal.weight
 
     @property
     def rank(self) -> int:

@@ -8,18 +8,35 @@ from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.adapters.parameter_site import mark_parameter, parameter_sites
-from lora_fx.adapters.site import Arithmetic, Direction, Factors, Magnitude, Site
+from lora_fx.adapters.site import (
+    Arithmetic,
+    ConvolutionSite,
+    Direction,
+    Factors,
+    Holder,
+    Site,
+    Vector,
+    is_convolution,
+)
 from lora_fx.plan.modules import outside_adapters
 from lora_fx.plan.offloaded import device_of
 
 MAGNITUDE = "lora_magnitude_vector"
 DIRECTION = "lora_velora_embed"
+DIAGONAL = "lora_diag"
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Held = TypeVar("Held", bound=nn.Module)
-_NAMES = {"linear": ("lora_A", "lora_B"), "embedding": ("lora_embedding_A", "lora_embedding_B")}
+_NAMES = {
+    "linear": ("lora_A", "lora_B"),
+    "conv": ("lora_A", "lora_B"),
+    "embedding": ("lora_embedding_A", "lora_embedding_B"),
+}
 
 
 def mark(module: nn.Module, parameter: str | None = None) -> Site:
-    """Make a linear layer or an embedding a site without adapters, in place, or a `parameter`.
+    """Make a linear layer, an embedding or a convolution a site without adapters, in place.
+
+    Or a `parameter` of the module.
 
     A site is returned as it is.
     """
@@ -27,9 +44,11 @@ def mark(module: nn.Module, parameter: str | None = None) -> Site:
         return mark_parameter(module, parameter)
     if isinstance(module, Site):
         return module
-    specialise(module, Site)
+    convolution = is_convolution(module)
+    specialise(module, ConvolutionSite if convolution else Site)
     site: Site = module  # type: ignore[assignment]
-    site.lora_kind = "embedding" if isinstance(module, nn.Embedding) else "linear"
+    other = "conv" if convolution else "linear"
+    site.lora_kind = "embedding" if isinstance(module, nn.Embedding) else other
     for name in _NAMES[site.lora_kind]:
         setattr(site, name, nn.ModuleDict().train(site.training))
     site.lora_arithmetic = {}
@@ -95,13 +114,15 @@ def insert(
     first[adapter] = factor(A, None, trained).train(site.training)
     trained = trainable and not any("_B" in name for name in frozen)
     second[adapter] = factor(B, bias, trained).train(site.training)
-    m, v = None, None
+    m, v, d = None, None, None
     if MAGNITUDE in tensors:
-        m = _held(site, MAGNITUDE, adapter, Magnitude(tensors[MAGNITUDE], trainable))
+        m = _held(site, MAGNITUDE, adapter, Vector(tensors[MAGNITUDE], trainable))
+    if DIAGONAL in tensors:
+        d = _held(site, DIAGONAL, adapter, Vector(tensors[DIAGONAL], trainable))
     if DIRECTION in tensors:
         v = _held(site, DIRECTION, adapter, Direction(tensors[DIRECTION]))
     factors: Any = first[adapter], second[adapter]
-    site.lora_branches[adapter] = Factors(*factors, magnitude=m, direction=v)
+    site.lora_branches[adapter] = Factors(*factors, magnitude=m, direction=v, diagonal=d)
     site.lora_arithmetic[adapter] = arithmetic
 
 
@@ -112,13 +133,23 @@ def insert_tied(site: Site, adapter: str, embedding: Site, arithmetic: Arithmeti
     site.lora_arithmetic[adapter] = arithmetic
 
 
+def compute_as(model: nn.Module, site: Site, adapter: str, arithmetic: Arithmetic) -> None:
+    """Let an adapter compute so at a site, and at those that are tied to it; not yet in force."""
+    site.lora_arithmetic[adapter] = arithmetic
+    if site.lora_kind == "embedding":
+        for _, other in sites(model):
+            branch = other.lora_branches.get(adapter)
+            if branch is not None and branch.A is site.lora_branches[adapter].A:
+                other.lora_arithmetic[adapter] = arithmetic
+
+
 def remove(site: Site, adapter: str) -> None:
     """Delete an adapter's tensors from a site; it must not be active."""
     branch = site.lora_branches.pop(adapter)
     if not branch.tied:
         for container in _containers(site):
             del container[adapter]
-    for name in (MAGNITUDE, DIRECTION):
+    for name in (MAGNITUDE, DIRECTION, DIAGONAL):
         if name in site._modules and adapter in getattr(site, name):
             del getattr(site, name)[adapter]
     del site.lora_arithmetic[adapter]
@@ -128,8 +159,10 @@ def tensors(site: Site, adapter: str) -> dict[str, Tensor]:
     """Return the adapter's own parameters and buffers at a site by PEFT's names in a file.
 
     `lora_A.weight` (r, in), `lora_B.weight` (out, r), `lora_B.bias` (out,) of a linear layer;
-    `lora_embedding_A` (r, rows), `lora_embedding_B` (width, r) of an embedding; and of DoRA
-    `lora_magnitude_vector` (out,), of VeLoRA `lora_velora_embed`. A tied layer has none of its own.
+    `lora_embedding_A` (r, rows), `lora_embedding_B` (width, r) of an embedding; a convolution's A
+    is (r, in, k…), B (out, r / groups, 1…) and magnitude (1, out, 1…); and of DoRA
+    `lora_magnitude_vector` (out,), of VeLoRA `lora_velora_embed`, of KaSA `lora_diag` (r,). A tied
+    layer has none of its own.
     """
     factors = site.lora_branches[adapter]
     if factors.tied:
@@ -143,6 +176,8 @@ def tensors(site: Site, adapter: str) -> dict[str, Tensor]:
         found[MAGNITUDE] = factors.magnitude.weight
     if factors.direction is not None:
         found[DIRECTION] = factors.direction.weight
+    if factors.diagonal is not None:
+        found[DIAGONAL] = factors.diagonal.weight
     return found
 
 
@@ -159,10 +194,15 @@ def _held(site: Site, name: str, adapter: str, module: Held) -> Held:
     return module
 
 
-def factor(weight: Tensor, bias: Tensor | None, trainable: bool) -> nn.Linear:
+def factor(weight: Tensor, bias: Tensor | None, trainable: bool) -> Holder:
     """Return the module that holds one factor, and B's bias."""
-    rows, columns = weight.shape
-    factor = nn.Linear(columns, rows, bias=bias is not None, device="meta")
+    rows, columns, *kernel = weight.shape
+    how: dict[str, Any] = {"bias": bias is not None, "device": "meta"}
+    if kernel:
+        make: Any = _CONVOLUTIONS[len(kernel) - 1]
+        factor = make(columns, rows, tuple(kernel), **how)
+    else:
+        factor = nn.Linear(columns, rows, **how)
     factor.weight = nn.Parameter(weight, requires_grad=trainable)
     if bias is not None:
         factor.bias = nn.Parameter(bias, requires_grad=trainable)

@@ -3,11 +3,13 @@
     site(y, x, params, scalings, structure, base)      y + sum_i s_i * (B_i A_i drop_i(x) + b_i)
     shrink(x, A, dropout, compute)                     drop(x) Aᵀ
     compressed_shrink(x, A, v, groups, scale, dropout, compute)    shrink; dA is VeLoRA's
+    convolve(x, A, dropout, compute, window)           drop(x) * A, as the layer convolves
     lookup(ids, A, padding, compute)                   columns of A, one for each id
     expand(y, h, B, scalings, branch, compute, bias)   y + (s h) Bᵀ + s b
     stack_shrink(x, A, offsets, compute)               x Aᵀ, of each matrix of a stack
     stack_expand(y, h, B, scalings, branch, compute, offsets)      y + (s h) Bᵀ, likewise
     block_diagonal(weight, blocks)                     the rows' chunks on a diagonal
+    diagonal(B, d)                                     B diag(d)
     norms(W, A, B, scalings, branch, factor)           of the rows of W + s B A, no gradient
     magnitude(y, u, m, norms, bias)                    y + (m / norms - 1) * (u - bias)
     replace_rows(y, ids, tokens, rows, padding)        y, and rows[i] where the id is tokens[i]
@@ -16,8 +18,10 @@
     delta(W, A, B, scaling, transposed)                W + s B A
 
 x: (*, in)   A: (r, in)   B: (out, r)   y: (*, out)   h: (*, r)   scalings: float32 (branches,)
-b: (out,)   ids: (*)   tokens: (n,)   rows: (n, in or out)   W: (out, in)   m, norms: (out,)
-Where `merge` and `delta` are given W as (in, out), B A is transposed.
+b: (out,)   d: (r,)   ids: (*)   tokens: (n,)   rows: (n, in or out)   W: (out, in)
+m, norms: (out,)
+Where `merge` and `delta` are given W as (in, out), B A is transposed. Of a convolution, all have
+places behind their features: x (*, in, …), A (r, in, k…), B (out, r / groups, 1…), y (*, out, …).
 Of a stack, x, y, A and B have one more dimension in front, or, with `offsets` (E,), the rows of x
 and y belong to the matrices in their order, see `graph/grouped.py`; a site has those in `base`.
 Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3. Of an embedding, x is one-hot and `in` its rows.
@@ -38,6 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_fx.graph.autocast import autocast_off
+from lora_fx.graph.convolution import Window, by_channel, convolution, pointwise
 from lora_fx.graph.grouped import is_fast, missing, product
 from lora_fx.graph.row_norms import row_norms
 from lora_fx.graph.structure import ACTIVATION, Structure, compute_dtype
@@ -53,6 +58,7 @@ _library.define(
     "compressed_shrink(Tensor x, Tensor A, Tensor v, int groups, float scale, float dropout, "
     "str compute) -> Tensor"
 )
+_library.define("convolve(Tensor x, Tensor A, float dropout, str compute, str window) -> Tensor")
 _library.define("lookup(Tensor ids, Tensor A, int? padding, str compute) -> Tensor")
 _library.define(
     "expand(Tensor y, Tensor h, Tensor B, Tensor scalings, int branch, str compute, "
@@ -64,6 +70,7 @@ _library.define(
     "Tensor? offsets) -> Tensor"
 )
 _library.define("block_diagonal(Tensor weight, int blocks) -> Tensor")
+_library.define("diagonal(Tensor B, Tensor d) -> Tensor")
 _library.define(
     "norms(Tensor W, Tensor A, Tensor B, Tensor scalings, int branch, float factor) -> Tensor"
 )
@@ -107,6 +114,15 @@ def compressed_shrink_reference(
         return F.linear(x, A.detach()) + (own - own.detach())
 
 
+def convolve_reference(x: Tensor, A: Tensor, dropout: float, compute: str, window: str) -> Tensor:
+    """Project the input at every place: x (*, in, …), A (r, in, k…) -> (*, r, …)."""
+    dtype = compute_dtype(compute, x.dtype)
+    if dropout:
+        x = F.dropout(x, dropout, training=True)
+    with _arithmetic(x, compute):
+        return convolution(x.to(dtype), A.to(dtype), Window.parse(window))
+
+
 def lookup_reference(ids: Tensor, A: Tensor, padding: int | None, compute: str) -> Tensor:
     """Pick the column of A (r, in) of each id: ids (*) -> (*, r); column `padding` learns nothing.
 
@@ -125,7 +141,10 @@ def expand_reference(
     compute: str,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Add one branch to the base output: `y + (s h) Bᵀ + s b`, h (*, r), B (out, r) -> (*, out)."""
+    """Add one branch to the base output: `y + (s h) Bᵀ + s b`, h (*, r), B (out, r) -> (*, out).
+
+    Of a convolution h (*, r, …), B (out, r / groups, 1…) -> (*, out, …).
+    """
     dtype = compute_dtype(compute, h.dtype)
     with _arithmetic(h, compute):
         scaled = None if bias is None else (bias * scalings[branch]).to(dtype)
@@ -133,7 +152,7 @@ def expand_reference(
             B = B * scalings[branch]
         else:
             h = h * scalings[branch]
-        delta = F.linear(h.to(dtype), B.to(dtype), scaled)
+        delta = pointwise(h.to(dtype), B.to(dtype), scaled)
     return y + delta.to(y.dtype)
 
 
@@ -182,6 +201,11 @@ def block_diagonal_reference(weight: Tensor, blocks: int) -> Tensor:
     return torch.block_diag(*weight.chunk(blocks))
 
 
+def diagonal_reference(B: Tensor, d: Tensor) -> Tensor:
+    """Return B diag(d), B (out, r), d (r,): KaSA's singular values, arXiv 2412.06071, eq. 7."""
+    return B * d
+
+
 def norms_reference(
     W: Tensor, A: Tensor, B: Tensor, scalings: Tensor, branch: int, factor: float
 ) -> Tensor:
@@ -217,29 +241,36 @@ def site_reference(
             h = stack_shrink_reference(x, A, offsets, compute)
             y = stack_expand_reference(y, h, B, scalings, i, compute, offsets)
         return y
-    of_base = y
-    for i, (A, B, bias, m, v) in enumerate(parsed.params(params)):
+    of_base, window = y, parsed.window
+    places = 0 if window is None else window.dimensions
+    for i, (A, B, bias, m, v, d) in enumerate(parsed.params(params)):
         branch = parsed.branches[i]
         A, B = (
             block_diagonal_reference(factor, blocks) if blocks > 1 else factor
             for factor, blocks in zip((A, B), branch.blocks, strict=True)
         )
+        B = B if d is None else diagonal_reference(B, d)
         dropped = F.dropout(x, branch.dropout, training=True) if branch.dropout else x
         if parsed.kind == "embedding":
             h = lookup_reference(x, A, parsed.padding, branch.compute)
         elif v is not None:
             compression = v, branch.groups, branch.scale, 0.0, branch.compute
             h = compressed_shrink_reference(dropped, A, *compression)
+        elif window is not None:
+            h = convolve_reference(dropped, A, 0.0, branch.compute, str(window))
         else:
             h = shrink_reference(dropped, A, 0.0, branch.compute)
         alone = y is of_base and not branch.dropout
         y = expand_reference(y, h, B, scalings, i, branch.compute, bias)
         if m is not None:
             W, *of_layer = (base[0],) if branch.dropout else base
-            own = F.linear(dropped, W) if branch.dropout else of_base
+            own = of_base
+            if branch.dropout:
+                own = convolution(dropped, W, window) if window else F.linear(dropped, W)
             u = y if alone else expand_reference(own, h, B, scalings, i, branch.compute)
+            W, A, B = (tensor.flatten(1) for tensor in (W, A, B))
             norms = norms_reference(W, A, B, scalings, i, parsed.factor)
-            y = magnitude_reference(y, u, m, norms, *of_layer)
+            y = magnitude_reference(y, u, *(by_channel(t, places) for t in (m, norms, *of_layer)))
     return y
 
 
@@ -293,11 +324,13 @@ for _name, _reference in {
     "site": site_reference,
     "shrink": shrink_reference,
     "compressed_shrink": compressed_shrink_reference,
+    "convolve": convolve_reference,
     "lookup": lookup_reference,
     "expand": expand_reference,
     "stack_shrink": stack_shrink_reference,
     "stack_expand": stack_expand_reference,
     "block_diagonal": block_diagonal_reference,
+    "diagonal": diagonal_reference,
     "norms": norms_reference,
     "magnitude": magnitude_reference,
     "replace_rows": replace_rows_reference,
@@ -310,11 +343,13 @@ for _name, _reference in {
 site = torch.ops.lora_fx.site.default
 shrink = torch.ops.lora_fx.shrink.default
 compressed_shrink = torch.ops.lora_fx.compressed_shrink.default
+convolve = torch.ops.lora_fx.convolve.default
 lookup = torch.ops.lora_fx.lookup.default
 expand = torch.ops.lora_fx.expand.default
 stack_shrink = torch.ops.lora_fx.stack_shrink.default
 stack_expand = torch.ops.lora_fx.stack_expand.default
 block_diagonal = torch.ops.lora_fx.block_diagonal.default
+diagonal = torch.ops.lora_fx.diagonal.default
 norms = torch.ops.lora_fx.norms.default
 magnitude = torch.ops.lora_fx.magnitude.default
 replace_rows = torch.ops.lora_fx.replace_rows.default

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from lora_fx.graph.convolution import Window
+
 ACTIVATION = "activation"
 _BRANCH = re.compile(
-    r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?(?::(\d+)x(\d+))?(?::g(\d+)\*([\d.e+-]+))?"
+    r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?(:diagonal)?(?::(\d+)x(\d+))?(?::g(\d+)\*([\d.e+-]+))?"
 )
 
 
@@ -20,7 +22,8 @@ class Branch:
 
     `rank` is the inner dimension; `dropout` the probability applied to the branch's input (0 in
     evaluation); `compute` the dtype of its arithmetic, or `activation` for that of its input;
-    `bias` says that B has a bias, `magnitude` that the branch is DoRA's. `blocks` are the numbers
+    `bias` says that B has a bias, `magnitude` that the branch is DoRA's, `diagonal` that there is
+    KaSA's between B and A. `blocks` are the numbers
     of blocks that A and B consist of, on a diagonal; more than one are stored below each other.
     `groups`, if not 0, is how many groups of its input VeLoRA projects, and `scale` its scale.
     """
@@ -33,9 +36,11 @@ class Branch:
     blocks: tuple[int, int] = (1, 1)
     groups: int = 0
     scale: float = 1.0
+    diagonal: bool = False
 
     def __str__(self) -> str:
-        more = ":bias" * self.bias + ":magnitude" * self.magnitude
+        flags = {"bias": self.bias, "magnitude": self.magnitude, "diagonal": self.diagonal}
+        more = "".join(f":{name}" for name, is_set in flags.items() if is_set)
         if self.blocks != (1, 1):
             more += f":{self.blocks[0]}x{self.blocks[1]}"
         if self.groups:
@@ -48,26 +53,29 @@ class Structure:
     """What `lora_fx::site` computes; equal for sites that may share one compiled graph.
 
     Its text is the `structure` argument of the op, and of `merge`, which tells `transposed` layers
-    from `linear` ones. `kind` is `linear` or `embedding`, or for matrices in stacks `batched` or
-    `grouped`: each has its own rows, or they follow each other. `padding` is the row of an
-    embedding that has no gradient, `factor` what it multiplies its output by. Values that may
-    change without a recompile (weights, scalings) are tensors and have no place here.
+    from `linear` ones. `kind` is `linear`, `embedding` or `conv`, or for matrices in stacks
+    `batched` or `grouped`: each has its own rows, or they follow each other. `padding` is an
+    embedding's row that has no gradient, `factor` what it multiplies its output by, `window` a
+    convolution's. Values that may change without a recompile (weights, scalings) are tensors and
+    have no place here.
     """
 
     kind: str
     branches: tuple[Branch, ...]
     padding: int | None = None
     factor: float = 1.0
+    window: Window | None = None
 
     def __str__(self) -> str:
         padding = "" if self.padding is None else f"@{self.padding}"
         factor = "" if self.factor == 1 else f"*{self.factor!r}"
-        return f"{self.kind}{padding}{factor}[{'|'.join(map(str, self.branches))}]"
+        window = "" if self.window is None else f"({self.window})"
+        return f"{self.kind}{padding}{factor}{window}[{'|'.join(map(str, self.branches))}]"
 
-    def params(self, tensors: Sequence[Any]) -> list[tuple[Any, Any, Any, Any, Any]]:
+    def params(self, tensors: Sequence[Any]) -> list[tuple[Any, Any, Any, Any, Any, Any]]:
         """Deal out the op's `params` to the branches: A, B, and what there is of these, or None.
 
-        B's bias, DoRA's magnitude, VeLoRA's direction.
+        B's bias, DoRA's magnitude, VeLoRA's direction, KaSA's diagonal.
         """
         left = iter(tensors)
         return [
@@ -77,6 +85,7 @@ class Structure:
                 next(left) if branch.bias else None,
                 next(left) if branch.magnitude else None,
                 next(left) if branch.groups else None,
+                next(left) if branch.diagonal else None,
             )
             for branch in self.branches
         ]
@@ -89,27 +98,28 @@ class Structure:
     @property
     def transposed(self) -> bool:
         """Whether the weight is (in, out): of an embedding, whose inputs are its rows, too."""
-        return self.kind != "linear"
+        return self.kind in ("transposed", "embedding")
 
     @staticmethod
     @cache
     def parse(key: str) -> "Structure":
         """Read a key back; `Structure.parse(str(s)) == s`. Raises ValueError for any other text."""
-        whole = re.fullmatch(r"(\w+)(?:@(\d+))?(?:\*([\d.e+-]+))?\[(.+)\]", key)
+        whole = re.fullmatch(r"(\w+)(?:@(\d+))?(?:\*([\d.e+-]+))?(?:\((.+?)\))?\[(.+)\]", key)
         if whole is None:
             raise ValueError(f"`{key}` is not a site structure")
         branches = []
-        for text in whole[4].split("|"):
+        for text in whole[5].split("|"):
             branch = _BRANCH.fullmatch(text)
             if branch is None:
                 raise ValueError(f"`{text}` is not a branch of a site structure")
-            rank, dropout, compute, bias, magnitude, a, b, groups, scale = branch.groups()
+            rank, dropout, compute, bias, magnitude, diagonal, a, b, groups, scale = branch.groups()
             flags = bias is not None, magnitude is not None
             blocks = int(a or 1), int(b or 1)
-            velora = int(groups or 0), float(scale or 1)
-            branches.append(Branch(int(rank), float(dropout), compute, *flags, blocks, *velora))
+            more = int(groups or 0), float(scale or 1), diagonal is not None
+            branches.append(Branch(int(rank), float(dropout), compute, *flags, blocks, *more))
         padding = None if whole[2] is None else int(whole[2])
-        return Structure(whole[1], tuple(branches), padding, float(whole[3] or 1))
+        window = None if whole[4] is None else Window.parse(whole[4])
+        return Structure(whole[1], tuple(branches), padding, float(whole[3] or 1), window)
 
 
 def compute_dtype(compute: str, activation: torch.dtype) -> torch.dtype:

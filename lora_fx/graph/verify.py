@@ -11,7 +11,8 @@ Stage = Literal["captured", "adapted", "fused", "lowered"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 _TOKENS = frozenset({"lora_fx::replace_rows", "lora_fx::replace_columns"})
-_NAMES = ("shrink", "compressed_shrink", "lookup", "expand", "magnitude", "block_diagonal")
+_SHRINKS = ("shrink", "compressed_shrink", "convolve", "lookup")
+_NAMES = (*_SHRINKS, "expand", "magnitude", "block_diagonal", "diagonal")
 _NAMES += ("stack_shrink", "stack_expand")
 _GROUPED = frozenset({"lora_fx::grouped"})
 _BRANCHES = frozenset(f"lora_fx::{name}" for name in _NAMES)

@@ -2,12 +2,15 @@
 
     shrink(x, A, p, compute)          →  linear(dropout(x, p).to(d), A.to(d))
     compressed_shrink(x, A, v, …)     →  as in `graph/ops.py`
+    convolve(x, A, p, compute, w)     →  conv2d(pad(dropout(x, p).to(d)), A.to(d), …), as w says
     lookup(ids, A, padding, compute)  →  embedding(ids, Aᵀ, padding).to(d)
     expand(y, h, B, scalings, i, c)   →  y + linear((h * scalings[i]).to(d), B.to(d)).to(y.dtype)
         or, if B is cast to fewer bits  →  y + linear(h.to(d), (B * scalings[i]).to(d)).to(y.dtype)
+        where h and B have places (*, r, …), conv2d stands for the second linear
     stack_shrink(x, A, offsets, c)    →  matmul(x.to(d), A.to(d)ᵀ), or as `graph/grouped.py` says
     stack_expand(y, h, B, …)          →  as expand, likewise
     block_diagonal(weight, n)         →  block_diag(*chunk(weight, n))
+    diagonal(B, d)                    →  B * d
     magnitude(y, u, m, norms, b)      →  (y + (m / norms - 1) * (u - b)).to(y.dtype)
     replace_rows, replace_columns     →  as in `graph/ops.py`
     delta(W, A, B, scaling, t)        →  addmm(W, B.to(d) * scaling, A.to(d)), d that of W
@@ -25,8 +28,10 @@ from torch.fx import Graph, GraphModule, Node
 
 from lora_fx.graph import ops
 from lora_fx.graph.autocast import without_autocast
+from lora_fx.graph.convolution import Window
 from lora_fx.graph.grouped import grouped, is_fast, missing
 from lora_fx.graph.structure import ACTIVATION, compute_dtype
+from lora_fx.rewrite.convolved import convolved, pointwise_mapped
 from lora_fx.rewrite.driver import apply
 from lora_fx.rewrite.metadata import EXAMPLE, call, dtype
 from lora_fx.rewrite.rule import Match, Miss
@@ -80,6 +85,16 @@ def _compressed_shrink(graph: Graph, node: Node) -> Node:
         return call(graph, torch.add, h, nothing)
 
 
+def _convolve(graph: Graph, node: Node) -> Node:
+    x, A, dropout, compute, window = node.args
+    if dropout:
+        x = call(graph, F.dropout, x, dropout, True)
+    wanted = compute_dtype(compute, dtype(x))  # type: ignore[arg-type]
+    with _arithmetic(graph, x, compute):
+        x, A = _cast(graph, x, wanted), _cast(graph, A, wanted)
+        return convolved(graph, x, A, Window.parse(window))  # type: ignore[arg-type]
+
+
 def _lookup(graph: Graph, node: Node) -> Node:
     ids, A, padding, compute = node.args
     h = call(graph, F.embedding, ids, call(graph, "t", A), padding)
@@ -96,7 +111,8 @@ def _expand(graph: Graph, node: Node) -> Node:
             B = call(graph, torch.mul, B, scaling)
         else:
             h = call(graph, torch.mul, h, scaling)
-    delta = _linear(graph, h, B, compute, *biases)
+        h, B = _cast(graph, h, wanted), _cast(graph, B, wanted)
+        delta = pointwise_mapped(graph, h, B, *biases)  # type: ignore[arg-type]
     return call(graph, torch.add, y, _cast(graph, delta, dtype(y)))
 
 
@@ -146,6 +162,10 @@ def _block_diagonal(graph: Graph, node: Node) -> Node:
     return call(graph, torch.block_diag, *parts)
 
 
+def _diagonal(graph: Graph, node: Node) -> Node:
+    return call(graph, torch.mul, *node.args)
+
+
 def _magnitude(graph: Graph, node: Node) -> Node:
     y, u, m, norms, *bias = node.args
     own = call(graph, torch.sub, u, *bias) if bias else u
@@ -181,11 +201,13 @@ def _delta(graph: Graph, node: Node) -> Node:
 _LOWERED = (
     (ops.shrink, _shrink),
     (ops.compressed_shrink, _compressed_shrink),
+    (ops.convolve, _convolve),
     (ops.lookup, _lookup),
     (ops.expand, _expand),
     (ops.stack_shrink, _stack_shrink),
     (ops.stack_expand, _stack_expand),
     (ops.block_diagonal, _block_diagonal),
+    (ops.diagonal, _diagonal),
     (ops.magnitude, _magnitude),
     (ops.replace_rows, _replace_rows),
     (ops.replace_columns, _replace_columns),

@@ -7,8 +7,9 @@
              %h0, %h1 = torch.split(%h, [r0, r1], -1)
 
 x Aᵀ for stacked A is the stacked result, so outputs and gradients are those of the single
-products. Left alone: branches with dropout, since each draws a mask of its own, branches that
-compute in different dtypes, and factors that are views made later: of a parameter.
+products. So it is with `convolve`, whose features are before the places of its window. Left alone:
+branches with dropout, since each draws a mask of its own, branches that compute in different
+dtypes, or at different places, and factors that are views made later: of a parameter.
 """
 
 import operator
@@ -28,16 +29,17 @@ def share_shrinks(module: GraphModule) -> int:
     """Join the shrinks of each input; return how many joined shrinks were made."""
     joined = 0
     for part in graph_modules(module):
-        groups: dict[tuple[Node, str, torch.dtype], list[Node]] = defaultdict(list)
+        groups: dict[object, list[Node]] = defaultdict(list)
         for node in part.graph.nodes:
-            if node.target is ops.shrink and node.args[2] == 0.0:
-                x, A, _, compute = node.args
-                groups[x, compute, dtype(A)].append(node)
+            if node.target in (ops.shrink, ops.convolve) and node.args[2] == 0.0:
+                x, A, _, *how = node.args
+                kernel = A.meta[EXAMPLE].shape[1:]
+                groups[node.target, x, *how, kernel, dtype(A)].append(node)
         order = {node: place for place, node in enumerate(part.graph.nodes)}
-        for (x, compute, _), group in groups.items():
+        for group in groups.values():
             shrinks = [one for one in group if _is_made(one.args[1], before=group[0], order=order)]
             if len(shrinks) > 1:
-                _join(part.graph, x, compute, shrinks)
+                _join(part.graph, shrinks)
                 joined += 1
         part.graph.lint()
         part.recompile()
@@ -49,7 +51,9 @@ def _is_made(A: Any, before: Node, order: Mapping[Node, int]) -> bool:
     return A.target is ops.block_diagonal or order[A] < order[before]
 
 
-def _join(graph: Graph, x: Node, compute: str, shrinks: list[Node]) -> None:
+def _join(graph: Graph, shrinks: list[Node]) -> None:
+    x, first, *how = shrinks[0].args
+    features = 1 - first.meta[EXAMPLE].dim()  # type: ignore[union-attr]
     factors = [node.args[1] for node in shrinks]
     for A in factors:
         if A.target is ops.block_diagonal:  # type: ignore[union-attr]
@@ -57,8 +61,8 @@ def _join(graph: Graph, x: Node, compute: str, shrinks: list[Node]) -> None:
     ranks = [A.meta[EXAMPLE].shape[0] for A in factors]  # type: ignore[union-attr]
     with graph.inserting_before(shrinks[0]):
         stacked = call(graph, torch.cat, factors)
-        h = call(graph, ops.shrink, x, stacked, 0.0, compute)
-        split = call(graph, torch.split, h, ranks, -1)
+        h = call(graph, shrinks[0].target, x, stacked, *how)
+        split = call(graph, torch.split, h, ranks, features)
         parts = [call(graph, operator.getitem, split, i) for i in range(len(ranks))]
     provenance = {**_common(shrinks), "rule": "share_shrinks"}
     for node in (stacked, h, split, *parts):

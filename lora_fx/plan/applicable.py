@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from lora_fx.diagnostics import Diagnostic, Span
 from lora_fx.plan.kinds import Kind
-from lora_fx.plan.sites import SitePlan
+from lora_fx.plan.sites import CHANGES_BASE, SitePlan
 from lora_fx.plan.variants import named_blocks
 from lora_fx.spec.attributes import INITS, VARIANTS
 
@@ -18,7 +18,8 @@ _INITS: dict[Kind, frozenset[str]] = {
     "parameter": _PLAIN_INITS,
 }
 _VARIANTS: dict[Kind, frozenset[str]] = {
-    **dict.fromkeys(_LINEAR, frozenset(VARIANTS)),
+    "linear": frozenset(VARIANTS),
+    "transposed": frozenset(VARIANTS) - {"kasa"},
     "embedding": frozenset({"lora", "dora"}),
     "conv": frozenset({"lora", "dora"}),
     "attention": frozenset({"lora"}),
@@ -65,6 +66,9 @@ def _of_kind(site: SitePlan) -> Iterator[tuple[str, str, str]]:
 
 def _combined(site: SitePlan) -> Iterator[tuple[str, str, str]]:
     variant, init = site.variant.name, site.init.name
+    if variant == "dora" and site.layer.groups > 1:
+        message = "a convolution with groups has no variant `dora`"
+        yield "variant", message, f"{site.layer.groups} groups"
     if site.lora_bias and variant != "lora":
         yield "lora_bias", f"`lora_bias` and variant `{variant}` do not go together", "both set"
     if variant == "dora" and site.tie and site.layer.kind == "embedding":
@@ -74,7 +78,7 @@ def _combined(site: SitePlan) -> Iterator[tuple[str, str, str]]:
         yield "init", f"init `{init}` and variant `bdlora` do not go together", "both set"
     if init == "mica" and variant != "lora":
         yield "init", f"init `mica` and variant `{variant}` do not go together", "both set"
-    if site.changes_base and variant not in _ON_A_CHANGED_BASE:
+    if init in CHANGES_BASE and variant not in _ON_A_CHANGED_BASE:
         yield "init", f"init `{init}` and variant `{variant}` do not go together", "both set"
     if init in ("mica", "loftq") and site.lora_bias:
         yield "init", f"init `{init}` and `lora_bias` do not go together", "both set"
@@ -90,7 +94,7 @@ def _of_rank(site: SitePlan) -> Iterator[tuple[str, str, str]]:
     if rank % layer.groups:
         message = f"the rank must be a multiple of the {layer.groups} groups"
         yield "rank", message, f"is {rank}"
-    if site.changes_base and site.scaling <= 0:
+    if site.init.name in CHANGES_BASE and site.scaling <= 0:
         message = f"init `{site.init.name}` needs a scaling above 0"
         yield (
             ("scaling" if "scaling" in site.settings else "alpha"),

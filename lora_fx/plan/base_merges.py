@@ -50,6 +50,15 @@ def _faults(
         others = sharing.get(site.name, [])
         if others and not site.tie:
             yield _shared(merge, site, others[0], modules)
+        if site.layer.groups > 1:
+            yield Diagnostic(
+                "cannot-apply",
+                f"merge `{merge.name}` goes into a convolution with groups",
+                merge.span,
+                f"`{site.name}` has {site.layer.groups}, and the adapter sees the inputs of all",
+                ((site.rule, "adapted here"),),
+                help="merge into an adapter: leave `into = base` out",
+            )
         if site.fqn in packed and not merge.dequantize:
             yield Diagnostic(
                 "cannot-apply",

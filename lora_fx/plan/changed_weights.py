@@ -22,9 +22,10 @@ def changed_weight_faults(adapters: Sequence[AdapterPlan], modules: Modules) -> 
     changing: dict[str, SitePlan] = {}
     faults = []
     for site in (site for adapter in adapters for site in adapter.sites):
-        if site.init.name in LOOKS_AT_BASE and site.fqn in packed:
-            message = f"init `{site.init.name}` cannot be computed of a quantised weight"
-            help = "load the base without quantisation, or write another init"
+        looks = site.init.name in LOOKS_AT_BASE or site.changes_base
+        if looks and site.fqn in packed:
+            message = f"{_what(site)} cannot be computed of a quantised weight"
+            help = f"load the base without quantisation, or write another {_attribute(site)}"
             faults.append(_fault(site, message, f"`{site.name}` is packed", help))
         elif site.changes_base:
             faults += _of_change(site, sharing, changing, modules)
@@ -38,18 +39,18 @@ def _of_change(
     changing: dict[str, SitePlan],
     modules: Modules,
 ) -> Iterator[Diagnostic]:
-    what = f"init `{site.init.name}` changes the base's weight"
+    what = f"{_what(site)} changes the base's weight"
     first = changing.setdefault(site.fqn, site)
     if first is not site:
         label = f"`{first.adapter}` changes that of `{site.fqn}` too"
-        help = "let one of the adapters start with another init"
+        help = f"let one of the adapters have another {_attribute(site)}"
         message = f"{what}, and only one adapter can"
         there = ((_span(first), "changed here"),)
         yield _fault(site, message, label, help, there)
     others = sharing.get(site.fqn, [])
     if others:
         replicated = all(modules.place(name) is not None for name in (site.fqn, others[0]))
-        help = "write another init"
+        help = f"write another {_attribute(site)}"
         if replicated:
             help = "write `share = nothing` in `layers`, so that copies have weights of their own"
         label = f"that of `{site.fqn}` is also `{others[0]}`'s"
@@ -85,5 +86,15 @@ def _fault(
     return Diagnostic("cannot-apply", message, _span(site), label, secondary, help=help)
 
 
+def _attribute(site: SitePlan) -> str:
+    """Return what it is of a site that looks at the weight."""
+    return "init" if site.init.name in LOOKS_AT_BASE else "variant"
+
+
+def _what(site: SitePlan) -> str:
+    return f"{_attribute(site)} `{getattr(site, _attribute(site)).name}`"
+
+
 def _span(site: SitePlan) -> Span:
-    return site.settings["init"].span if "init" in site.settings else site.rule
+    name = _attribute(site)
+    return site.settings[name].span if name in site.settings else site.rule

@@ -63,8 +63,17 @@ class Layer:
                 }
 
 
+def has_computed_weight(module: nn.Module) -> bool:
+    """Whether a module's weight is made of other parameters (`torch.nn.utils.parametrize`)."""
+    return "weight" not in module._parameters and isinstance(
+        getattr(module, "weight", None), Tensor
+    )
+
+
 def layer_of(module: nn.Module) -> Layer | None:
     """Return a module as a layer to adapt, or None if it is none."""
+    if has_computed_weight(module):
+        return None
     match module:
         case nn.Linear() if not isinstance(module, NonDynamicallyQuantizableLinear):
             packed = not module.weight.is_floating_point() or hasattr(module.weight, "quant_state")

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.graph.room import ROOM
-from lora_fx.plan.gradients import tensors_with_gradients
 from lora_fx.plan.offloaded import distinct_parameters
 from lora_fx.plan.optimizer_state import state_bytes
 from lora_fx.plan.quantization import QuantizedModule
@@ -67,7 +66,7 @@ def estimate(
         added += sum((site.parameters + site.kept) * _width(site.dtype) for site in adapter.sites)
         added += sum(weight.nbytes for weight in _changed(tree, adapter, augmented))
         trained += [size for is_trained, size in of_base if is_trained]
-        trained += _of_sites(adapter, optimizer)
+        trained += _of_sites(adapter)
     return Memory(
         sum(sizes.values()),
         added,
@@ -79,10 +78,11 @@ def estimate(
 def merged_bytes(tree: nn.Module, adapters: Iterable[AdapterPlan]) -> int:
     """Return the bytes that weights take a second time while all adapters are merged into them.
 
-    Packed weights are not merged into.
+    Packed weights are not merged into, nor are convolutions with groups.
     """
     held: dict[int, int] = {}
-    for site in (site for adapter in adapters for site in adapter.sites):
+    sites = (site for adapter in adapters for site in adapter.sites)
+    for site in (s for s in sites if s.layer.groups == 1):
         module = tree.get_submodule(site.fqn)
         weight = site.parameter or "weight"
         names = (weight, "bias") if site.lora_bias else (weight,)
@@ -108,10 +108,10 @@ def scales_of(tensor: Tensor) -> Iterator[Tensor]:
         state = getattr(state, "state2", None)
 
 
-def _of_sites(adapter: AdapterPlan, optimizer: OptimizerSpec | None) -> Iterator[_Size]:
+def _of_sites(adapter: AdapterPlan) -> Iterator[_Size]:
     """Yield the tensors of sites that get gradients."""
     for site in adapter.sites:
-        for name in tensors_with_gradients(site, optimizer):
+        for name in site.trained_tensors:
             yield _Size(math.prod(site.tensors[name]), _width(site.dtype))
 
 

@@ -26,8 +26,8 @@ _Parts = Mapping[str, Sequence[_Part]]
 def merge_faults(merges: Sequence[MergeSpec], adapters: Sequence[AdapterPlan]) -> list[Diagnostic]:
     """Refuse ranks that a method cannot merge, and those that no layer has room for.
 
-    All methods but `cat` and those by an SVD sum A and B by themselves, so that the ranks at a site
-    must be one (PEFT's `add_weighted_adapter`). `merges` come each after those it takes from.
+    Methods that sum A and B by themselves need one rank at a site (PEFT's `add_weighted_adapter`);
+    the others are of the products B A. `merges` come each after those it takes from.
     """
     ranks = {adapter.name: _of_adapter(adapter) for adapter in adapters}
     faults: list[Diagnostic] = []
@@ -45,7 +45,7 @@ def _of_adapter(adapter: AdapterPlan) -> dict[str, _Part]:
     return {
         site.name: _Part(
             adapter.name,
-            site.rank,
+            site.rank_of_change,
             site.layer,
             site.settings["rank"].span if "rank" in site.settings else site.rule,
         )
@@ -54,20 +54,23 @@ def _of_adapter(adapter: AdapterPlan) -> dict[str, _Part]:
 
 
 def _any_ranks(merge: MergeSpec) -> bool:
-    return merge.method.name == "cat" or merge.method.name.endswith("svd")
+    name = merge.method.name
+    exact = name == "linear" and not merge.method.argument("cross_terms")
+    return exact or name == "cat" or name.endswith("svd")
 
 
 def _different(merge: MergeSpec, parts: _Parts) -> Iterator[Diagnostic]:
     for site, here in parts.items():
         if _any_ranks(merge) or len({part.rank for part in here}) == 1:
             continue
+        terms = " with `cross_terms`" if merge.method.name == "linear" else ""
         yield Diagnostic(
             "cannot-apply",
-            f"method `{merge.method.name}` merges adapters of one rank",
+            f"method `{merge.method.name}`{terms} merges adapters of one rank",
             merge.span,
             f"{' and '.join(f'`{part.term}` has {part.rank}' for part in here)} at `{site}`",
             tuple((part.span, f"`{part.term}` has rank {part.rank}") for part in here),
-            help="write `method = cat` or `method = svd`, which merge any ranks",
+            help="`linear`, `cat` and `svd` merge any ranks",
         )
 
 
@@ -79,10 +82,22 @@ def _too_large(merge: MergeSpec, parts: _Parts) -> Iterator[Diagnostic]:
             yield Diagnostic(
                 "rank-too-large", message, merge.span, f"at most {largest} at `{site}`"
             )
+        elif merge.rank is not None and merge.rank % here[0].layer.groups:
+            groups = here[0].layer.groups
+            message = f"the rank must be a multiple of the {groups} groups"
+            label = f"is {merge.rank} at `{site}`"
+            yield Diagnostic("cannot-apply", message, merge.span, label)
 
 
 def _merged(merge: MergeSpec, here: Sequence[_Part]) -> _Part:
-    """Return what comes out at a site: the sum of the ranks, or by an SVD the largest of them."""
-    ranks = [part.rank for part in here]
-    rank = merge.rank or (sum(ranks) if merge.method.name == "cat" else max(ranks))
-    return _Part(merge.name, rank, here[0].layer, merge.span)
+    """Return what comes out at a site: the sum of the ranks, or by an SVD the largest of them.
+
+    `linear` needs no more of the sum than the layer has room for.
+    """
+    ranks, layer = [part.rank for part in here], here[0].layer
+    rank = max(ranks)
+    if merge.method.name == "cat":
+        rank = sum(ranks)
+    elif merge.method.name == "linear" and _any_ranks(merge):
+        rank = min(sum(ranks), layer.largest_rank)
+    return _Part(merge.name, merge.rank or rank, layer, merge.span)

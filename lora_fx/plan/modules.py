@@ -63,6 +63,16 @@ def modules_of(model: nn.Module) -> Modules:
     )
 
 
+def input_embedding(model: Any) -> nn.Module | None:
+    """Return what a model says its inputs enter by; an image model may say nothing."""
+    if not hasattr(model, "get_input_embeddings"):
+        return None
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+
+
 def linear_modules(model: nn.Module) -> frozenset[str]:
     """Return the fqns of all linear layers but the output head (PEFT's `all-linear`)."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from lora_fx.diagnostics import Diagnostic
-from lora_fx.plan.modules import Modules, modules_of
+from lora_fx.plan.modules import Modules, input_embedding, modules_of
 from lora_fx.plan.replication import replicate_layers
 from lora_fx.plan.selectors import select
 from lora_fx.plan.skeleton import ModelLike, structure_of, tree_of
@@ -60,7 +60,7 @@ def _tree(config: PeftConfig, model: ModelLike | None) -> nn.Module:
 
 def _embedding(tree: Any, modules: Modules) -> tuple[str | None, frozenset[str]]:
     """Return the input embedding's name, and those of the modules that share its weight."""
-    layer = tree.get_input_embeddings() if hasattr(tree, "get_input_embeddings") else None
+    layer = input_embedding(tree)
     names = [fqn for fqn, module in modules.by_fqn.items() if module is layer]
     weight = getattr(layer, "weight", None)
     tied = (

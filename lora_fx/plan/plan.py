@@ -14,6 +14,7 @@ from lora_fx.plan.changed_weights import changed_weight_faults
 from lora_fx.plan.checks import failed_checks
 from lora_fx.plan.explain import Part, explain
 from lora_fx.plan.lock_differences import lock_differences
+from lora_fx.plan.lora_fa import lora_fa_faults, with_frozen_A
 from lora_fx.plan.memory import Memory, count_elements, estimate, merged_bytes
 from lora_fx.plan.merges import merge_faults
 from lora_fx.plan.modules import modules_of
@@ -154,7 +155,8 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
     for adapter in spec.adapters:
         try:
             own = with_own_targets(adapter, tree)
-            adapters.append(plan_adapter(own, modules, diagnostics, own is not adapter))
+            planned = plan_adapter(own, modules, diagnostics, own is not adapter)
+            adapters.append(with_frozen_A(planned, spec.optimizer))
         except LoraFxError as error:
             diagnostics += error.diagnostics
     order = {name: i for i, name in enumerate((*modules.by_fqn, *modules.parameters))}
@@ -180,6 +182,7 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
     diagnostics += _slot_faults(plan) + merge_faults(spec.merges, adapters)
     diagnostics += changed_weight_faults(adapters, modules)
     diagnostics += two_way_faults(site for adapter in adapters for site in adapter.sites)
+    diagnostics += lora_fa_faults(adapters, spec.optimizer)
     diagnostics += base_merge_faults(spec.merges, adapters, quantized, modules)
     if not any(d.severity == "error" for d in diagnostics):
         diagnostics += failed_checks(spec.checks, _totals(plan), modules)

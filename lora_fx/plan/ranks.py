@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
-from lora_fx.plan.variants import frozen, tensors
+from lora_fx.plan.variants import tensors
 from lora_fx.spec.expressions import Word
 
 
@@ -27,7 +27,7 @@ def _with_rank(site: SitePlan, rank: int) -> SitePlan:
     if "scaling" in site.settings and not site.rslora and site.scaling != _standard(site):
         scaling = site.scaling
     new = replace(site, rank=rank, alpha=alpha, scaling=scaling, tensors={})
-    return replace(new, tensors=tensors(new), frozen=frozen(new))
+    return replace(new, tensors=tensors(new))
 
 
 def _standard(site: SitePlan) -> float | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.alike import once_each
+from lora_fx.plan.kinds import has_computed_weight
 from lora_fx.plan.modules import Modules
 from lora_fx.plan.names import Names
 from lora_fx.plan.selectors import Selection, select
@@ -166,6 +167,8 @@ def _unsupported_layer(name: str, modules: Modules, rule: Target) -> Diagnostic:
             shape = tuple(parameter.shape)
             message = f"a parameter of shape {shape} is no matrix and no stack of matrices"
         help = "narrow the pattern"
+    elif has_computed_weight(owner):
+        message = f"the weight of `{name}` is computed from others, so that none can be adapted"
     elif hasattr(owner, "in_features"):
         message = f"`{kind}` modules are never called, so that they cannot be adapted"
         help = f'leave it out: `except "{name}"`'

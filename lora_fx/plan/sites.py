@@ -64,13 +64,23 @@ class SitePlan:
 
     @property
     def changes_base(self) -> bool:
-        """Whether the init changes the base weight."""
-        return self.init.name in CHANGES_BASE
+        """Whether the init, or KaSA, changes the base weight."""
+        return self.init.name in CHANGES_BASE or self.variant.name == "kasa"
 
     @property
     def takes_from_base(self) -> bool:
         """Whether what the init changes of the base weight is what the adapter starts with."""
         return self.init.name in TAKES_FROM_BASE
+
+    @property
+    def rank_of_change(self) -> int:
+        """The rank of all that the adapter does to the base's own weight."""
+        return 2 * self.rank if self.changes_base and not self.replaces_base else self.rank
+
+    @property
+    def replaces_base(self) -> bool:
+        """Whether the init puts another weight in the place of the base's."""
+        return self.init.name in CHANGES_BASE - TAKES_FROM_BASE
 
     @property
     def kept(self) -> int:
@@ -91,6 +101,9 @@ class SitePlan:
     @property
     def trained(self) -> int:
         """Elements that training changes."""
-        if not self.trainable:
-            return 0
-        return self.parameters - sum(math.prod(self.tensors[name]) for name in self.frozen)
+        return sum(math.prod(self.tensors[name]) for name in self.trained_tensors)
+
+    @property
+    def trained_tensors(self) -> tuple[str, ...]:
+        """Names of the tensors that training changes."""
+        return tuple(n for n in self.tensors if self.trainable and n not in self.frozen)

@@ -2,13 +2,12 @@
 
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
 from lora_fx.plan.alike import once_each
-from lora_fx.plan.modules import Modules
+from lora_fx.plan.modules import Modules, input_embedding
 from lora_fx.plan.selectors import Selection, is_inside, match
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.evaluate import evaluate, no_environment
@@ -132,8 +131,7 @@ def _embeddings(tokens: Tokens, modules: Modules) -> list[str]:
             message = f"`{tokens.atom}` matches no module of the model"
             raise LoraFxError((Diagnostic("unmatched-target", message, tokens.atom.span),))
         return matched
-    model: Any = modules.tree
-    inputs = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    inputs = input_embedding(modules.tree)
     found = [fqn for fqn, module in modules.by_fqn.items() if module is inputs]
     if not found:
         message = "the model does not say which embedding its tokens enter by"

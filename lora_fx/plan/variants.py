@@ -16,9 +16,7 @@ def tensors(site: SitePlan) -> dict[str, tuple[int, ...]]:
         shapes["lora_B.bias"] = (site.out_features,)
     match site.variant.name:
         case "dora":
-            ones = (1,) * len(site.layer.kernel)
-            high = (site.out_features,)
-            shapes["lora_magnitude_vector"] = (1, *high, *ones) if ones else high
+            shapes["lora_magnitude_vector"] = magnitude_shape(site)
         case "kasa":
             shapes["lora_diag"] = (site.rank,)
         case "monteclora":
@@ -29,6 +27,12 @@ def tensors(site: SitePlan) -> dict[str, tuple[int, ...]]:
         case "bdlora":
             return shapes | _block_diagonal(site)
     return shapes
+
+
+def magnitude_shape(site: SitePlan) -> tuple[int, ...]:
+    """Return the shape of DoRA's magnitude: (out,), of a convolution (1, out, 1…)."""
+    ones = (1,) * len(site.layer.kernel)
+    return (1, site.out_features, *ones) if ones else (site.out_features,)
 
 
 def frozen(site: SitePlan) -> frozenset[str]:

@@ -6,7 +6,7 @@
 
 z = y + Σᵢ sᵢ ((dropᵢ(x) Aᵢᵀ) Bᵢᵀ + bᵢ)    x: (*, in)  A: (r, in)  B: (out, r)  y: (*, out)
 Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3; several adapters add up. At an embedding `lookup`
-stands for `shrink`: x would be one-hot.
+stands for `shrink`: x would be one-hot. At a convolution `convolve` does.
 
 With a magnitude m (Liu et al. 2024, arXiv 2402.09353, eq. 5) a branch makes of W x, which is y
 without the base's bias, (m / n) (W + s B A) x, and adds what that is more:
@@ -16,20 +16,25 @@ without the base's bias, (m / n) (W + s B A) x, and adds what that is more:
              %z = lora_fx.magnitude(%u, %u, %m, %n, %base_bias)
 
 Behind another branch the first argument is what that one left, with this one's expand added to it.
-With dropout, y is replaced by W drop(x), which is computed for it, in the second.
+With dropout, y is replaced by W drop(x), which is computed for it, in the second. The norms at a
+convolution are of factors and weight seen as matrices, and one for each channel.
 
-Factors that consist of blocks become whole matrices first: `lora_fx.block_diagonal(%A, 2)`.
+Factors that consist of blocks become whole matrices first: `lora_fx.block_diagonal(%A, 2)`. A
+diagonal d between B and A scales the columns of B: `lora_fx.diagonal(%B, %d)`.
 
 In a stack of matrices, of experts, these are `stack_shrink` and `stack_expand`.
 
 Holds: with B and b zero, and m the norms of W, the outputs are unchanged.
 """
 
+import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
 from lora_fx.graph import ops
+from lora_fx.graph.convolution import Window
 from lora_fx.graph.structure import Structure
+from lora_fx.rewrite.convolved import convolved
 from lora_fx.rewrite.metadata import call
 from lora_fx.rewrite.rule import Match, Miss
 
@@ -51,13 +56,19 @@ class ExpandSites:
         structure: Structure = match["structure"]
         if structure.is_stack:
             return _stack(graph, match.node, structure)
-        value = y
-        for i, (A, B, bias, m, v) in enumerate(structure.params(params)):  # type: ignore[arg-type]
+        value, window = y, structure.window
+        dealt = structure.params(params)  # type: ignore[arg-type]
+        flat = {}
+        if window is not None and base:
+            of_dora = (t for A, B, _, m, *_ in dealt if m is not None for t in (A, B))
+            flat = {t: call(graph, torch.flatten, t, 1) for t in (base[0], *of_dora)}  # type: ignore[index]
+        for i, (A, B, bias, m, v, d) in enumerate(dealt):
             branch = structure.branches[i]
             A, B = (
                 call(graph, ops.block_diagonal, factor, blocks) if blocks > 1 else factor
                 for factor, blocks in zip((A, B), branch.blocks, strict=True)
             )
+            B = B if d is None else call(graph, ops.diagonal, B, d)
             drawn, dropout = x, branch.dropout
             if m is not None and dropout:
                 drawn, dropout = call(graph, F.dropout, x, dropout, True), 0.0
@@ -66,6 +77,8 @@ class ExpandSites:
             elif v is not None:
                 compression = v, branch.groups, branch.scale, dropout, branch.compute
                 h = call(graph, ops.compressed_shrink, x, A, *compression)
+            elif window is not None:
+                h = call(graph, ops.convolve, drawn, A, dropout, branch.compute, str(window))
             else:
                 h = call(graph, ops.shrink, drawn, A, dropout, branch.compute)
             with_bias = () if bias is None else (bias,)
@@ -75,10 +88,12 @@ class ExpandSites:
                 W, *base_bias = base  # type: ignore[misc]
                 own = y
                 if drawn is not x:
-                    own, base_bias = call(graph, F.linear, drawn, W), []
+                    own, base_bias = _applied(graph, drawn, W, window), []
                 u = value if own is before else call(graph, ops.expand, own, *factors)
-                norms = call(graph, ops.norms, W, A, B, scalings, i, structure.factor)
-                value = call(graph, ops.magnitude, value, u, m, norms, *base_bias)
+                matrices = (flat.get(t, t) for t in (W, A, B))
+                norms = call(graph, ops.norms, *matrices, scalings, i, structure.factor)
+                own_values = (_by_channel(graph, t, window) for t in (m, norms, *base_bias))
+                value = call(graph, ops.magnitude, value, u, *own_values)
         return value  # type: ignore[return-value]
 
 
@@ -90,3 +105,17 @@ def _stack(graph: Graph, node: Node, structure: Structure) -> Node:
         h = call(graph, ops.stack_shrink, x, A, offsets, compute)
         value = call(graph, ops.stack_expand, value, h, B, scalings, i, compute, offsets)
     return value  # type: ignore[return-value]
+
+
+def _applied(graph: Graph, x: object, W: object, window: Window | None) -> Node:
+    """Apply the base's weight."""
+    if window is None:
+        return call(graph, F.linear, x, W)
+    return convolved(graph, x, W, window)
+
+
+def _by_channel(graph: Graph, values: object, window: Window | None) -> object:
+    """Lay one value for each channel along an output's channels."""
+    if window is None:
+        return values
+    return call(graph, torch.reshape, values, (-1, *(1,) * window.dimensions))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.bind import activate, bind, remove, require_compatible
@@ -17,10 +17,12 @@ from lora_fx.adapters.peft.task import task_of
 from lora_fx.adapters.peft.write import folder_config, write
 from lora_fx.adapters.undo import undone_on_error
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.lora_fa import lora_fa_faults, with_frozen_A
 from lora_fx.plan.memory import count_elements
 from lora_fx.plan.offloaded import distinct_parameters
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
+from lora_fx.runtime.auxiliary_loss import auxiliary_loss
 from lora_fx.runtime.saved_spec import save_spec
 from lora_fx.runtime.status import LayerStatus, ModelStatus, layer_status, model_status
 from lora_fx.spec.together import together
@@ -104,10 +106,18 @@ class AdapterMethods(_Base):
         self._require_base_unmerged(loaded.plan)
         with undone_on_error(self, live_tensors(self, adapter_name).values()):
             if adapter_name not in self.lora_fx_adapters:
-                plan = loaded.plan.with_trainable(is_trainable)
+                plan = self._planned(loaded.plan.with_trainable(is_trainable))
                 bind(self, plan, without_values)
                 self.lora_fx_adapters = {**self.lora_fx_adapters, adapter_name: plan}
             self._overwrite(adapter_name, loaded)
+
+    def _planned(self, plan: AdapterPlan) -> AdapterPlan:
+        """Return an adapter's plan as the spec's optimizer trains it."""
+        optimizer = self.lora_fx_plan.spec.optimizer
+        faults = lora_fa_faults((plan,), optimizer)
+        if faults:
+            raise LoraFxError(faults)
+        return with_frozen_A(plan, optimizer)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; if none stays active, the first one left becomes active.
@@ -166,6 +176,14 @@ class AdapterMethods(_Base):
             write_adapter(self, plan, beside / inside, save_embedding_layers, folder / inside)
         save_spec(beside, folder, self.lora_fx_plan.spec)
 
+    def auxiliary_loss(self) -> Tensor | None:
+        """Return what variants of the active adapters add to the loss of a batch, None if nothing.
+
+        KaSA's regularisation. A Hugging Face model adds it to its loss in training by itself.
+        """
+        on = self.lora_fx_active if self.lora_fx_enabled else ()
+        return auxiliary_loss(self, [self.lora_fx_adapters[name] for name in on])
+
     def _plans(self) -> list[AdapterPlan]:
         return list(self.lora_fx_adapters.values())
 
@@ -218,9 +236,10 @@ class AdapterMethods(_Base):
         """Put a file's values and scalings in the place of an adapter's own; dropout stays."""
         placed = dict(storage.sites(self))
         for site in loaded.plan.sites:
-            known = placed[site.name].lora_arithmetic
+            here = placed[site.name]
             new = {"alpha": site.alpha, "scaling": site.scaling, "rslora": site.rslora}
-            known[adapter] = replace(known[adapter], **new)
+            arithmetic = replace(here.lora_arithmetic[adapter], **new)
+            storage.compute_as(self, here, adapter, arithmetic)
         overwrite(self, adapter, loaded.tensors)
         self._activate()
 

@@ -9,14 +9,14 @@ from lora_fx.adapters.combine.operators import Method
 from lora_fx.adapters.undo import undone_on_error
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.adapter_methods import check_name
-from lora_fx.runtime.merge_methods import MergeMethods
+from lora_fx.runtime.live_methods import LiveMethods
 
 _PLAIN = ("cat", "linear", "svd")
 _OPERATORS = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
 METHODS = (*_PLAIN, *_OPERATORS, *(f"{name}_svd" for name in _OPERATORS))
 
 
-class CombineMethods(MergeMethods):
+class CombineMethods(LiveMethods):
     """Mixin for the root of a compiled model."""
 
     def add_weighted_adapter(
@@ -30,14 +30,18 @@ class CombineMethods(MergeMethods):
         density: float | None = None,
         majority_sign_method: Literal["total", "frequency"] = "total",
         seed: int = 0,
+        cross_terms: bool = False,
     ) -> None:
         """Add the weighted combination of adapters as an adapter, not active and not trained.
 
-        The arguments are PEFT's. `cat` is the exact sum Σ wᵢ sᵢ Bᵢ Aᵢ, `svd` the best of rank
-        `svd_rank` (by default the largest of the ranks) to it; the others are in
-        `adapters/combine/`. Whatever the adapters' scalings, that of the new one is 1. Biases of B
-        are summed; of copies, biases and rows what they change of the base is. `seed` says what
-        `dare` drops. Weight 1 of one adapter is that adapter.
+        The arguments are PEFT's. `cat` and `linear` are the exact sum Σ wᵢ sᵢ Bᵢ Aᵢ, `cat` of the
+        sum of the ranks and `linear` of no more than a layer has room for; `svd` is the best of
+        rank `svd_rank` (by default the largest of the ranks) to it; the others are in
+        `adapters/combine/`. PEFT's `linear` sums A and B by themselves, so that products of Bᵢ and
+        Aⱼ are in it: `cross_terms` asks for that. Whatever the adapters' scalings, that of the new
+        one is 1. Of DoRA adapters it is one too, and exactly W + Σ wᵢ (Wᵢ − W). Biases of B are
+        summed; of copies, biases and rows what they change of the base is. `seed` says what `dare`
+        drops. Weight 1 of one adapter is that adapter.
 
         Raises LoraFxError, with nothing changed, for unknown adapters, a name that is taken, and
         what cannot be combined.
@@ -54,9 +58,13 @@ class CombineMethods(MergeMethods):
         if svd_rank is not None and not combination_type.endswith("svd"):
             message = f"`{combination_type}` takes no `svd_rank`"
             faults.append(Diagnostic("cannot-combine", message, help='combine by "svd"'))
+        if cross_terms and combination_type != "linear":
+            message = f"`{combination_type}` takes no `cross_terms`"
+            faults.append(Diagnostic("cannot-combine", message, help='they are of "linear"'))
         if faults:
             raise LoraFxError(faults)
-        method = Method(combination_type, 1.0 if density is None else density, majority_sign_method)
+        share = 1.0 if density is None else density
+        method = Method(combination_type, share, majority_sign_method, cross_terms)
         self._add_combined(
             adapter_name,
             dict(zip(adapters, weights, strict=True)),

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -22,6 +23,7 @@ from lora_fx.adapters.changed_weight import rebase_by_name
 from lora_fx.adapters.peft.keys import adapter_tensors
 from lora_fx.adapters.peft.write import folder_config
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.runtime.auxiliary_loss import with_auxiliary_loss
 from lora_fx.runtime.combine_methods import CombineMethods
 from lora_fx.runtime.uncalled import run_watched
 from lora_fx.spec.together import together
@@ -114,10 +116,15 @@ class HuggingFace(CombineMethods, _Base):  # type: ignore[override]
             super().disable_input_require_grads()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model; while its layers are recomputed in backward there is no cache to fill."""
+        """Run the model; while its layers are recomputed in backward there is no cache to fill.
+
+        In training its loss has in it what variants add to it: `auxiliary_loss`.
+        """
         if self.training and self.lora_fx_recomputes and _takes_use_cache(type(self)):
             kwargs["use_cache"] = False
-        return run_watched(self, super().forward, args, kwargs)
+        result = run_watched(self, super().forward, args, kwargs)
+        extra = self.auxiliary_loss() if self.training and torch.is_grad_enabled() else None
+        return result if extra is None else with_auxiliary_loss(result, extra, kwargs)
 
     def _set_gradient_checkpointing(  # type: ignore[override]
         self,

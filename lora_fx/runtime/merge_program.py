@@ -67,7 +67,8 @@ def _run(inputs: "_Inputs") -> Sequence[Tensor]:
 def _is_product(site: Site, adapter: str) -> bool:
     """Whether what an adapter adds to the weight is s B A as its factors lie in memory."""
     branch, arithmetic = site.lora_branches[adapter], site.lora_arithmetic[adapter]
-    return branch.magnitude is None and arithmetic.blocks == (1, 1)
+    whole = branch.magnitude is None and branch.diagonal is None
+    return whole and arithmetic.blocks == (1, 1)
 
 
 def _dense(site: Site, adapters: Sequence[str], weight: Tensor | None) -> dict[str, Tensor]:
@@ -77,17 +78,18 @@ def _dense(site: Site, adapters: Sequence[str], weight: Tensor | None) -> dict[s
     """
     given = weight_for(site, adapters) if weight is None else weight
     here = [name for name in adapters if name in site.lora_branches]
-    straight = _kind(site) == "linear"
-    W = given.detach() if straight else given.detach().t()
+    W = given.detach().t() if site.lora_turned else given.detach().flatten(1)
     deltas = [effective_delta(site, name, W) for name in here]
     wide = reduce(torch.promote_types, (given.dtype, *(delta.dtype for delta in deltas)))
     total = sum(deltas[1:], deltas[0]).to(wide)
-    results = {"weight": given.to(wide) + (total if straight else total.t())}
+    delta = total.t() if site.lora_turned else total.view(given.shape)
+    results = {"weight": given.to(wide) + delta}
     biased = [name for name in here if site.lora_branches[name].has_bias]
     if biased:
         results["bias"] = source(site, "bias", adapters).to(wide)
         for name in biased:
             bias = site.lora_branches[name].B.bias
+            assert bias is not None
             results["bias"] = results["bias"] + site.lora_arithmetic[name].scaling * bias
     return {name: tensor.to(given.dtype) for name, tensor in results.items()}
 
@@ -189,11 +191,8 @@ class _Inputs:
 
 
 def _kind(site: Site) -> str:
-    if isinstance(site, ParameterSite):
-        return "transposed" if site.lora_layer.turned else "linear"
-    if site.lora_kind == "linear" and not isinstance(site, torch.nn.Linear):
-        return "transposed"
-    return site.lora_kind
+    turned = site.lora_turned and site.lora_kind in ("linear", "parameter")
+    return "transposed" if turned else site.lora_kind.replace("parameter", "linear")
 
 
 def _merge(graph: Graph, structure: Structure, inputs: Sequence[Node]) -> list[Node]:
@@ -203,7 +202,7 @@ def _merge(graph: Graph, structure: Structure, inputs: Sequence[Node]) -> list[N
     products = Structure(structure.kind, tuple(Branch(b.rank) for b in structure.branches))
     dealt = structure.params(factors)
     params = [factor for A, B, *_ in dealt for factor in (A, B)]
-    results = [call(graph, ops.merge, weight, params, scalings, str(products))]
+    results = [_merged(graph, weight, params, scalings, products)]
     bias = inputs[2 + of_branches :]
     if bias:
         value = call(graph, "to", bias[0], dtype(scalings))
@@ -213,6 +212,18 @@ def _merge(graph: Graph, structure: Structure, inputs: Sequence[Node]) -> list[N
                 value = call(graph, torch.add, value, call(graph, torch.mul, own, scaling))
         results.append(call(graph, "to", value, dtype(bias[0])))
     return results
+
+
+def _merged(
+    graph: Graph, weight: Node, params: list[Node], scalings: Node, products: Structure
+) -> Node:
+    """Add the merge into the weight; a convolution's tensors are seen as matrices."""
+    if products.kind != "conv":
+        return call(graph, ops.merge, weight, params, scalings, str(products))
+    shape = weight.meta[EXAMPLE].shape
+    weight, *params = (call(graph, torch.flatten, tensor, 1) for tensor in (weight, *params))
+    value = call(graph, ops.merge, weight, params, scalings, str(products))
+    return call(graph, torch.reshape, value, tuple(shape))
 
 
 @cache

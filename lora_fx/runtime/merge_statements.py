@@ -52,7 +52,8 @@ def combine_statements(tree: nn.Module, spec: Spec, adapters: Adapters) -> dict[
 def _combine(tree: nn.Module, merge: MergeSpec, adapters: Adapters) -> Combined:
     arguments: dict[str, Any] = dict(merge.method.arguments)
     sign = arguments["sign"].name if "sign" in arguments else "total"
-    method = Method(merge.method.name, arguments.get("density", 1.0), sign)
+    cross_terms = arguments.get("cross_terms", False)
+    method = Method(merge.method.name, arguments.get("density", 1.0), sign, cross_terms)
     mix = [(adapters[term.name], term.weight) for term in merge.mix.terms]
     dtype = getattr(torch, merge.dtype) if merge.dtype and not merge.into_base else None
     recipe = Recipe(method, merge.rank, dtype=dtype, bounded=not merge.into_base)

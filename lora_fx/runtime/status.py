@@ -157,6 +157,8 @@ def _tensors(module: nn.Module, adapter: str) -> Iterator[Tensor]:
             yield factors.B.bias
         if factors.magnitude is not None:
             yield factors.magnitude.weight
+        if factors.diagonal is not None:
+            yield factors.diagonal.weight
     if copies.has(module, adapter):
         yield from copies.tensors(module, adapter).values()
     for rows in token_rows.rows_of(module, adapter):

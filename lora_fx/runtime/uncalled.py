@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.site import Site
+from lora_fx.adapters.site import ConvolutionSite, Site
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import ops
 from lora_fx.graph.inputs import named_input
@@ -92,6 +92,12 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self._sites = sites
         self._owners = _owners(sites)
+        self._convolutions = {
+            id(site.lora_branches[name].A.weight): fqn
+            for fqn, site in sites.items()
+            if isinstance(site, ConvolutionSite)
+            for name in site.lora_active
+        }
         self._used: dict[int, Place | None] = {}
         self._called: set[str] = set()
 
@@ -102,6 +108,9 @@ class _Watch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func is ops.site:
+            announced = self._convolutions.keys() & {id(tensor) for tensor in args[2]}
+            self._called |= {self._convolutions[tensor] for tensor in announced}
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             for value in _flat((*args, *(kwargs or {}).values())):
@@ -111,10 +120,11 @@ class _Watch(TorchFunctionMode):
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
-        """Have each site say when it is called."""
+        """Have each site say when it is called; convolutions announce themselves later."""
         hooks = [
             site.register_forward_pre_hook(lambda *_, fqn=fqn: self._called.add(fqn))
             for fqn, site in self._sites.items()
+            if not isinstance(site, ConvolutionSite)
         ]
         try:
             yield

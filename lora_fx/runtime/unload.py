@@ -10,7 +10,7 @@ from lora_fx.adapters.dynamic_class import base_of, generalise
 from lora_fx.adapters.merged import Merged
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.folding import numberless
-from lora_fx.plan.modules import outside_adapters
+from lora_fx.plan.modules import input_embedding, outside_adapters
 from lora_fx.plan.offloaded import hooks_of, offload_hook
 from lora_fx.runtime.loss import restore_loss
 
@@ -56,7 +56,7 @@ def untie(model: nn.Module) -> None:
     """Let the config say so if input and output embeddings no longer share a weight."""
     if not isinstance(model, PreTrainedModel):
         return
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    ends = (input_embedding(model), model.get_output_embeddings())
     weights = [getattr(end, "weight", None) for end in ends]
     if None not in weights and weights[0] is not weights[1]:
         for config in (model.config, model.config.get_text_config()):

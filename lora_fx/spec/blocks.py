@@ -50,7 +50,6 @@ ROUTE: Rules = {
 _DENSITY: Rules = {"density": share(required=True)}
 _TIES: Rules = {**_DENSITY, "sign": words(("total", "frequency"), "total")}
 _METHODS: dict[str, Rules] = {
-    "linear": {},
     "ties": _TIES,
     "dare_linear": _DENSITY,
     "dare_ties": _TIES,
@@ -58,7 +57,11 @@ _METHODS: dict[str, Rules] = {
 }
 MERGE: Rules = {
     "method": words(
-        {"cat": {}, "svd": {}, **_METHODS, **{f"{k}_svd": v for k, v in _METHODS.items() if v}},
+        {
+            **{"cat": {}, "svd": {}, "linear": {"cross_terms": truth(False)}},
+            **_METHODS,
+            **{f"{name}_svd": rules for name, rules in _METHODS.items()},
+        },
         "cat",
     ),
     "rank": words({"svd": {"rank": whole(1, required=True)}}, None),

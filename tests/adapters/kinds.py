@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 import lora_fx
 from lora_fx.adapters.peft.keys import live_tensors
-from tests.architectures import ARCHITECTURES
+from tests.architectures import ARCHITECTURES, CONVOLUTIONAL
 from tests.example_inputs import example_inputs
 
 Inputs = Callable[[Any], dict[str, Tensor]]
@@ -47,7 +47,7 @@ def of(name: str, **config: Any) -> Callable[[], PreTrainedModel]:
 
     def build() -> PreTrainedModel:
         with torch.device("meta"):
-            changed = ARCHITECTURES[name]()
+            changed = (ARCHITECTURES | CONVOLUTIONAL)[name]()
         for key, value in config.items():
             setattr(changed.config, key, value)
         torch.manual_seed(0)
@@ -67,9 +67,10 @@ def ours(kind: Kind, backend: str | None = None, unit: str = "layers") -> PreTra
 
 
 def padded(model: nn.Module) -> dict[str, Tensor]:
-    """One batch whose first token is the padding token."""
+    """One batch whose first token, if there are tokens, is the padding token."""
     inputs = example_inputs(model)
-    inputs["input_ids"][:, 0] = model.config.pad_token_id
+    if "input_ids" in inputs:
+        inputs["input_ids"][:, 0] = model.config.pad_token_id
     return inputs
 
 
@@ -192,7 +193,11 @@ def materialised(base: nn.Module, leaves: Mapping[str, Tensor], kind: Kind) -> d
                 continue
             A = leaves[key.replace("lora_B", "lora_A")]
             inputs = getattr(base.get_submodule(fqn), "in_features", A.shape[1])
-            delta = kind.scaling * (_whole(B, A.shape[0]) @ _whole(A, inputs))
+            weight = parameters[f"{fqn}.weight"]
+            if A.dim() > 2:
+                delta = kind.scaling * (B.flatten(1) @ A.flatten(1)).view_as(weight)
+            else:
+                delta = kind.scaling * (_whole(B, A.shape[0]) @ _whole(A, inputs))
             turned = type(base.get_submodule(fqn)).__name__ == "Conv1D"
             delta = delta.T if turned else delta
             m = leaves.get(f"{PREFIX}{fqn}.lora_magnitude_vector")
@@ -239,6 +244,9 @@ def _with_norms(weight: Tensor, m: Tensor | None, over: int) -> Tensor:
     """DoRA's weight: each output has the norm m, and the norm it had is a constant."""
     if m is None:
         return weight
+    if weight.dim() > 2:
+        gain = m.flatten() / weight.detach().flatten(1).norm(dim=1)
+        return weight * gain.view(-1, *(1,) * (weight.dim() - 1))
     return weight * (m / weight.detach().norm(dim=over)).unsqueeze(over)
 
 

@@ -98,6 +98,21 @@ KINDS = {
         'variant = dora  target "model.encoder.embed_tokens"',
         {"target_modules": ["model.encoder.embed_tokens"], "use_dora": True},
     ),
+    "convolution": Kind(
+        of("vit"),
+        'lora_bias = true  target class "Conv2d"  target q_proj',
+        {"target_modules": ["projection", "q_proj"], "lora_bias": True},
+    ),
+    "convolution trained": Kind(
+        of("vit"),
+        'bias = lora_only  target q_proj  train "vit.embeddings.patch_embeddings.projection"',
+        {"target_modules": ["q_proj"], "modules_to_save": ["projection"], "bias": "lora_only"},
+    ),
+    "dora on convolutions": Kind(
+        of("resnet"),
+        'variant = dora  target class "Conv2d"',
+        {"target_modules": ["convolution"], "use_dora": True},
+    ),
     "bdlora": Kind(
         of("llama"),
         """variant = bdlora(a = ["down_proj"], b = ["gate_proj", "up"], blocks = 2)

@@ -3,7 +3,7 @@
 Rows go to two of the eight experts. Everything but the adapters is frozen, and the gradient goes on
 to the block's input. PEFT makes W + s B A of the whole stack in every step.
 
-    python -m tests.benchmarks.expert_adapters [--shape mixtral] [--experts grouped_mm] [--json FILE]
+    python -m tests.benchmarks.expert_adapters [--shape mixtral] [--json FILE]
 """
 
 import argparse

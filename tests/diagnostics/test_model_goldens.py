@@ -185,10 +185,13 @@ CASES: dict[str, Callable[[], object]] = {
         "lora 1 adapter a { rank = 20 target q_proj } adapter b { rank = 15 target q_proj }",
         backend=None,
     ).add_weighted_adapter(["a", "b"], [1.0, 0.5], "both", "cat"),
+    "cannot-swap": lambda: model(adapter="rank = 2").hotswap_adapter(saved(), "default"),
+    "cannot-rescale": lambda: model().rescale_adapter_scale(float("nan")).__enter__(),
     "cannot-merge": lambda: lora_fx.compile(
         llama(2, tie_word_embeddings=True), UNMERGEABLE, backend=None
     ).merge_adapter(),
     "merge-not-finite": diverged,
+    "no-optimizer": lambda: lora_fx.optimizer(model()),
     "add-adapter": lambda: model().add_adapter(LoraConfig()),
     "no-adapter": empty_folder,
     "adapter-other-base": other_base,

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_fx.graph.convolution import Window
 from lora_fx.graph.structure import Branch, Structure
 
 branches = st.builds(
@@ -15,12 +16,23 @@ branches = st.builds(
     st.integers(1, 64),
     st.floats(1e-6, 1e6),
 )
+SIZES = st.integers(0, 9)
+windows = st.integers(1, 3).flatmap(
+    lambda n: st.builds(
+        Window,
+        st.tuples(*[SIZES] * n),
+        st.tuples(*[st.tuples(SIZES, SIZES)] * n),
+        st.tuples(*[SIZES] * n),
+        st.sampled_from(["zeros", "reflect", "replicate", "circular"]),
+    )
+)
 structures = st.builds(
     Structure,
-    st.sampled_from(["linear", "embedding"]),
+    st.sampled_from(["linear", "embedding", "conv"]),
     st.lists(branches, min_size=1).map(tuple),
     st.none() | st.integers(0, 9),
     st.sampled_from([1.0, 2.5, 1e-07, 5.656854152679443]),
+    st.none() | windows,
 )
 
 
@@ -34,7 +46,9 @@ def test_keys_differ_where_structures_do(a: Structure, b: Structure) -> None:
     assert (str(a) == str(b)) == (a == b)
 
 
-@pytest.mark.parametrize("text", ["", "linear", "linear[]", "linear[r4]", "linear[r4:p0:f;x]"])
+@pytest.mark.parametrize(
+    "text", ["", "linear", "linear[]", "linear[r4]", "linear[r4:p0:f;x]", "conv(2:1)[r4:p0:f]"]
+)
 def test_other_text_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="structure"):
         Structure.parse(text)

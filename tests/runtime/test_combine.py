@@ -1,5 +1,6 @@
 """Adapters combined: the mathematics in float64, PEFT where it is right, and what is refused."""
 
+import copy
 import itertools
 import warnings
 from pathlib import Path
@@ -129,7 +130,8 @@ def test_as_peft(method: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"combination_type": method}
     if method not in ("cat", "linear", "svd"):
         settings |= {"density": 0.6}
-    compiled.add_weighted_adapter(**MIX, adapter_name="new", **settings)
+    more = {"cross_terms": True} if method == "linear" else {}
+    compiled.add_weighted_adapter(**MIX, adapter_name="new", **settings, **more)
     want = by_peft(model(), tmp_path, **settings)
     assert_same(deltas(compiled, "new"), want)
     apart = max(relative(want[f], d) for f, d in exact_sum(compiled, one=0.7, two=-1.3).items())
@@ -196,6 +198,118 @@ def test_what_dare_drops_depends_on_the_seed_and_the_module() -> None:
     settings = {"combination_type": "dare_linear", "density": 0.5}
     twin.add_weighted_adapter(**MIX, adapter_name="a", **settings)
     assert all(torch.equal(found["a"][fqn], d) for fqn, d in deltas(twin, "a").items())
+
+
+def test_linear_is_the_sum_and_takes_no_more_ranks_than_there_is_room_for() -> None:
+    compiled = model(OTHER.replace("rank = 3", "rank = 17").replace("rank = 4", "rank = 20"))
+    with pytest.raises(lora_fx.LoraFxError, match="rank 37"):
+        compiled.add_weighted_adapter(**MIX, adapter_name="new", combination_type="cat")
+    compiled.add_weighted_adapter(**MIX, adapter_name="new", combination_type="linear")
+    assert_same(deltas(compiled, "new"), exact_sum(compiled, one=0.7, two=-1.3))
+    plan = {site.fqn.rpartition(".")[2]: site for site in compiled.lora_fx_adapters["new"].sites}
+    assert {name: site.rank for name, site in plan.items()} == {
+        **{"q_proj": 32, "down_proj": 17, "up_proj": 20}
+    }
+
+
+FEATURES = {
+    "rslora": "scaling = rslora",
+    "dora": "variant = dora",
+    "dora and rslora": "variant = dora scaling = rslora",
+    "pissa": "init = pissa",
+    "bdlora": 'variant = bdlora(a = ["q_proj"], b = ["up_proj"], blocks = 2, strict = false)',
+    "velora": "variant = velora(num_groups = 4)",
+    "kasa": "variant = kasa",
+}
+
+
+PAIRS = [
+    (first, second)
+    for first in FEATURES
+    for second in ("rslora", "dora", "bdlora")
+    if first not in ("pissa", "kasa") or second != "dora"  # norms of a weight that changes
+]
+
+
+def effective(compiled: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """What an adapter makes of each base weight, less that weight: each input alone, in float64."""
+    wide = copy.deepcopy(compiled).double()
+    here = {f: site for f, site in storage.sites(wide) if adapter in site.lora_branches}
+    found = []
+    for active in ([adapter], []):
+        wide.set_adapter(active)
+        found.append({f: site(torch.eye(site.in_features).double()).T for f, site in here.items()})
+    return {fqn: found[0][fqn] - found[1][fqn] for fqn in here}
+
+
+@pytest.mark.parametrize("method", ["linear", "cat", "svd"])
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_whatever_they_are_the_mix_is_the_sum_of_what_each_does(
+    first: str, second: str, method: str
+) -> None:
+    spec = f"""lora 1
+    adapter one {{ rank = 4 alpha = 5 init = random {FEATURES[first]} target q_proj, down_proj }}
+    adapter two {{ rank = 6 alpha = 7 init = random {FEATURES[second]} target q_proj, up_proj }}"""
+    compiled = model(spec.replace("init = random init", "init"))
+    for name in ("one", "two"):
+        scatter(compiled, name)
+    apart = {name: effective(compiled, name) for name in ("one", "two")}
+    rank = 14 if method == "svd" else None
+    compiled.add_weighted_adapter(**MIX, adapter_name="new", combination_type=method, svd_rank=rank)
+    got = effective(compiled, "new")
+    assert len(got) == 6
+    for fqn, delta in got.items():
+        one, two = (apart[name].get(fqn, torch.zeros_like(delta)) for name in ("one", "two"))
+        assert relative(delta, 0.7 * one - 1.3 * two) < 3e-5, fqn
+        assert relative(delta, one + two) > 0.1
+    compiled.set_adapter("new")
+    unmerged = logits(compiled)
+    compiled.merge_adapter()
+    assert relative(logits(compiled), unmerged) < 1e-4
+
+
+def test_a_mix_of_dora_adapters_is_saved_loaded_and_read_by_peft(tmp_path: Path) -> None:
+    base = llama(2)
+    spec = SAME.replace("rank = 3", "variant = dora rank = 3", 1)
+    compiled = lora_fx.compile(base, spec, backend=None).eval()
+    for name in ("one", "two"):
+        scatter(compiled, name)
+    compiled.add_weighted_adapter(**MIX, adapter_name="new", combination_type="linear")
+    compiled.set_adapter("new")
+    want = logits(compiled)
+    compiled.save_pretrained(tmp_path)
+    loaded = lora_fx.load(tmp_path / "new", base, backend=None).eval()
+    assert relative(logits(loaded), want) < 1e-5
+    theirs = loaded_by_peft(tmp_path / "new", llama(2))
+    with torch.no_grad():
+        assert relative(theirs(tokens()).logits, compiled(tokens()).logits) < 1e-5
+        assert relative(base(tokens()).logits, compiled(tokens()).logits) > 1e-3
+
+
+def test_dora_adapters_that_leave_nothing_of_the_weight_are_refused() -> None:
+    compiled = model(SAME.replace("rank = 3", "variant = dora rank = 3", 1))
+    for name, tensor in live_tensors(compiled, "one").items():
+        if "magnitude" in name:
+            tensor.data.zero_()
+    with pytest.raises(lora_fx.LoraFxError, match="leave nothing"):
+        compiled.add_weighted_adapter(["one", "two"], [1.0, 1.0], "new", "linear")
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("method", ["cat", "svd", "linear", "ties"])
+def test_weight_one_is_the_identity_for_every_feature(method: str, feature: str) -> None:
+    target = "target q_proj, up_proj target v_proj { rank = 2 alpha = 9 }"
+    text = f"lora 1 adapter one {{ rank = 4 alpha = 5 init = random {FEATURES[feature]} {target} }}"
+    compiled = model(text.replace("init = random init", "init"))
+    scatter(compiled, "one")
+    want = logits(compiled)
+    more = {"density": 1.0} if method == "ties" else {}
+    rank = 8 if method == "svd" else None
+    compiled.add_weighted_adapter(["one"], [1.0], "new", method, rank, **more)
+    compiled.set_adapter("new")
+    assert relative(logits(compiled), want) < 3e-6
+    compiled.set_adapter([])
+    assert relative(logits(compiled), want) > 1e-2
 
 
 @pytest.mark.parametrize("method", ["cat", "svd", "linear"])
@@ -323,7 +437,8 @@ REFUSED = {
     "takes no `density`": {**MIX, "density": 0.5},
     "takes no `svd_rank`": {**MIX, "combination_type": "cat", "svd_rank": 3},
     "`total` or `frequency`": {**MIX, "majority_sign_method": "most"},
-    "combines adapters of one rank": {**MIX, "combination_type": "linear"},
+    "takes no `cross_terms`": {**MIX, "cross_terms": True},
+    "combines adapters of one rank": {**MIX, "combination_type": "linear", "cross_terms": True},
     "where at most 32": {**MIX, "svd_rank": 33},
     "there is an adapter `two` already": {**MIX, "adapter_name": "two"},
 }
@@ -340,10 +455,12 @@ def test_what_is_refused(message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [("init = pissa", "changed the weight"), ("variant = dora", "no sum")]
+    ("settings", "message"),
+    [("init = loftq", "put another weight"), ("variant = dora", "has `lora_bias`")],
 )
 def test_what_is_no_sum_of_products(settings: str, message: str) -> None:
-    text = f"lora 1 adapter one {{ rank = 2 target q_proj }} adapter two {{ {settings} rank = 2"
+    one = "adapter one { rank = 2 lora_bias = true target q_proj }"
+    text = f"lora 1 {one} adapter two {{ {settings} rank = 2"
     with pytest.raises(lora_fx.LoraFxError, match=message):
         model(f"{text} target q_proj }}").add_weighted_adapter(**MIX, adapter_name="new")
 

@@ -468,9 +468,9 @@ def test_what_becomes_active_when_another_is_deleted_goes_with_what_is_merged() 
 def test_a_variant_that_is_no_sum_is_refused() -> None:
     model = both()
     plan = model.lora_fx_adapters["default"]
-    sites = tuple(replace(site, variant=Word("kasa")) for site in plan.sites)
+    sites = tuple(replace(site, variant=Word("alora")) for site in plan.sites)
     model.lora_fx_adapters = {**model.lora_fx_adapters, "default": replace(plan, sites=sites)}
-    refused_as(model, "`default` is `kasa`")
+    refused_as(model, "`default` is `alora`")
 
 
 def test_compiled_code_of_an_artifact_is_not_called_for_other_weights(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 import lora_fx
 from tests.adapters.kinds import scatter
 from tests.dense import relative
-from tests.runtime.test_combine import OTHER, PARTS, assert_same, deltas, exact_sum
+from tests.runtime.test_combine import OTHER, PARTS, SAME, assert_same, deltas, exact_sum
 from tests.runtime.test_merge import logits, weights_of
 from tests.tiny import llama
 
@@ -65,6 +65,18 @@ def test_methods_and_ranks(method: str, folder: Path) -> None:
     trained.add_weighted_adapter(["one", "two"], [0.7, -1.3], "new", name, 2, **settings)
     assert_same(deltas(model, "new"), deltas(trained, "new"))
     assert {site.rank for site in model.lora_fx_adapters["new"].sites} == {2}
+
+
+def test_linear_is_the_sum_and_peft_s_only_if_asked_for(folder: Path) -> None:
+    trained = saved(SAME)
+    model = compiled(f"""merge exact {{ {MIX} method = linear }}
+      merge other {{ {MIX} method = linear(cross_terms = true) }}""")
+    want = exact_sum(trained, one=0.7, two=-1.3)
+    assert_same(deltas(model, "exact"), want)
+    trained.add_weighted_adapter(["one", "two"], [0.7, -1.3], "new", "linear", cross_terms=True)
+    assert_same(deltas(model, "other"), deltas(trained, "new"))
+    apart = {f: relative(d, want[f]) for f, d in deltas(model, "other").items() if "q_proj" in f}
+    assert min(apart.values()) > 0.1
 
 
 def test_rank_compresses_what_any_method_gives(folder: Path) -> None:
@@ -128,7 +140,7 @@ def test_an_artifact_of_merged_adapters(folder: Path) -> None:
     ("merge", "message"),
     [
         ("merge m { from one + three }", "no adapter `three`"),
-        ("merge m { from one + two method = linear }", "one rank"),
+        ("merge m { from one + two method = linear(cross_terms = true) }", "one rank"),
         ("merge m { from one into = base(dequantize = true) }", "`dequantize` cannot"),
         ("merge keys { from one }", "`keys` is a name"),
         ("adapter new { target v_proj } merge m { from new }", "no weights yet"),

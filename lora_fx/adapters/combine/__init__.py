@@ -1,5 +1,5 @@
 """Adapters combined into one.
 
-`operators` work on tensors, `factors` on the branches of a site, `parts` on what adapters trained
-of the base, `combine` on whole adapters.
+`operators` work on tensors, `factors` and `gains` on the `part`s of a site, `trained` on what
+adapters trained of the base, `combine` on whole adapters.
 """

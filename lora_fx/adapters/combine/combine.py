@@ -1,8 +1,7 @@
 """Whole adapters combined into the plan and the values of a new one."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +10,18 @@ from lora_fx.adapters import copies, storage, token_rows
 from lora_fx.adapters.bind import bind
 from lora_fx.adapters.combine.factors import (
     Factors,
-    Part,
     clamp,
     combine,
     combine_biases,
     merges_any_ranks,
     rank_of,
 )
+from lora_fx.adapters.combine.gains import LEAST, common_gain, with_gain
 from lora_fx.adapters.combine.operators import Method
-from lora_fx.adapters.combine.parts import combined_copy, combined_rows
+from lora_fx.adapters.combine.part import Part, part_of
+from lora_fx.adapters.combine.trained import combined_copy, combined_rows
 from lora_fx.adapters.init import generator_of
+from lora_fx.adapters.magnitudes import oriented_weight
 from lora_fx.adapters.parameter_site import ParameterSite, join
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.exact import exact_products
@@ -31,6 +32,7 @@ from lora_fx.plan.selectors import is_inside
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.expressions import Word
 
+_SUMS = ("lora", "dora", "bdlora", "velora", "kasa")
 Mix = Sequence[tuple[AdapterPlan, float]]
 
 
@@ -86,14 +88,23 @@ def combined(model: nn.Module, name: str, mix: Mix, recipe: Recipe) -> Combined:
     there = {fqn: there[fqn] for fqn in sorted(there, key=order.__getitem__)}
     weights = {plan.name: weight for plan, weight in mix}
     faults = [fault for found in there.values() for fault in _faults(found, recipe)]
+    faults += _dora_and_biased(site for found in there.values() for site, _ in found)
     faults += _replaced_and_adapted(model, there, weights)
     if faults:
         raise LoraFxError(once_each(faults))
     placed = dict(storage.sites(model))
     biased = any(site.lora_bias for found in there.values() for site, _ in found)
-    values = {
-        fqn: _values(placed[fqn], found, recipe, generator_of(recipe.seed, name, fqn), biased)
+    parts = {
+        fqn: [part_of(placed[fqn], site.adapter, weight) for site, weight in found]
         for fqn, found in there.items()
+    }
+    faults = [fault for fqn, here in parts.items() for fault in _vanishing(fqn, here)]
+    if faults:
+        raise LoraFxError(once_each(faults))
+    values = {
+        fqn: _values(placed[fqn], found[0][0], parts[fqn], recipe, biased, generator)
+        for fqn, found in there.items()
+        for generator in (generator_of(recipe.seed, name, fqn),)
     }
     sites = tuple(_site(name, found[0][0], values[fqn]) for fqn, found in there.items())
     plan = _plan(name, sites, mix)
@@ -102,27 +113,33 @@ def combined(model: nn.Module, name: str, mix: Mix, recipe: Recipe) -> Combined:
 
 def _values(
     site: storage.Site,
-    found: Sequence[tuple[SitePlan, float]],
+    planned: SitePlan,
+    parts: Sequence[Part],
     recipe: Recipe,
-    generator: torch.Generator,
     biased: bool,
+    generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    parts = []
-    for planned, weight in found:
-        own = list(storage.tensors(site, planned.adapter).values())
-        scaling = site.lora_arithmetic[planned.adapter].scaling
-        parts.append(Part(weight, scaling, *_wide(own)))
-    first, second = list(found[0][0].tensors)[:2]
-    A, B = _combined(site, parts, recipe, generator)
-    bias = combine_biases(parts)
-    values = {first: A, second: B}
-    if biased and site.lora_kind == "linear":
-        values["lora_B.bias"] = bias if bias is not None else B.new_zeros(B.shape[0])
+    layer = planned.layer
+    first, second = list(planned.tensors)[:2]
+    A, B = _combined(site, parts, recipe, generator, layer.groups)
+    c, bias, more = common_gain(parts), combine_biases(parts), {}
+    if c is not None:
+        W = oriented_weight(site).to(A.device)
+        B, m = with_gain(W, A, B, c)
+        more[storage.MAGNITUDE] = m.view(1, -1, *(1 for _ in layer.kernel)) if layer.kernel else m
+    elif biased and site.lora_kind not in ("embedding", "parameter"):
+        more["lora_B.bias"] = bias if bias is not None else B.new_zeros(B.shape[0])
+    shapes = layer.shapes(A.shape[0] // layer.experts)
+    values = {first: A.reshape(shapes[first]), second: B.reshape(shapes[second]), **more}
     return {key: tensor.to(recipe.dtype or tensor.dtype) for key, tensor in values.items()}
 
 
 def _combined(
-    site: storage.Site, parts: Sequence[Part], recipe: Recipe, generator: torch.Generator
+    site: storage.Site,
+    parts: Sequence[Part],
+    recipe: Recipe,
+    generator: torch.Generator,
+    groups: int,
 ) -> Factors:
     """Combine the branches of a site; each expert of a stack is a layer of its own."""
     if isinstance(site, ParameterSite) and site.weight.ndim > 2:
@@ -131,21 +148,25 @@ def _combined(
         for e in range(len(site.weight)):
             pairs = ((A[e], B[e]) for A, B in each)
             own = [replace(p, A=A, B=B) for p, (A, B) in zip(parts, pairs, strict=True)]
-            made.append(_of_matrix(own, recipe, generator))
+            made.append(_of_matrix(own, recipe, generator, groups))
         return join(torch.stack([A for A, _ in made]), torch.stack([B for _, B in made]))
-    return _of_matrix(parts, recipe, generator)
+    return _of_matrix(parts, recipe, generator, groups)
 
 
-def _of_matrix(parts: Sequence[Part], recipe: Recipe, generator: torch.Generator) -> Factors:
-    A, B = combine(recipe.method, parts, recipe.rank, generator)
+def _of_matrix(
+    parts: Sequence[Part], recipe: Recipe, generator: torch.Generator, groups: int
+) -> Factors:
+    A, B = combine(recipe.method, parts, recipe.rank, generator, groups)
     return (A, B) if recipe.clamped is None else clamp((A, B), recipe.clamped)
 
 
-def _wide(own: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-    dtypes = (torch.float32, *(tensor.dtype for tensor in own))
-    wide = reduce(torch.promote_types, dtypes)
-    A, B, *bias = (tensor.detach().to(wide) for tensor in own)
-    return A, B, bias[0] if bias else None
+def _vanishing(fqn: str, parts: Sequence[Part]) -> Iterator[Diagnostic]:
+    """Yield a fault if the weights of DoRA adapters leave nothing of the base's weight."""
+    c = common_gain(parts)
+    if c is not None and c.abs().min() < LEAST:
+        message = f"these weights leave nothing of the base's weight at `{numberless(fqn)}`"
+        help = "a DoRA adapter scales that weight: choose weights that leave some of it"
+        yield Diagnostic("cannot-combine", message, help=help)
 
 
 def _site(name: str, like: SitePlan, values: Mapping[str, Tensor]) -> SitePlan:
@@ -160,6 +181,7 @@ def _site(name: str, like: SitePlan, values: Mapping[str, Tensor]) -> SitePlan:
         rslora=False,
         dropout=0.0,
         init=Word("default"),
+        variant=Word("dora" if storage.MAGNITUDE in values else "lora"),
         lora_bias="lora_B.bias" in values,
         dtype=str(A.dtype).removeprefix("torch."),
         compute="activation",
@@ -223,29 +245,43 @@ def _of_base(
 
 def _faults(found: Sequence[tuple[SitePlan, float]], recipe: Recipe) -> Iterator[Diagnostic]:
     """Yield why branches of one site cannot be combined."""
-    first, method = found[0][0], recipe.method.name
+    first, method = found[0][0], recipe.method
     where = numberless(first.name)
     for site, _ in found:
-        if site.variant.name != "lora":
+        if site.variant.name not in _SUMS:
             message = f"`{site.adapter}` is `{site.variant.name}` at `{where}`, which is no sum"
             yield Diagnostic("cannot-combine", message)
-        if site.changes_base:
-            message = f"`{site.adapter}` has changed the weight of `{where}`, and adds to the rest"
-            help = "save it, and load the folder over the base: that is LoRA as any other"
+        if site.replaces_base:
+            message = f"`{site.adapter}` has put another weight at `{where}`, and adds to that"
+            help = "merge it into the base instead"
             yield Diagnostic("cannot-combine", message, help=help)
-    ranks = [site.rank for site, _ in found]
+    ranks, most = [site.rank_of_change for site, _ in found], first.layer.largest_rank
+    groups = first.layer.groups
+    each = min(most, first.layer.out_features // groups)
+    rank = recipe.rank or groups * rank_of(method, [r // groups for r in ranks], None, each)
     if len(set(ranks)) > 1 and not merges_any_ranks(method):
         listed = " and ".join(str(rank) for rank in dict.fromkeys(ranks))
-        message = f"`{method}` combines adapters of one rank; at `{where}` they have {listed}"
-        help = "`cat` and `svd` combine any ranks"
+        message = f"`{method.name}` combines adapters of one rank; at `{where}` they have {listed}"
+        help = "`linear`, `cat` and `svd` combine any ranks"
         yield Diagnostic("cannot-combine", message, help=help)
-    elif recipe.bounded and rank_of(method, ranks, recipe.rank) > first.layer.largest_rank:
-        rank, most = rank_of(method, ranks, recipe.rank), first.layer.largest_rank
+    elif recipe.bounded and rank > most:
         message = f"the result would have rank {rank} at `{where}`, where at most {most} is needed"
         yield Diagnostic("cannot-combine", message, help=f"compress it to at most {most} by `svd`")
+    elif rank % groups:
+        message = f"the result would have rank {rank} at `{where}`, which has {groups} groups"
+        help = f"compress it to a multiple of {groups} by `svd`"
+        yield Diagnostic("cannot-combine", message, help=help)
     if len({site.tie for site, _ in found}) > 1:
         message = f"one adapter is tied at `{where}` and another is not"
         yield Diagnostic("cannot-combine", message)
+
+
+def _dora_and_biased(sites: Iterable[SitePlan]) -> Iterator[Diagnostic]:
+    """Yield a fault if one adapter has magnitudes and another biases on B."""
+    named = {one: site.adapter for site in sites for one in (site.variant.name, site.lora_bias)}
+    if "dora" in named and True in named:
+        message = f"`{named['dora']}` is `dora`, and `{named[True]}` has `lora_bias`"
+        yield Diagnostic("cannot-combine", message, help="no adapter can have both")
 
 
 def _replaced_and_adapted(

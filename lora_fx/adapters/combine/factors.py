@@ -1,73 +1,81 @@
 """Branches of one site combined into one: A (r, in), B (out, r), b (out,), with scaling 1.
 
     cat     A = [wᵢ sᵢ Aᵢ], B = [Bᵢ]                     exactly Σ wᵢ sᵢ Bᵢ Aᵢ, r = Σ rᵢ
+    linear  the same, r = min(Σ rᵢ, in, out)             PEFT's with `cross_terms`, below
     svd     the best of rank r to that sum               Eckart and Young 1936
-    linear  A = Σ ±√|wᵢ sᵢ| Aᵢ, B = Σ √|wᵢ sᵢ| Bᵢ       PEFT's, with products of B_i and A_j
-    others  the operator on the Aᵢ and on the Bᵢ with those roots; `…_svd` on the products
-            sᵢ Bᵢ Aᵢ with the weights wᵢ, and then as svd
+    others  the operator on the Aᵢ with the weights ±√|wᵢ sᵢ|, and on the Bᵢ with √|wᵢ sᵢ|;
+            `…_svd` on the products sᵢ Bᵢ Aᵢ with the weights wᵢ, and then as svd
 
-b = Σ wᵢ sᵢ bᵢ. Of an embedding A is (r, rows) and B (width, r): the same.
+With `cross_terms` linear is such an operator, the sum, and has products of Bᵢ and Aⱼ in it.
+
+b = Σ wᵢ sᵢ bᵢ. Of an embedding A is (r, rows) and B (width, r): the same. Of a convolution A is
+(r, in · k) and B (out, r / groups): products are of each group by itself.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lora_fx.adapters.combine.operators import Method, apply
+from lora_fx.adapters.combine.part import Part
 
 Factors = tuple[Tensor, Tensor]
 
-ANY_RANKS = ("cat", "svd")  # these, and what ends on `_svd`
+
+def merges_any_ranks(method: Method) -> bool:
+    """Whether a method combines branches of different ranks: it is of the products B A."""
+    name = method.name
+    return name in ("cat", "svd") or name.endswith("_svd") or _is_exact_sum(method)
 
 
-@dataclass(frozen=True)
-class Part:
-    """One branch with its weight in a mix; `scaling` is what multiplies B A."""
+def rank_of(method: Method, ranks: Sequence[int], rank: int | None, largest: int) -> int:
+    """Return the rank of a combination of branches of these ranks, or the `rank` asked for.
 
-    weight: float
-    scaling: float
-    A: Tensor
-    B: Tensor
-    bias: Tensor | None
-
-    @property
-    def factor(self) -> float:
-        """What multiplies B A in the mix."""
-        return self.weight * self.scaling
+    `largest` is the one beyond which a product says nothing more.
+    """
+    if method.name == "cat":
+        return rank or sum(ranks)
+    return rank or (min(sum(ranks), largest) if _is_exact_sum(method) else max(ranks))
 
 
-def merges_any_ranks(name: str) -> bool:
-    """Whether a method combines branches of different ranks."""
-    return name in ANY_RANKS or name.endswith("_svd")
-
-
-def rank_of(name: str, ranks: Sequence[int], rank: int | None) -> int:
-    """Return the rank of a combination of branches of these ranks, or the `rank` asked for."""
-    return rank or (sum(ranks) if name == "cat" else max(ranks))
+def _is_exact_sum(method: Method) -> bool:
+    return method.name == "linear" and not method.cross_terms
 
 
 def combine(
-    method: Method, parts: Sequence[Part], rank: int | None, generator: torch.Generator
+    method: Method,
+    parts: Sequence[Part],
+    rank: int | None,
+    generator: torch.Generator,
+    groups: int = 1,
 ) -> Factors:
     """Return A and B of the combination, in the dtype of the parts; `rank` compresses it."""
-    if method.name in ANY_RANKS or (method.name == "linear" and len(parts) == 1):
-        A, B = _stacked(parts)
-        compressed = method.name == "svd" or rank is not None
-    elif method.name.endswith("_svd"):
-        plain = Method(method.name.removesuffix("_svd"), method.density, method.sign)
+    if groups > 1 and merges_any_ranks(method):
+        own_rank = None if rank is None else rank // groups
+        of_groups = zip(*(_by_group(part, groups) for part in parts), strict=True)
+        return _joined([combine(method, group, own_rank, generator) for group in of_groups])
+    ranks, largest = [len(part.A) for part in parts], min(parts[0].A.shape[1], len(parts[0].B))
+    wanted = rank_of(method, ranks, rank, largest)
+    if method.name.endswith("_svd"):
+        plain = replace(method, name=method.name.removesuffix("_svd"))
         products = [part.scaling * (part.B @ part.A) for part in parts]
-        product = apply(plain, products, [part.weight for part in parts], generator)
-        return _dense_svd(product, rank_of(method.name, _ranks(parts), rank))
+        return _dense_svd(
+            apply(plain, products, [part.weight for part in parts], generator), wanted
+        )
+    if merges_any_ranks(method) or (method.name == "linear" and len(parts) == 1):
+        A, B = _stacked(parts)
     else:
         roots = [math.sqrt(abs(part.factor)) for part in parts]
         signed = [math.copysign(root, p.factor) for root, p in zip(roots, parts, strict=True)]
         A = apply(method, [part.A for part in parts], signed, generator)
         B = apply(method, [part.B for part in parts], roots, generator)
-        compressed = rank is not None
-    return _compressed(A, B, rank_of(method.name, _ranks(parts), rank)) if compressed else (A, B)
+    if wanted == len(A) and rank is None:
+        return A, B
+    of_groups = zip(A.chunk(groups), B.chunk(groups), strict=True)
+    return _joined([_compressed(*factors, wanted // groups) for factors in of_groups])
 
 
 def combine_biases(parts: Sequence[Part]) -> Tensor | None:
@@ -83,8 +91,16 @@ def clamp(factors: Factors, quantile: float) -> Factors:
     return A.clamp(-most, most), B.clamp(-most, most)
 
 
-def _ranks(parts: Sequence[Part]) -> list[int]:
-    return [part.A.shape[0] for part in parts]
+def _joined(groups: Sequence[Factors]) -> Factors:
+    if len(groups) == 1:
+        return groups[0]
+    As, Bs = zip(*groups, strict=True)
+    return torch.cat(As), torch.cat(Bs)
+
+
+def _by_group(part: Part, groups: int) -> list[Part]:
+    factors = zip(part.A.chunk(groups), part.B.chunk(groups), strict=True)
+    return [replace(part, A=A, B=B, bias=None) for A, B in factors]
 
 
 def _stacked(parts: Sequence[Part]) -> Factors:

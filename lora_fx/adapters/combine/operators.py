@@ -17,11 +17,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Method:
-    """A way to combine, without the `_svd` behind its name."""
+    """A way to combine: `cross_terms` makes of `linear` PEFT's sums of factors."""
 
     name: str
     density: float = 1.0
     sign: str = "total"
+    cross_terms: bool = False
 
 
 def apply(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.init.block_diagonal import Method, block_diagonal
+from lora_fx.adapters.init.convolution import convolution
 from lora_fx.adapters.init.corda import corda
 from lora_fx.adapters.init.default import default
 from lora_fx.adapters.init.embedding import normal_start, zero_start
@@ -46,6 +47,7 @@ OF_WEIGHT: Mapping[str, Callable[[Place], tuple[Tensor, ...]]] = {
     "lora_ga": lora_ga,
 }
 
+_DIAGONAL = "lora_diag"
 OF_DATA = frozenset({"corda", "lora_ga", "eva"})
 LOOKS_AT = LOOKS_AT_BASE | OF_DATA
 
@@ -54,6 +56,8 @@ def initialise(
     site: SitePlan, module: nn.Module, observed: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Return the tensors of a site on its module by PEFT's names; B's bias starts at zero.
+
+    KaSA's diagonal is drawn from N(0, 1).
 
     Without DoRA's magnitude, which is of the weight. In float32, or wider where an init computes of
     a wider weight. `weight` is among them where the base's is to be another, and not what it was
@@ -74,6 +78,8 @@ def initialise(
         method = METHODS[kind][site.init.name]
         if site.variant.name == "bdlora":
             A, B = block_diagonal(site, method, generator)
+        elif site.layer.kind == "conv":
+            A, B = convolution(site, method, generator)
         elif site.layer.experts > 1:
             A, B = stack(site, method, generator)
         else:
@@ -83,7 +89,8 @@ def initialise(
     given = dict(zip(("weight",), turned, strict=False))
     biases = (name for name in more if name.endswith(".bias"))
     zeros = {name: torch.zeros(site.tensors[name]) for name in biases}
-    return {first: A.contiguous(), second: B.contiguous(), **zeros, **given}
+    drawn = {n: torch.randn(site.tensors[n], generator=generator) for n in more if n == _DIAGONAL}
+    return {first: A.contiguous(), second: B.contiguous(), **zeros, **drawn, **given}
 
 
 def is_without_values(module: nn.Module) -> bool:

@@ -46,7 +46,7 @@ def with_weights(
     kept = load_file(folder / NAME) if (folder / NAME).exists() else {}
     whole = dict(state)
     for site in plan.sites:
-        if site.changes_base and not site.takes_from_base:
+        if site.replaces_base:
             names = (*_FACTORS, "weight")
             start = {name: kept[f"{site.fqn}.{name}"] for name in names if kept}
             start = start or initialise(site, model.get_submodule(site.fqn))

@@ -14,9 +14,10 @@ from lora_fx.adapters.peft.kept_weights import name_of
 from lora_fx.adapters.peft.plain import PREFIX, joined, plain, split
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.velora import width_of
+from lora_fx.plan.modules import input_embedding
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
-from lora_fx.plan.variants import compression_of
+from lora_fx.plan.variants import compression_of, magnitude_shape
 
 _ROWS = "token_adapter.trainable_tokens_delta"
 
@@ -42,8 +43,13 @@ def _changed_sites(model: nn.Module, adapter: str) -> list[tuple[str, storage.Si
 
 
 def _taken_from(model: nn.Module, adapter: str) -> list[tuple[str, storage.Site]]:
-    placed = _changed_sites(model, adapter)
+    placed = _started_sites(model, adapter)
     return [(f, s) for f, s in placed if s.lora_change and not s.lora_change.replaced]
+
+
+def _started_sites(model: nn.Module, adapter: str) -> list[tuple[str, storage.Site]]:
+    placed = _changed_sites(model, adapter)
+    return [(f, s) for f, s in placed if s.lora_change and not s.lora_change.removed]
 
 
 def live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
@@ -100,7 +106,7 @@ def _shapes_at(site: SitePlan, dora: bool) -> dict[str, tuple[int, ...]]:
     if site.variant.name == "velora":
         shapes[storage.DIRECTION] = (width_of(site.in_features, compression_of(site)[0]),)
     if dora:
-        shapes[storage.MAGNITUDE] = (site.out_features,)
+        shapes[storage.MAGNITUDE] = magnitude_shape(site)
     return shapes
 
 
@@ -125,11 +131,11 @@ def embeddings(model: nn.Module, adapted: Mapping[str, int]) -> dict[str, nn.Mod
     """Return the model's input and output embeddings by the names of their weights in a file."""
     if not isinstance(model, PreTrainedModel):
         return {}
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    ends = (input_embedding(model), model.get_output_embeddings())
     return {
         f"{PREFIX}{_inside(fqn, adapted.get(fqn, 0))}weight": module
         for fqn, module in storage.base_modules(model).items()
-        if any(module is end for end in ends) and isinstance(module.weight, Tensor)
+        if any(module is end for end in ends) and copies.base_tensor(module, "weight") is not None
     }
 
 
@@ -163,7 +169,7 @@ def overwrite(model: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> No
     a magnitude that says something of a site that has none.
     """
     own = dict(state)
-    for fqn, site in _changed_sites(model, adapter):
+    for fqn, site in _started_sites(model, adapter):
         factors, start = split(state, fqn)
         own |= factors
         rebase(site, *start, weight=state.get(name_of(fqn)))
@@ -171,7 +177,7 @@ def overwrite(model: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> No
         if not tensor._is_view():
             tensor.copy_(own[f"{PREFIX}{name}"])
     norms = _magnitudes_of_plain_sites(model, adapter)
-    trained = [name for name in norms if not _is_near(state[f"{PREFIX}{name}"], norms[name])]
+    trained = [name for name in norms if not is_near(state[f"{PREFIX}{name}"], norms[name])]
     if trained:
         raise LoraFxError(
             Diagnostic(
@@ -210,7 +216,7 @@ def _magnitudes_of_plain_sites(model: nn.Module, adapter: str) -> dict[str, Tens
     }
 
 
-def _is_near(m: Tensor, norms: Tensor) -> bool:
+def is_near(m: Tensor, norms: Tensor) -> bool:
     """Whether a magnitude from a file is these norms, but for how they were computed."""
     return torch.allclose(m.to(norms), norms, rtol=max(1e-4, 4 * torch.finfo(m.dtype).eps))
 

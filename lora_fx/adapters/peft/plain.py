@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lora_fx.adapters import storage
 from lora_fx.adapters.site import Site
 from lora_fx.plan.rules import AdapterPlan
-from lora_fx.plan.sites import TAKES_FROM_BASE, SitePlan
+from lora_fx.plan.sites import CHANGES_BASE, TAKES_FROM_BASE, SitePlan
 from lora_fx.plan.variants import frozen, tensors
 from lora_fx.spec.expressions import Word
 
@@ -100,7 +100,11 @@ def split(state: Mapping[str, Tensor], fqn: str) -> tuple[dict[str, Tensor], tup
 def header(model: nn.Module, plan: AdapterPlan) -> dict[str, str]:
     """Return what the header of a file says of the sites whose weights an adapter changed."""
     placed = dict(storage.sites(model))
-    changes = [(site, placed[site.fqn].lora_change) for site in plan.sites if site.changes_base]
+    changes = [
+        (site, placed[site.fqn].lora_change)
+        for site in plan.sites
+        if site.init.name in CHANGES_BASE
+    ]
     found = {site.fqn: [site.init.name, change.base] for site, change in changes if change}
     return {_KEY: json.dumps(found, sort_keys=True)} if found else {}
 

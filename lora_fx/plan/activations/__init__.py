@@ -18,7 +18,6 @@ from lora_fx.plan.activations.branches import add_branch, train, train_parameter
 from lora_fx.plan.activations.example import Example, NoExample, example_of
 from lora_fx.plan.activations.kept import Kept
 from lora_fx.plan.activations.without_values import WithoutValues
-from lora_fx.plan.gradients import tensors_with_gradients
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.stacks import find_stacks
 from lora_fx.spec.spec import CompileSpec
@@ -72,7 +71,7 @@ def _trained_tree(plan: "Plan") -> Any:
                 fqn, _, name = bias.name.rpartition(".")
                 train_parameter(tree.get_submodule(fqn), name)
         for site in adapter.sites:
-            add_branch(tree, site, tensors_with_gradients(site, plan.spec.optimizer))
+            add_branch(tree, site, site.trained_tensors)
     return tree
 
 

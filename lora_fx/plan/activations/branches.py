@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lora_fx.graph.convolution import Window, convolution, pointwise
 from lora_fx.plan.sites import SitePlan
 
-_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _MAGNITUDE, _DIAGONAL = _OTHERS = ("lora_magnitude_vector", "lora_diag")
 
 
@@ -88,6 +88,5 @@ class _Branch(nn.Module):
         return F.linear(h * site.scaling, B)
 
     def _convolved(self, module: Any, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-        convolve = _CONVOLUTIONS[len(self._site.layer.kernel) - 1]
-        h = convolve(x, A, None, module.stride, module.padding, module.dilation)
-        return convolve(h * self._site.scaling, B, groups=module.groups)
+        h = convolution(x, A, Window.of(module))
+        return pointwise(h * self._site.scaling, B, None)

@@ -93,6 +93,7 @@ def require_there(changes: Mapping[str, Change], stored: Mapping[str, Stored]) -
 def _with_delta(site: Site, name: str, adapter: str, values: Tensor) -> Tensor:
     if name == "bias":
         bias, scaling = site.lora_branches[adapter].B.bias, site.lora_arithmetic[adapter].scaling
+        assert bias is not None
         wide = torch.promote_types(values.dtype, bias.dtype)
         return (values.to(wide) + scaling * bias.to(wide)).to(values.dtype)
     return merge_program.run(site, (adapter,), values)[name]

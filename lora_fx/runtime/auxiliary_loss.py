@@ -1,0 +1,44 @@
+"""What variants add to a loss in training: KaSA's regularisation, summed over its modules."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from lora_fx.adapters import storage
+from lora_fx.adapters.kasa import regularization
+from lora_fx.plan.rules import AdapterPlan
+
+_IGNORED = -100  # a label
+
+
+def auxiliary_loss(model: nn.Module, adapters: Iterable[AdapterPlan]) -> Tensor | None:
+    """Return what these adapters add to the loss of a whole batch; None if it is nothing."""
+    placed = dict(storage.sites(model))
+    found = []
+    for site in (site for plan in adapters for site in plan.sites):
+        if site.variant.name == "kasa":
+            own = storage.tensors(placed[site.fqn], site.adapter)
+            weights = (site.variant.argument("beta"), site.variant.argument("gamma"))
+            beta, gamma = (float(weight) for weight in weights)  # type: ignore[arg-type]
+            A, B, d = (own[name] for name in ("lora_A.weight", "lora_B.weight", storage.DIAGONAL))
+            found.append(regularization(A, B, d, beta, gamma))
+    return sum(found[1:], found[0]) if found else None
+
+
+def with_auxiliary_loss(result: Any, extra: Tensor, inputs: Mapping[str, Any]) -> Any:
+    """Return a model's result with the extra loss in its `loss`, if it has one.
+
+    Where a batch is passed in parts, whose losses are divided by its `num_items_in_batch`, each
+    part has the share that its labels are of them.
+    """
+    is_tuple = isinstance(result, tuple)
+    if inputs.get("labels") is None if is_tuple else result.get("loss") is None:
+        return result
+    items, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
+    if items is not None and labels is not None:
+        extra = extra * (labels[..., 1:] != _IGNORED).sum() / items
+    if is_tuple:
+        return (result[0] + extra.to(result[0]), *result[1:])
+    result["loss"] = result["loss"] + extra.to(result["loss"])
+    return result

@@ -1,0 +1,1 @@
+"""The optimizer that a spec asks for."""
