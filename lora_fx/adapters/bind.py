@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_fx.adapters import copies, magnitudes, merged, storage, token_rows
+from lora_fx.adapters import copies, encoder_layers, magnitudes, merged, storage, token_rows
 from lora_fx.adapters.changed_weight import change, require_changeable, restore
 from lora_fx.adapters.init import generator_of
 from lora_fx.adapters.init.direction import start_direction
@@ -41,6 +41,7 @@ def bind(model: nn.Module, plan: AdapterPlan, start: Start) -> None:
         _bind_tokens(model, tokens)
     for site_plan in plan.sites:
         module = model.get_submodule(site_plan.fqn)
+        encoder_layers.mark_around(model, site_plan.fqn)
         _bind_site(module, site_plan, start(site_plan, module))
     for site_plan in plan.sites:
         if site_plan.tie:
@@ -173,6 +174,7 @@ def activate(model: nn.Module, adapters: tuple[str, ...], in_weights: tuple[str,
     if in_weights:
         merged.put_in_force(model)
     token_rows.activate(model, every)
+    encoder_layers.activate(model)
     for _, site in storage.sites(model):
         site.keep_room()
 

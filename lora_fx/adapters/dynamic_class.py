@@ -19,15 +19,15 @@ _KEPT = ("forward", "_old_forward")  # the second is what accelerate's wrapper a
 class _Made(type):
     """Marks classes made here, so that pickle can be told how to make them again."""
 
-    __lora_fx__: tuple[type, type]
+    __lora_fx__: tuple[Any, ...]
 
 
 @cache
-def subclass(base: type, mixin: type) -> type:
+def subclass(base: type, mixin: type, *keywords: str) -> type:
     """Return the subclass `(mixin, base)` of `base` under the name, module and doc of `base`.
 
     One class per pair, so that equal modules share one type and one compiled graph; `forward`
-    keeps the signature of `base`. Pickles as the pair.
+    keeps the signature of `base`, with more `keywords` if there are any. Pickles as the pair.
     """
     namespace: dict[str, Any] = {
         "__module__": base.__module__,
@@ -35,9 +35,10 @@ def subclass(base: type, mixin: type) -> type:
         "__doc__": base.__doc__,
     }
     if "forward" in vars(mixin):
-        namespace["forward"] = _with_signature_of(base.forward, vars(mixin)["forward"])
+        shown = _with_keywords(inspect.signature(base.forward), keywords)
+        namespace["forward"] = _with_signature(shown, vars(mixin)["forward"])
     made = _metaclass(type(base))(base.__name__, (mixin, base), namespace)
-    made.__lora_fx__ = (base, mixin)
+    made.__lora_fx__ = (base, mixin, *keywords)
     return made
 
 
@@ -48,13 +49,16 @@ def base_of(cls: type) -> type:
     return cls
 
 
-def specialise(module: nn.Module, mixin: type, beneath: type | None = None) -> None:
+def specialise(
+    module: nn.Module, mixin: type, beneath: type | None = None, keywords: tuple[str, ...] = ()
+) -> None:
     """Make `module` an instance of `mixin` too, in place; what the mixin `beneath` adds runs after.
 
-    A `forward` of the class that is kept in the instance, as accelerate's hooks do, follows.
+    The signature of `forward` shows these `keywords` more. A `forward` of the class that is kept
+    in the instance, as accelerate's hooks do, follows.
     """
     kept = [name for name in _KEPT if _is_of_class(vars(module).get(name), module)]
-    module.__class__ = _specialised(type(module), mixin, beneath)
+    module.__class__ = _specialised(type(module), mixin, beneath, keywords)
     for name in kept:
         vars(module)[name] = types.MethodType(type(module).forward, module)
 
@@ -67,11 +71,13 @@ def generalise(module: nn.Module) -> None:
         vars(module)[name] = types.MethodType(type(module).forward, module)
 
 
-def _specialised(cls: type, mixin: type, beneath: type | None) -> type:
+def _specialised(
+    cls: type, mixin: type, beneath: type | None, keywords: tuple[str, ...] = ()
+) -> type:
     if beneath is not None and issubclass(cls, beneath):
-        base, own = cls.__lora_fx__  # type: ignore[attr-defined]
-        return subclass(_specialised(base, mixin, beneath), own)
-    return subclass(cls, mixin)
+        base, *own = cls.__lora_fx__  # type: ignore[attr-defined]
+        return subclass(_specialised(base, mixin, beneath), *own)
+    return subclass(cls, mixin, *keywords)
 
 
 def has_forward_of_its_own(module: nn.Module) -> bool:
@@ -86,7 +92,14 @@ def _is_of_class(function: Any, module: nn.Module) -> bool:
     return any(vars(c).get("forward") is function.__func__ for c in type(module).__mro__)
 
 
-def _with_signature_of(shown: Any, function: types.FunctionType) -> types.FunctionType:
+def _with_keywords(shown: inspect.Signature, names: tuple[str, ...]) -> inspect.Signature:
+    given = list(shown.parameters.values())
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
+    behind = [p for p in given if p.kind is inspect.Parameter.VAR_KEYWORD]
+    return shown.replace(parameters=[*(p for p in given if p not in behind), *more, *behind])
+
+
+def _with_signature(shown: inspect.Signature, function: types.FunctionType) -> types.FunctionType:
     """Show the same function under another signature: callers read column names from it."""
     twin = types.FunctionType(
         function.__code__,
@@ -96,7 +109,7 @@ def _with_signature_of(shown: Any, function: types.FunctionType) -> types.Functi
         function.__closure__,
     )
     twin.__kwdefaults__ = function.__kwdefaults__
-    twin.__signature__ = inspect.signature(shown)  # type: ignore[attr-defined]
+    twin.__signature__ = shown  # type: ignore[attr-defined]
     return twin
 
 

@@ -7,7 +7,8 @@ from lora_fx.plan.alike import once_each
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
-from lora_fx.spec.spec import Spec
+from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
+from lora_fx.spec.spec import RouteSpec, Spec
 
 _VARIANTS = ("lora", "dora", "bdlora", "velora", "kasa")
 _INITS = (
@@ -23,6 +24,8 @@ def require_supported(plan: Plan) -> None:
     """Raise LoraFxError with everything in a plan that this version cannot do."""
     found = [*_of_spec(plan.spec), *(one for site in plan.sites for one in _of_site(site))]
     found += [one for adapter in plan.adapters for one in _of_adapter(adapter)]
+    if plan.spec.route is not None:
+        found += _of_route(plan, plan.spec.route)
     faults = once_each(
         [
             Diagnostic("not-supported-yet", f"{what} cannot be compiled yet", span, label)
@@ -42,13 +45,27 @@ def unsupported_parts(adapter: AdapterPlan) -> list[str]:
 
 
 def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
-    if spec.route is not None:
-        yield "`route`", spec.route.span, ""
+    if spec.route is not None and spec.route.slots is not None:
+        yield "`slots`", spec.route.span, ""
     for merge in spec.merges:
         if merge.dequantize:
             yield "`dequantize`", merge.span, ""
     for quantize in spec.quantize:
         yield "`quantize`", quantize.span, ""
+
+
+def _of_route(plan: Plan, route: RouteSpec) -> Iterator[tuple[str, Span | None, str]]:
+    """Yield what cannot differ from sample to sample: `routable.py` says it of a call."""
+    everything = [part for adapter in plan.adapters for part in adapter.everything]
+    parts = {"train": TrainedModule, "bias": TrainedBias, "tokens": TrainedTokens}
+    for name, kind in parts.items():
+        if any(isinstance(part, kind) for part in everything):
+            yield f"`{name}` beside `route`", route.span, ""
+    if any(site.parameter is not None for site in plan.sites):
+        yield "adapters on parameters beside `route`", route.span, ""
+    for variant in ("velora", "kasa"):
+        if route.train and any(site.variant.name == variant for site in plan.sites):
+            yield f"variant `{variant}` beside `route {{ train = true }}`", route.span, ""
 
 
 def _of_adapter(adapter: AdapterPlan) -> Iterator[tuple[str, Span | None, str]]:

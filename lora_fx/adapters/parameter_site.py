@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lora_fx.adapters.adapted_weight import AdaptedWeight
+from lora_fx.adapters.choice import Added
 from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.adapters.site import Site
 from lora_fx.graph.structure import Branch, Structure
@@ -74,18 +75,22 @@ class ParameterSite(Site, nn.Module):
         """Let these adapters, of those present here, take part wherever the parameter is read."""
         self.lora_in_weights = in_weights
         self.lora_active = tuple(name for name in adapters if name in self.lora_arithmetic)
-        branches = self.branches_with(adapters)
-        self._branches = tuple(factors for factors, _ in branches)
+        self.lora_choice = self._choose([Added(*one) for one in self.branches_with(adapters)])
         experts = self.lora_layer.experts
-        each = tuple(Branch(f.rank // experts, compute=a.compute) for f, a in branches)
-        self.lora_keys = {kind: str(Structure(kind, each)) for kind in _KINDS} if each else {}
+        each = [(a.factors.rank // experts, a.arithmetic.compute) for a in self.lora_choice.added]
+        branches = tuple(Branch(rank, compute=compute) for rank, compute in each)
+        self.lora_keys = {kind: str(Structure(kind, branches)) for kind in _KINDS}
         self._place_scalings()
+
+    def route(self, adapters: tuple[str, ...]) -> None:
+        """Do nothing: `adapters/routable.py` refuses a mixed batch where parameters are adapted."""
 
     def read(self) -> Any:
         """Return what the model gets when it reads the parameter, unless it is `lora_shown`."""
-        if self.lora_shown or not self._branches:
+        added = self.lora_choice.added
+        if self.lora_shown or not added:
             return self.weight
-        factors = [self.split(f.A.weight, f.B.weight) for f in self._branches]
+        factors = [self.split(one.factors.A.weight, one.factors.B.weight) for one in added]
         return AdaptedWeight(self.weight, factors, self, self.lora_layer.turned)
 
     def split(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,17 @@
 """A marked module: an adaptable call that announces itself to the tracer as `lora_fx::site`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from lora_fx.adapters.choice import Added, Choice, choose
+from lora_fx.adapters.routing import Routing
 from lora_fx.graph import ops
 from lora_fx.graph.convolution import Window
 from lora_fx.graph.room import owns_room, with_room
-from lora_fx.graph.structure import Branch, Structure
 from lora_fx.graph.velora import mean_direction
 
 if TYPE_CHECKING:
@@ -69,6 +71,9 @@ class Site(_Base):
     B diag(d) stands for B. Where an adapter's factors lie, `storage` knows. With no active adapter
     the module computes what its base class computes, bit for bit, or to rounding where an adapter
     has changed the weight.
+
+    In a mixed batch each sample, along dimension 0, has its own shares of the adapters, which
+    multiply what they add.
     """
 
     lora_kind: str
@@ -77,9 +82,10 @@ class Site(_Base):
     lora_active: tuple[str, ...]
     lora_branches: dict[str, "Factors"]
     lora_followed: tuple[tuple["Direction", int, bool], ...]
-    _branches: tuple["Factors", ...]
-    _training_key: str
-    _evaluation_key: str
+    lora_choice: Choice
+    lora_mixed: Choice | None = None
+    lora_mixed_scalings: Tensor
+    lora_routing: Routing | None = None
     weight: Tensor
     lora_room: bool = False
     lora_change: "Change | None" = None
@@ -92,15 +98,38 @@ class Site(_Base):
         return self._announced(output, input)
 
     def _announced(self, output: Tensor, input: Tensor) -> Tensor:
-        """Return a base output with the active branches, announced to the tracer."""
-        if not self._branches:
+        """Return a base output with the branches of this call, announced to the tracer."""
+        shares = None if self.lora_routing is None else self.lora_routing.shares
+        if shares is not None and self.lora_mixed is not None:
+            return self._add(output, input, self.lora_mixed, self.lora_mixed_scalings, shares)
+        if not self.lora_choice.added:
             return output
         if self.lora_followed and self.training and torch.is_grad_enabled():
             self._follow(input)
-        params = [t for factors in self._branches for t in factors.tensors(self.training)]
-        key = self._training_key if self.training else self._evaluation_key
-        base = self._base() if any(factors.magnitude for factors in self._branches) else []
-        return ops.site(output, input, params, self.lora_scalings, key, base)
+        return self._add(output, input, self.lora_choice, self.lora_scalings)
+
+    def _add(
+        self,
+        output: Tensor,
+        input: Tensor,
+        choice: Choice,
+        scalings: Tensor,
+        shares: Tensor | None = None,
+    ) -> Tensor:
+        """Announce what is added to the base's output."""
+        if not choice.added:
+            return output
+        params = [t for one in choice.added for t in one.factors.tensors(self.training)]
+        key = choice.training if self.training else choice.evaluation
+        base = self._base() if any(one.factors.magnitude for one in choice.added) else []
+        samples = () if shares is None else (shares.to(input.device),)
+        return ops.site(output, input, params, scalings, key, base, *samples)
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether any adapter is computed here in the running call."""
+        routed = self.lora_routing is not None and self.lora_routing.shares is not None
+        return bool(self.lora_mixed.added if routed and self.lora_mixed else self.lora_active)
 
     def _follow(self, input: Tensor) -> None:
         """Let VeLoRA's directions follow the input."""
@@ -131,20 +160,7 @@ class Site(_Base):
         self.lora_in_weights = in_weights
         self.lora_active = tuple(name for name in adapters if name in self.lora_arithmetic)
         branches = self.branches_with(adapters)
-        self._branches = tuple(factors for factors, _ in branches)
-        training = tuple(
-            Branch(
-                factors.rank,
-                arithmetic.dropout,
-                arithmetic.compute,
-                factors.has_bias,
-                factors.magnitude is not None,
-                arithmetic.blocks,
-                *arithmetic.kept,
-                factors.diagonal is not None,
-            )
-            for factors, arithmetic in branches
-        )
+        self.lora_choice = self._choose([Added(*branch) for branch in branches])
         self.lora_followed = tuple(
             (factors.direction, kept.groups, kept.init == "batch_average_once")
             for factors, arithmetic in branches
@@ -152,11 +168,34 @@ class Site(_Base):
             and (kept := arithmetic.compression) is not None
             and kept.init != "random"
         )
-        evaluation = tuple(replace(b, dropout=0.0, groups=0, scale=1.0) for b in training)
-        layer = getattr(self, "padding_idx", None), output_scale(self), _window(self)
-        self._training_key = str(Structure(self.lora_kind, training, *layer))
-        self._evaluation_key = str(Structure(self.lora_kind, evaluation, *layer))
         self._place_scalings()
+
+    def route(self, adapters: tuple[str, ...]) -> None:
+        """Say which adapter each column of the shares of a mixed batch is of."""
+        c, change = self.lora_multiplier, self.lora_change
+        added = [
+            Added(self.lora_branches[name], self.lora_arithmetic[name].times(c), column)
+            for column, name in enumerate(adapters)
+            if name in self.lora_arithmetic
+        ]
+        if change is not None and change.adapter not in adapters:
+            added.insert(0, Added(change.factors, change.arithmetic))
+        elif change is not None:
+            column = adapters.index(change.adapter)
+            if c != 1:
+                added.insert(0, Added(change.factors, change.arithmetic.times(1 - c), column))
+            added.insert(0, Added(change.factors, change.arithmetic, column, rest=True))
+        self.lora_mixed = self._choose(added)
+        self._place_scalings()
+
+    def _choose(self, added: Sequence[Added]) -> Choice:
+        padding = getattr(self, "padding_idx", None)
+        return choose(self.lora_kind, added, padding, output_scale(self), _window(self))
+
+    @property
+    def has_active_branches(self) -> bool:
+        """Whether anything is added to what the base module computes."""
+        return bool(self.lora_choice.added)
 
     @property
     def lora_turned(self) -> bool:
@@ -184,12 +223,13 @@ class Site(_Base):
 
         An embedding that scales its output scales the branches with it.
         """
-        device = self._branches[0].A.weight.device if self._branches else None
         factor = output_scale(self)
-        arithmetic = [one for _, one in self.branches_with(self.lora_active)]
-        values = [one.scaling * factor for one in arithmetic]
-        scalings = torch.tensor(values, dtype=torch.float32, device=device)
-        self.register_buffer("lora_scalings", scalings, persistent=False)
+        for name, choice in (("", self.lora_choice), ("_mixed", self.lora_mixed)):
+            if choice is not None:
+                device = choice.added[0].factors.A.weight.device if choice.added else None
+                values = [one.arithmetic.scaling * factor for one in choice.added]
+                scalings = torch.tensor(values, dtype=torch.float32, device=device)
+                self.register_buffer(f"lora{name}_scalings", scalings, persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
@@ -249,7 +289,8 @@ def _window(module: nn.Module) -> Window | None:
 class ConvolutionSite(Site):
     """Mixin for a convolution: announced where the weight meets the input.
 
-    A subclass of it that prepares its input first, and then convolves, is adapted there.
+    A subclass of it that prepares its input first, and then convolves, is adapted there. One that
+    convolves with another weight is not, which `runtime/uncalled.py` refuses.
     """
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -258,7 +299,7 @@ class ConvolutionSite(Site):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         output = super()._conv_forward(input, weight, bias)  # type: ignore[misc]
-        return self._announced(output, input)
+        return self._announced(output, input) if weight is self.weight else output
 
 
 class Vector(nn.Module):

@@ -91,6 +91,13 @@ def is_of_adapters(name: str) -> bool:
     return any(part.startswith("lora_") for part in name.split("."))
 
 
+def owner_of(fqn: str) -> str | None:
+    """Return the adapter that a module inside the base's modules is of."""
+    parts = fqn.split(".")
+    inside = (i for i, part in enumerate(parts[:-1]) if part.startswith("lora_"))
+    return next((parts[i + 1] for i in inside), None)
+
+
 def insert(
     site: Site,
     adapter: str,

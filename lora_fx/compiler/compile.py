@@ -17,6 +17,7 @@ from lora_fx.compiler.pipeline import Backend, Pipeline
 from lora_fx.plan.merge_sources import require_weights
 from lora_fx.plan.plan import Plan, plan_sites
 from lora_fx.plan.replication import replicate_layers
+from lora_fx.plan.sample_rows import require_sample_rows
 from lora_fx.plan.stacks import find_stacks
 from lora_fx.runtime.brought_in import bring_in
 from lora_fx.runtime.loss import compile_loss
@@ -68,6 +69,8 @@ def compiled_tree(
     """Compile a tree in place; `given` has values of adapters, by their names in a PEFT folder."""
     require_effect(spec.compile, tree, backend)
     plan, units = plan_tree(tree, spec, backend)
+    if spec.route is not None:
+        require_sample_rows(plan, dict.fromkeys(site.fqn for site in plan.sites))
     values = (given or weights_of)(tree.requires_grad_(False), plan)
     plan, start = starts(tree, plan, values, calibration, report)
     adapters = bind_adapters(tree, plan, values, start)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)  # by dimensions, less one
-_TEXT = re.compile(r"([\dx]+):([\d+x]+):([\dx]+):(\w+)")
+_TEXT = re.compile(r"(\d+(?:x\d+)*):(\d+\+\d+(?:x\d+\+\d+)*):(\d+(?:x\d+)*):(\w+)")
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,19 @@
 """The `lora_fx::` operators and their reference implementations.
 
-    site(y, x, params, scalings, structure, base)      y + sum_i s_i * (B_i A_i drop_i(x) + b_i)
+    site(y, x, params, scalings, structure, base, samples)
+                                                       y + sum_i s_i * (B_i A_i drop_i(x) + b_i)
+    share(samples, column, rest, dims)                 of each sample, to multiply (S, …)
     shrink(x, A, dropout, compute)                     drop(x) Aᵀ
     compressed_shrink(x, A, v, groups, scale, dropout, compute)    shrink; dA is VeLoRA's
     convolve(x, A, dropout, compute, window)           drop(x) * A, as the layer convolves
     lookup(ids, A, padding, compute)                   columns of A, one for each id
-    expand(y, h, B, scalings, branch, compute, bias)   y + (s h) Bᵀ + s b
+    expand(y, h, B, scalings, branch, compute, bias, share)        y + c ((s h) Bᵀ + s b)
     stack_shrink(x, A, offsets, compute)               x Aᵀ, of each matrix of a stack
     stack_expand(y, h, B, scalings, branch, compute, offsets)      y + (s h) Bᵀ, likewise
     block_diagonal(weight, blocks)                     the rows' chunks on a diagonal
     diagonal(B, d)                                     B diag(d)
     norms(W, A, B, scalings, branch, factor)           of the rows of W + s B A, no gradient
-    magnitude(y, u, m, norms, bias)                    y + (m / norms - 1) * (u - bias)
+    magnitude(y, u, m, norms, bias, share)             y + c (m / norms - 1) * (u - bias)
     replace_rows(y, ids, tokens, rows, padding)        y, and rows[i] where the id is tokens[i]
     replace_columns(y, x, tokens, rows, bias)          y, and x rows[i]ᵀ + bias in column tokens[i]
     merge(W, params, scalings, structure)              W + sum_i s_i B_i A_i
@@ -20,6 +22,9 @@
 x: (*, in)   A: (r, in)   B: (out, r)   y: (*, out)   h: (*, r)   scalings: float32 (branches,)
 b: (out,)   d: (r,)   ids: (*)   tokens: (n,)   rows: (n, in or out)   W: (out, in)
 m, norms: (out,)
+In a mixed batch `samples` (S, adapters), float32, are the shares that adapters have in each sample:
+dimension 0 of x and y is then S, and a branch's share c in a sample multiplies all it adds there.
+Without them c is 1.
 Where `merge` and `delta` are given W as (in, out), B A is transposed. Of a convolution, all have
 places behind their features: x (*, in, …), A (r, in, k…), B (out, r / groups, 1…), y (*, out, …).
 Of a stack, x, y, A and B have one more dimension in front, or, with `offsets` (E,), the rows of x
@@ -41,6 +46,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.autocast import autocast_off
 from lora_fx.graph.convolution import Window, by_channel, convolution, pointwise
 from lora_fx.graph.grouped import is_fast, missing, product
@@ -51,8 +57,9 @@ from lora_fx.graph.velora import projection
 _library = torch.library.Library("lora_fx", "DEF")
 _library.define(
     "site(Tensor y, Tensor x, Tensor[] params, Tensor scalings, str structure, "
-    "Tensor[] base) -> Tensor"
+    "Tensor[] base, Tensor? samples=None) -> Tensor"
 )
+_library.define("share(Tensor samples, int column, bool rest, int dims) -> Tensor")
 _library.define("shrink(Tensor x, Tensor A, float dropout, str compute) -> Tensor")
 _library.define(
     "compressed_shrink(Tensor x, Tensor A, Tensor v, int groups, float scale, float dropout, "
@@ -62,7 +69,7 @@ _library.define("convolve(Tensor x, Tensor A, float dropout, str compute, str wi
 _library.define("lookup(Tensor ids, Tensor A, int? padding, str compute) -> Tensor")
 _library.define(
     "expand(Tensor y, Tensor h, Tensor B, Tensor scalings, int branch, str compute, "
-    "Tensor? bias=None) -> Tensor"
+    "Tensor? bias=None, Tensor? share=None) -> Tensor"
 )
 _library.define("stack_shrink(Tensor x, Tensor A, Tensor? offsets, str compute) -> Tensor")
 _library.define(
@@ -75,7 +82,8 @@ _library.define(
     "norms(Tensor W, Tensor A, Tensor B, Tensor scalings, int branch, float factor) -> Tensor"
 )
 _library.define(
-    "magnitude(Tensor y, Tensor u, Tensor m, Tensor norms, Tensor? bias=None) -> Tensor"
+    "magnitude(Tensor y, Tensor u, Tensor m, Tensor norms, Tensor? bias=None, "
+    "Tensor? share=None) -> Tensor"
 )
 _library.define(
     "replace_rows(Tensor y, Tensor ids, Tensor tokens, Tensor rows, int? padding) -> Tensor"
@@ -132,6 +140,13 @@ def lookup_reference(ids: Tensor, A: Tensor, padding: int | None, compute: str) 
     return h.to(compute_dtype(compute, h.dtype))
 
 
+def share_reference(samples: Tensor, column: int, rest: bool, dims: int) -> Tensor:
+    """Return one column of the samples' shares (S, adapters), or the rest to 1: (S, 1, …)."""
+    share = samples.select(1, column)
+    share = 1 - share if rest else share
+    return share.reshape(-1, *[1] * (dims - 1))
+
+
 def expand_reference(
     y: Tensor,
     h: Tensor,
@@ -140,10 +155,12 @@ def expand_reference(
     branch: int,
     compute: str,
     bias: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> Tensor:
-    """Add one branch to the base output: `y + (s h) Bᵀ + s b`, h (*, r), B (out, r) -> (*, out).
+    """Add one branch to the base output: `y + c ((s h) Bᵀ + s b)`, h (*, r), B (out, r).
 
-    Of a convolution h (*, r, …), B (out, r / groups, 1…) -> (*, out, …).
+    -> (*, out). The share c (S, 1, …) is 1 if there is none. Of a convolution h (*, r, …),
+    B (out, r / groups, 1…) -> (*, out, …).
     """
     dtype = compute_dtype(compute, h.dtype)
     with _arithmetic(h, compute):
@@ -152,7 +169,11 @@ def expand_reference(
             B = B * scalings[branch]
         else:
             h = h * scalings[branch]
+        if share is not None and scaled is None:
+            h = h * share
         delta = pointwise(h.to(dtype), B.to(dtype), scaled)
+        if share is not None and scaled is not None:
+            delta = delta * share
     return y + delta.to(y.dtype)
 
 
@@ -214,14 +235,21 @@ def norms_reference(
 
 
 def magnitude_reference(
-    y: Tensor, u: Tensor, m: Tensor, norms: Tensor, bias: Tensor | None = None
+    y: Tensor,
+    u: Tensor,
+    m: Tensor,
+    norms: Tensor,
+    bias: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> Tensor:
-    """Give `u` (*, out), which `y` has in it, the magnitude m: `y + (m / norms - 1) * (u - bias)`.
+    """Give `u` (*, out), of which `y` has c in it, the magnitude m.
 
+    `y + c (m / norms - 1) * (u - bias)`; the share c (S, 1, …) is 1 if there is none.
     Computed in the dtype of m and norms, if that is wider, and rounded once.
     """
     own = u if bias is None else u - bias
-    return (y + (m / norms - 1) * own).to(y.dtype)
+    gained = (m / norms - 1) * own
+    return (y + (gained if share is None else share * gained)).to(y.dtype)
 
 
 def site_reference(
@@ -231,16 +259,45 @@ def site_reference(
     scalings: Tensor,
     structure: str,
     base: Sequence[Tensor],
+    samples: Tensor | None = None,
 ) -> Tensor:
-    """Add every branch of a site to its base output `y`; `params` is A₀, B₀, A₁, B₁, …."""
+    """Add every branch of a site to its base output `y`; `params` is A₀, B₀, A₁, B₁, ….
+
+    Raises LoraFxError if dimension 0 of the input cannot be that of the samples.
+    """
+    if samples is not None and x.shape[0] != samples.shape[0]:
+        raise _rows_not_samples(x.shape[0], samples.shape[0])
     parsed = Structure.parse(structure)
     if parsed.is_stack:
-        offsets = base[0] if base else None
-        for i, (A, B, *_) in enumerate(parsed.params(params)):
-            compute = parsed.branches[i].compute
-            h = stack_shrink_reference(x, A, offsets, compute)
-            y = stack_expand_reference(y, h, B, scalings, i, compute, offsets)
-        return y
+        return _stack_reference(y, x, params, scalings, parsed, base)
+    return _layer_reference(y, x, params, scalings, parsed, base, samples)
+
+
+def _stack_reference(
+    y: Tensor,
+    x: Tensor,
+    params: list[Tensor],
+    scalings: Tensor,
+    parsed: Structure,
+    base: Sequence[Tensor],
+) -> Tensor:
+    offsets = base[0] if base else None
+    for i, (A, B, *_) in enumerate(parsed.params(params)):
+        compute = parsed.branches[i].compute
+        h = stack_shrink_reference(x, A, offsets, compute)
+        y = stack_expand_reference(y, h, B, scalings, i, compute, offsets)
+    return y
+
+
+def _layer_reference(
+    y: Tensor,
+    x: Tensor,
+    params: list[Tensor],
+    scalings: Tensor,
+    parsed: Structure,
+    base: Sequence[Tensor],
+    samples: Tensor | None,
+) -> Tensor:
     of_base, window = y, parsed.window
     places = 0 if window is None else window.dimensions
     for i, (A, B, bias, m, v, d) in enumerate(parsed.params(params)):
@@ -260,8 +317,11 @@ def site_reference(
             h = convolve_reference(dropped, A, 0.0, branch.compute, str(window))
         else:
             h = shrink_reference(dropped, A, 0.0, branch.compute)
-        alone = y is of_base and not branch.dropout
-        y = expand_reference(y, h, B, scalings, i, branch.compute, bias)
+        share = None
+        if samples is not None and branch.column is not None:
+            share = share_reference(samples, branch.column, branch.rest, h.ndim)
+        alone = y is of_base and not branch.dropout and share is None
+        y = expand_reference(y, h, B, scalings, i, branch.compute, bias, share)
         if m is not None:
             W, *of_layer = (base[0],) if branch.dropout else base
             own = of_base
@@ -270,8 +330,16 @@ def site_reference(
             u = y if alone else expand_reference(own, h, B, scalings, i, branch.compute)
             W, A, B = (tensor.flatten(1) for tensor in (W, A, B))
             norms = norms_reference(W, A, B, scalings, i, parsed.factor)
-            y = magnitude_reference(y, u, *(by_channel(t, places) for t in (m, norms, *of_layer)))
+            m, norms, *of_layer = (by_channel(t, places) for t in (m, norms, *of_layer))
+            y = magnitude_reference(y, u, m, norms, of_layer[0] if of_layer else None, share)
     return y
+
+
+def _rows_not_samples(rows: int, samples: int) -> LoraFxError:
+    message = "a mixed batch reaches an adapted module in rows that are not its samples"
+    note = f"dimension 0 of its input has {rows} rows, and there are {samples} samples"
+    help = "adapt other modules, or call the model with one adapter at a time: `set_adapter`"
+    return LoraFxError((Diagnostic("rows-not-samples", message, notes=(note,), help=help),))
 
 
 def replace_rows_reference(
@@ -326,6 +394,7 @@ for _name, _reference in {
     "compressed_shrink": compressed_shrink_reference,
     "convolve": convolve_reference,
     "lookup": lookup_reference,
+    "share": share_reference,
     "expand": expand_reference,
     "stack_shrink": stack_shrink_reference,
     "stack_expand": stack_expand_reference,
@@ -345,6 +414,7 @@ shrink = torch.ops.lora_fx.shrink.default
 compressed_shrink = torch.ops.lora_fx.compressed_shrink.default
 convolve = torch.ops.lora_fx.convolve.default
 lookup = torch.ops.lora_fx.lookup.default
+share = torch.ops.lora_fx.share.default
 expand = torch.ops.lora_fx.expand.default
 stack_shrink = torch.ops.lora_fx.stack_shrink.default
 stack_expand = torch.ops.lora_fx.stack_expand.default

@@ -12,7 +12,8 @@ from lora_fx.graph.convolution import Window
 
 ACTIVATION = "activation"
 _BRANCH = re.compile(
-    r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?(:diagonal)?(?::(\d+)x(\d+))?(?::g(\d+)\*([\d.e+-]+))?"
+    r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?(:diagonal)?(?::(\d+)x(\d+))?"
+    r"(?::g(\d+)\*([\d.e+-]+))?(?::([+-])s(\d+))?"
 )
 
 
@@ -26,6 +27,8 @@ class Branch:
     KaSA's between B and A. `blocks` are the numbers
     of blocks that A and B consist of, on a diagonal; more than one are stored below each other.
     `groups`, if not 0, is how many groups of its input VeLoRA projects, and `scale` its scale.
+    In a mixed batch `column` is where the samples' shares of the branch stand; `rest` says that it
+    takes part in each sample by what that share is less than 1.
     """
 
     rank: int
@@ -37,6 +40,8 @@ class Branch:
     groups: int = 0
     scale: float = 1.0
     diagonal: bool = False
+    column: int | None = None
+    rest: bool = False
 
     def __str__(self) -> str:
         flags = {"bias": self.bias, "magnitude": self.magnitude, "diagonal": self.diagonal}
@@ -45,6 +50,8 @@ class Branch:
             more += f":{self.blocks[0]}x{self.blocks[1]}"
         if self.groups:
             more += f":g{self.groups}*{self.scale!r}"
+        if self.column is not None:
+            more += f":{'-' if self.rest else '+'}s{self.column}"
         return f"r{self.rank}:p{self.dropout!r}:{self.compute}{more}"
 
 
@@ -112,11 +119,14 @@ class Structure:
             branch = _BRANCH.fullmatch(text)
             if branch is None:
                 raise ValueError(f"`{text}` is not a branch of a site structure")
-            rank, dropout, compute, bias, magnitude, diagonal, a, b, groups, scale = branch.groups()
+            rank, dropout, compute, bias, magnitude, diagonal, *more = branch.groups()
+            a, b, groups, scale, sign, column = more
             flags = bias is not None, magnitude is not None
             blocks = int(a or 1), int(b or 1)
-            more = int(groups or 0), float(scale or 1), diagonal is not None
-            branches.append(Branch(int(rank), float(dropout), compute, *flags, blocks, *more))
+            velora = int(groups or 0), float(scale or 1), diagonal is not None
+            share = None if column is None else int(column), sign == "-"
+            more = *flags, blocks, *velora, *share
+            branches.append(Branch(int(rank), float(dropout), compute, *more))
         padding = None if whole[2] is None else int(whole[2])
         window = None if whole[4] is None else Window.parse(whole[4])
         return Structure(whole[1], tuple(branches), padding, float(whole[3] or 1), window)

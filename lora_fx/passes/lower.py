@@ -7,6 +7,8 @@
     expand(y, h, B, scalings, i, c)   →  y + linear((h * scalings[i]).to(d), B.to(d)).to(y.dtype)
         or, if B is cast to fewer bits  →  y + linear(h.to(d), (B * scalings[i]).to(d)).to(y.dtype)
         where h and B have places (*, r, …), conv2d stands for the second linear
+        of a share c (S, 1, …)          →  the same with h * c; if b is added, with the product * c
+    share(samples, column, rest, n)   →  select(samples, 1, column), or 1 less it, as (S, 1, …)
     stack_shrink(x, A, offsets, c)    →  matmul(x.to(d), A.to(d)ᵀ), or as `graph/grouped.py` says
     stack_expand(y, h, B, …)          →  as expand, likewise
     block_diagonal(weight, n)         →  block_diag(*chunk(weight, n))
@@ -103,16 +105,23 @@ def _lookup(graph: Graph, node: Node) -> Node:
 
 def _expand(graph: Graph, node: Node) -> Node:
     y, h, B, scalings, branch, compute, *more = node.args
+    bias, share = (*more, None, None)[:2]
     wanted = compute_dtype(compute, dtype(h))  # type: ignore[arg-type]
     scaling = call(graph, operator.getitem, scalings, branch)
     with _arithmetic(graph, h, compute):
-        biases = [_cast(graph, call(graph, torch.mul, bias, scaling), wanted) for bias in more]
+        biases = []
+        if bias is not None:
+            biases = [_cast(graph, call(graph, torch.mul, bias, scaling), wanted)]
         if dtype(B).itemsize > wanted.itemsize:  # the cast rounds B, scaled or not
             B = call(graph, torch.mul, B, scaling)
         else:
             h = call(graph, torch.mul, h, scaling)
+        if share is not None and not biases:
+            h = call(graph, torch.mul, h, share)
         h, B = _cast(graph, h, wanted), _cast(graph, B, wanted)
         delta = pointwise_mapped(graph, h, B, *biases)  # type: ignore[arg-type]
+        if share is not None and biases:
+            delta = call(graph, torch.mul, delta, share)
     return call(graph, torch.add, y, _cast(graph, delta, dtype(y)))
 
 
@@ -155,6 +164,13 @@ def _stack_product(graph: Graph, x: object, factor: object, offsets: object) -> 
     return call(graph, grouped, x, turned, offsets)
 
 
+def _share(graph: Graph, node: Node) -> Node:
+    samples, column, rest, dims = node.args
+    share = call(graph, torch.select, samples, 1, column)
+    share = call(graph, torch.rsub, share, 1) if rest else share
+    return call(graph, "reshape", share, -1, *[1] * (dims - 1))  # type: ignore[operator]
+
+
 def _block_diagonal(graph: Graph, node: Node) -> Node:
     weight, blocks = node.args
     chunks = call(graph, torch.chunk, weight, blocks)
@@ -167,10 +183,13 @@ def _diagonal(graph: Graph, node: Node) -> Node:
 
 
 def _magnitude(graph: Graph, node: Node) -> Node:
-    y, u, m, norms, *bias = node.args
-    own = call(graph, torch.sub, u, *bias) if bias else u
+    y, u, m, norms, *more = node.args
+    bias, share = (*more, None, None)[:2]
+    own = u if bias is None else call(graph, torch.sub, u, bias)
     gain = call(graph, torch.sub, call(graph, torch.div, m, norms), 1)
-    total = call(graph, torch.add, y, call(graph, torch.mul, gain, own))
+    gained = call(graph, torch.mul, gain, own)
+    gained = gained if share is None else call(graph, torch.mul, share, gained)
+    total = call(graph, torch.add, y, gained)
     return _cast(graph, total, dtype(y))  # type: ignore[return-value]
 
 
@@ -204,6 +223,7 @@ _LOWERED = (
     (ops.convolve, _convolve),
     (ops.lookup, _lookup),
     (ops.expand, _expand),
+    (ops.share, _share),
     (ops.stack_shrink, _stack_shrink),
     (ops.stack_expand, _stack_expand),
     (ops.block_diagonal, _block_diagonal),

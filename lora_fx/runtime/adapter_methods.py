@@ -15,6 +15,7 @@ from lora_fx.adapters.peft.keys import expected_shapes, live_tensors, overwrite,
 from lora_fx.adapters.peft.read import Loaded, read
 from lora_fx.adapters.peft.task import task_of
 from lora_fx.adapters.peft.write import folder_config, write
+from lora_fx.adapters.routing import Routing
 from lora_fx.adapters.undo import undone_on_error
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.lora_fa import lora_fa_faults, with_frozen_A
@@ -23,6 +24,7 @@ from lora_fx.plan.offloaded import distinct_parameters
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.runtime.auxiliary_loss import auxiliary_loss
+from lora_fx.runtime.routes import Routes, routes_of
 from lora_fx.runtime.saved_spec import save_spec
 from lora_fx.runtime.status import LayerStatus, ModelStatus, layer_status, model_status
 from lora_fx.spec.together import together
@@ -45,7 +47,13 @@ class AdapterMethods(_Base):
     lora_fx_active: tuple[str, ...]
     lora_fx_merged: tuple[str, ...]
     lora_fx_enabled: bool
-    lora_fx_watched: set[tuple[str, ...]]
+    lora_fx_watched: set[tuple[tuple[str, ...], bool]]
+    lora_fx_routing: Routing
+    lora_fx_routes: Routes
+    lora_fx_sited: tuple[str, ...]  # the adapted modules
+    lora_fx_rows_known: tuple[str, ...]  # those of which it is known that their rows are samples
+    lora_fx_default: int | None
+    lora_fx_present: set[str] | None
 
     def active_adapters(self) -> list[str]:
         """Return the adapters that take part in the forward, in the order they are added up."""
@@ -54,6 +62,7 @@ class AdapterMethods(_Base):
     def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
         """Make these adapters the active ones; several add up.
 
+        From now on, they are what a call without names gets, whatever `default` in the spec says.
         Raises LoraFxError for names that are unknown or stand twice.
         """
         names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
@@ -62,7 +71,7 @@ class AdapterMethods(_Base):
             message = f"an adapter is named twice: {', '.join(f'`{name}`' for name in names)}"
             raise LoraFxError((Diagnostic("adapter-twice", message, None),))
         require_compatible(self, names, self.lora_fx_merged)
-        self.lora_fx_active = names
+        self.lora_fx_active, self.lora_fx_default = names, None
         self._activate()
 
     @contextmanager
@@ -104,6 +113,7 @@ class AdapterMethods(_Base):
             self._require_same(adapter_name, loaded.plan)
             self._require_base_unmerged(self.lora_fx_adapters[adapter_name])
         self._require_base_unmerged(loaded.plan)
+        self._require_rank(loaded.plan)
         with undone_on_error(self, live_tensors(self, adapter_name).values()):
             if adapter_name not in self.lora_fx_adapters:
                 plan = self._planned(loaded.plan.with_trainable(is_trainable))
@@ -132,9 +142,13 @@ class AdapterMethods(_Base):
         active = active or tuple(left)[:1]
         require_compatible(self, active, self.lora_fx_merged)
         self.lora_fx_adapters, self.lora_fx_active = left, active
+        route = self.lora_fx_plan.spec.route
+        if route and route.default and adapter_name in (t.name for t in route.default.terms):
+            self.lora_fx_default = None
         self._activate()
         remove(self, adapter_name)
-        self.lora_fx_watched = {()}
+        self._route()
+        self.lora_fx_watched = set()
 
     def get_layer_status(self) -> list[LayerStatus]:
         """Return what adapters have of each module: active, merged, trained, ranks, bytes."""
@@ -200,6 +214,16 @@ class AdapterMethods(_Base):
     def _activate(self) -> None:
         on = self.lora_fx_enabled
         activate(self, self.lora_fx_active if on else (), self.lora_fx_merged if on else ())
+        self._route()
+
+    def _route(self) -> None:
+        """Let every site know the columns of the adapters that there are."""
+        self.lora_fx_routes = routes_of(tuple(self.lora_fx_adapters), self.lora_fx_plan.spec.route)
+        sites = dict(storage.sites(self))
+        self.lora_fx_sited = tuple(sites)
+        for site in sites.values():
+            site.lora_routing = self.lora_fx_routing
+            site.route(self.lora_fx_routes.adapters)
 
     def _require_base_unmerged(self, plan: AdapterPlan) -> None:
         """Raise LoraFxError if an adapter changes weights while others are folded into them."""
@@ -224,6 +248,19 @@ class AdapterMethods(_Base):
         )
         if unknown:
             raise LoraFxError(unknown)
+
+    def _require_rank(self, plan: AdapterPlan) -> None:
+        """Raise LoraFxError if an adapter has a larger rank than the spec's `max_rank`."""
+        route = self.lora_fx_plan.spec.route
+        ranks = [site.rank for site in plan.sites]
+        if (
+            route is not None
+            and route.max_rank is not None
+            and max(ranks, default=0) > route.max_rank
+        ):
+            message = f"`{plan.name}` has rank {max(ranks)}, and `max_rank` is {route.max_rank}"
+            help = "write a larger `max_rank` in `route`, or compress the adapter: `rank = svd(…)`"
+            raise LoraFxError((Diagnostic("rank-too-large", message, help=help),))
 
     def _require_same(self, adapter: str, new: AdapterPlan) -> None:
         present = self.lora_fx_adapters[adapter]

@@ -22,10 +22,11 @@ from lora_fx.adapters import copies, merged, storage
 from lora_fx.adapters.changed_weight import rebase_by_name
 from lora_fx.adapters.peft.keys import adapter_tensors
 from lora_fx.adapters.peft.write import folder_config
+from lora_fx.adapters.routing import carry
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.auxiliary_loss import with_auxiliary_loss
 from lora_fx.runtime.combine_methods import CombineMethods
-from lora_fx.runtime.uncalled import run_watched
+from lora_fx.runtime.routed_call import run_routed
 from lora_fx.spec.together import together
 
 if TYPE_CHECKING:
@@ -116,13 +117,14 @@ class HuggingFace(CombineMethods, _Base):  # type: ignore[override]
             super().disable_input_require_grads()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model; while its layers are recomputed in backward there is no cache to fill.
+        """Run the model; `adapter_names` gives each sample its own adapter.
 
-        In training its loss has in it what variants add to it: `auxiliary_loss`.
+        While its layers are recomputed in backward there is no cache to fill. In training its loss
+        has in it what variants add to it: `auxiliary_loss`.
         """
         if self.training and self.lora_fx_recomputes and _takes_use_cache(type(self)):
             kwargs["use_cache"] = False
-        result = run_watched(self, super().forward, args, kwargs)
+        result = run_routed(self, super().forward, args, kwargs)
         extra = self.auxiliary_loss() if self.training and torch.is_grad_enabled() else None
         return result if extra is None else with_auxiliary_loss(result, extra, kwargs)
 
@@ -146,6 +148,8 @@ class HuggingFace(CombineMethods, _Base):  # type: ignore[override]
         self.lora_fx_recomputes = enable
         self.lora_fx_reentrant = enable and bool(settings.get("use_reentrant"))
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
+        for module in self.modules():
+            carry(module, self.lora_fx_routing)
 
     def _valid_auto_compile_criteria(self, *args: Any, **kwargs: Any) -> bool:
         """`generate` does not compile what is compiled."""

@@ -136,7 +136,7 @@ class MergeMethods(AdapterMethods):
 
     def _set_merged(self, names: tuple[str, ...]) -> None:
         self.lora_fx_merged = names
-        self.lora_fx_watched = {()}
+        self.lora_fx_watched = set()
         self._activate()
 
 

@@ -9,32 +9,61 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from lora_fx.adapters.dynamic_class import specialise
+from lora_fx.adapters.routing import Routing, carry, checkpoint_routed
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.runtime.combine_methods import CombineMethods
 from lora_fx.runtime.facade import HuggingFace
-from lora_fx.runtime.uncalled import run_watched
+from lora_fx.runtime.generating import Generating
+from lora_fx.runtime.routed_call import INDICES, argument_of, run_routed
+from lora_fx.runtime.routes import DEFAULT
+from lora_fx.runtime.unit import Compiled
+from lora_fx.spec.spec import Mix, RouteSpec
 
 
 class Plain(CombineMethods):
     """Mixin for a compiled model that is not a `PreTrainedModel`."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model."""
-        return run_watched(self, super().forward, args, kwargs)
+        """Run the model; `adapter_names` gives each sample its own adapter."""
+        return run_routed(self, super().forward, args, kwargs)
 
 
 def make_root(tree: nn.Module, plan: Plan, adapters: Mapping[str, AdapterPlan]) -> None:
     """Give the tree methods for the adapters in it and activate the first one, in place."""
-    specialise(tree, HuggingFace if isinstance(tree, PreTrainedModel) else Plain)
+    facade = Plain
+    if isinstance(tree, PreTrainedModel):
+        facade = Generating if tree.can_generate() else HuggingFace
+    specialise(tree, facade, keywords=(argument_of(plan.spec.route), INDICES))
     tree.lora_fx_plan = plan  # type: ignore[assignment]
+    tree.lora_fx_routing = Routing()  # type: ignore[assignment]
     tree.lora_fx_adapters = dict(adapters)  # type: ignore[assignment]
-    tree.lora_fx_active = tuple(adapters)[:1]  # type: ignore[assignment]
+    tree.lora_fx_active = _active(plan.spec.route, tuple(adapters))  # type: ignore[assignment]
+    tree.lora_fx_rows_known = ()  # type: ignore[assignment]
+    tree.lora_fx_present = None  # type: ignore[assignment]
+    default = plan.spec.route.default if plan.spec.route else None
+    tree.lora_fx_default = DEFAULT if default and _is_mix(default) else None  # type: ignore[assignment]
     tree.lora_fx_merged = ()  # type: ignore[assignment]
     tree.lora_fx_enabled = True  # type: ignore[assignment]
-    tree.lora_fx_watched = {()}  # type: ignore[assignment]
+    tree.lora_fx_watched = set()  # type: ignore[assignment]
     tree.lora_fx_checkpoint = "none"  # type: ignore[assignment]
+    for module in tree.modules():
+        carry(module, tree.lora_fx_routing)  # type: ignore[arg-type]
+        if isinstance(module, Compiled):
+            module.lora_routing = tree.lora_fx_routing  # type: ignore[assignment]
     tree.enable_adapters()  # type: ignore[operator]
+
+
+def _active(route: RouteSpec | None, adapters: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what a call without names gets, if that is the base or one adapter, else the first."""
+    default = route.default if route else None
+    if default is None or _is_mix(default):
+        return adapters[:1]
+    return tuple(term.name for term in default.terms)
+
+
+def _is_mix(default: Mix) -> bool:
+    return len(default.terms) > 1 or any(term.weight != 1 for term in default.terms)
 
 
 def checkpoint_layers(tree: nn.Module, layers: list[nn.Module]) -> None:
@@ -47,6 +76,7 @@ def checkpoint_layers(tree: nn.Module, layers: list[nn.Module]) -> None:
     else:
         for layer in layers:
             specialise(layer, Checkpointed)
+            layer.lora_fx_carried = tree.lora_fx_routing
 
 
 class Checkpointed:
@@ -56,5 +86,8 @@ class Checkpointed:
         """Run the layer, saving only its inputs while training."""
         forward = super().forward  # type: ignore[misc]
         if self.training and torch.is_grad_enabled():  # type: ignore[attr-defined]
-            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+            routing = self.lora_fx_carried  # type: ignore[attr-defined]
+            return checkpoint_routed(
+                routing, checkpoint, forward, *args, use_reentrant=False, **kwargs
+            )
         return forward(*args, **kwargs)

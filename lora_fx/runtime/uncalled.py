@@ -2,7 +2,8 @@
 
 `F.linear(x, self.proj.weight)` passes an adapter on `proj` by: it would be trained by nobody and
 do nothing. Compiled units are looked at when they are captured, and what runs outside them when
-the model runs for the first time with these adapters.
+the model runs for the first time with these adapters, in training and in evaluation: there torch's
+encoder layers read all weights themselves.
 """
 
 import sys
@@ -51,13 +52,16 @@ def require_called(module: GraphModule, inputs: Sequence[Any], model: nn.Module)
 def run_watched(
     model: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Run a model, and look on if its active adapters have not been seen to run before.
+    """Run a model, and look on if its active adapters have not been seen to run in this mode.
 
     Raises LoraFxError, once the model has run, for a site whose weight was read and that was not
     called.
     """
     active = model.lora_fx_active if model.lora_fx_enabled else ()
-    if torch.compiler.is_compiling() or active in model.lora_fx_watched:
+    if model.lora_fx_routing.shares is not None:
+        active = ("__mixed__", *model.lora_fx_adapters)
+    seen = active, model.training
+    if torch.compiler.is_compiling() or not active or seen in model.lora_fx_watched:
         return forward(*args, **kwargs)
     watch = _Watch(_outside_units(model))
     token = _watch.set(watch)
@@ -67,7 +71,7 @@ def run_watched(
     finally:
         _watch.reset(token)
     watch.require_called()
-    model.lora_fx_watched.add(active)
+    model.lora_fx_watched.add(seen)
     return result
 
 
@@ -139,7 +143,7 @@ class _Watch(TorchFunctionMode):
 
 def _active_sites(model: nn.Module) -> dict[str, Site]:
     """Return the modules that adapters adapt; a parameter is adapted wherever it is read."""
-    active = {fqn: site for fqn, site in storage.sites(model) if site.lora_active}
+    active = {fqn: site for fqn, site in storage.sites(model) if site.takes_part}
     return {fqn: site for fqn, site in active.items() if site.lora_place[0] is site}
 
 

@@ -23,6 +23,7 @@ from torch._dynamo.exc import (
 
 from lora_fx.adapters.adapted_weight import let_dynamo_ask
 from lora_fx.adapters.dynamic_class import specialise
+from lora_fx.adapters.routing import Routing
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.meta import PlainText
 from lora_fx.runtime.cache_view import LayerCache, LayerCaches, with_views
@@ -68,6 +69,9 @@ class Unit:
                 raise error.inner_exception from None
             raise
         except TorchDynamoException as error:
+            own = _raised_by_an_operator(error)
+            if own is not None:
+                raise own from None
             raise not_capturable(module, error) from error
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,6 +97,13 @@ class Unit:
             options={"guard_filter_fn": kept},  # type: ignore[dict-item]
             **limits,
         )
+
+
+def _raised_by_an_operator(error: BaseException | None) -> LoraFxError | None:
+    """Return the error of ours that Dynamo met when it ran an operator on fakes."""
+    while error is not None and not isinstance(error, LoraFxError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _let_models_warn() -> None:
@@ -124,10 +135,14 @@ class _Method(str):
 
 def _forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     args, kwargs = with_plain(args, kwargs)
+    if _SHARES in kwargs:
+        kwargs = dict(kwargs)
+        module.lora_routing.shares = kwargs.pop(_SHARES)  # type: ignore[union-attr]
     compare(module.lora_fx_windows, args, kwargs)  # type: ignore[arg-type]
     return super(Compiled, module).forward(*args, **kwargs)  # type: ignore[misc]
 
 
+_SHARES = "lora_fx_shares"
 _OUTER = (
     "lora_fx has compiled this model itself: leave out the torch.compile around it "
     "(`torch.compile(model)`, `torch_compile=True` of Trainer)"
@@ -144,6 +159,7 @@ class Compiled:
     lora_fx_unit: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
     lora_fx_index: int | None
     lora_fx_windows: tuple[int, ...]
+    lora_routing: Routing | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward, compiled; a layer gets its own slice of the cache."""
@@ -158,6 +174,8 @@ def _enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if module.lora_fx_index is not None:
         args, kwargs, views = with_views(args, kwargs, module.lora_fx_index)
         kwargs.pop("num_items_in_batch", None)  # Trainer's, for the loss; layers ignore it
+    if module.lora_routing is not None and module.lora_routing.shares is not None:
+        kwargs = {**kwargs, _SHARES: module.lora_routing.shares}  # an input of the graph
     if inner_outputs_wanted(module.lora_fx_index is None, kwargs):
         result = _forward(module, args, kwargs)
     else:

@@ -8,13 +8,12 @@ from transformers import PreTrainedModel
 from lora_fx.adapters import copies, token_rows
 from lora_fx.adapters.dynamic_class import base_of, generalise
 from lora_fx.adapters.merged import Merged
+from lora_fx.adapters.routing import unrouted
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.folding import numberless
 from lora_fx.plan.modules import input_embedding, outside_adapters
 from lora_fx.plan.offloaded import hooks_of, offload_hook
 from lora_fx.runtime.loss import restore_loss
-
-_OF_SITES = ("_branches", "_training_key", "_evaluation_key")
 
 
 def require_unloadable(model: nn.Module, adapters: Sequence[str]) -> None:
@@ -74,9 +73,10 @@ def strip(model: nn.Module) -> None:
         if weight is not None and getattr(module, "lora_room", False):
             module._parameters["weight"] = nn.Parameter(weight.detach().contiguous(), False)
         for kept in (module._modules, module._buffers, vars(module)):
-            for name in [name for name in kept if name.startswith("lora_") or name in _OF_SITES]:
+            for name in [name for name in kept if name.startswith("lora_")]:
                 del kept[name]
-        module._non_persistent_buffers_set.discard("lora_scalings")
+        unrouted(module)
+        module._non_persistent_buffers_set -= {"lora_scalings", "lora_mixed_scalings"}
         generalise(module)
     if recomputes and isinstance(model, PreTrainedModel):
         model.gradient_checkpointing_disable()

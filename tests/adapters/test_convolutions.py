@@ -229,6 +229,13 @@ class Standardised(nn.Conv1d):
         return nn.functional.conv1d(input, self.weight / self.weight.norm(), self.bias)
 
 
+class AsTorch(nn.Conv1d):
+    """Does so by torch's own method, which pads as the layer says."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight / self.weight.norm(), self.bias)
+
+
 @pytest.mark.parametrize("backend", [None, "eager"])
 def test_a_layer_that_prepares_its_input(backend: str | None) -> None:
     torch.manual_seed(0)
@@ -241,9 +248,13 @@ def test_a_layer_that_prepares_its_input(backend: str | None) -> None:
     assert relative(model.merge_and_unload()(x), got) < 1e-5
 
 
+@pytest.mark.parametrize("kind", [Standardised, AsTorch])
 @pytest.mark.parametrize("backend", [None, "eager"])
-def test_a_layer_that_convolves_with_another_weight(backend: str | None) -> None:
-    text = """lora 1 adapter default { rank = 2  init = random  target class "Standardised" }"""
-    model = lora_fx.compile(nn.Sequential(Standardised(5, 7, 3)), text, backend=backend)
+def test_a_layer_that_convolves_with_another_weight(
+    kind: type[nn.Conv1d], backend: str | None
+) -> None:
+    text = f"""lora 1 adapter default {{
+        rank = 2  init = random  target class "{kind.__name__}" }}"""
+    model = lora_fx.compile(nn.Sequential(kind(5, 7, 3)), text, backend=backend)
     with pytest.raises(lora_fx.LoraFxError, match="reads its weight without calling it"):
         model(torch.randn(2, 5, 11))

@@ -11,6 +11,7 @@ from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module
 from peft import LoraConfig
 from torch import nn
+from transformers import OPTConfig, OPTForCausalLM
 
 import lora_fx
 from lora_fx.cli.graphs import program
@@ -168,6 +169,25 @@ adapter default { target q_proj }
 compile { entry generate { batch = 1  sequence = 8 } }
 """
 
+ROUTED = """lora 1
+adapter one { target q_proj train "model.norm" }
+adapter two { target q_proj tokens [5, 7] in "**.embed_tokens" }
+"""
+
+
+def routed(*names: str) -> None:
+    compiled = lora_fx.compile(llama(2), ROUTED, backend=None).eval()
+    compiled(input_ids=tokens(3, 8), adapter_names=[*names])
+
+
+def opt() -> nn.Module:
+    config = OPTConfig(
+        num_hidden_layers=2, hidden_size=32, ffn_dim=44, num_attention_heads=4,
+        word_embed_proj_dim=32, vocab_size=101,
+    )  # fmt: skip
+    return OPTForCausalLM(config)
+
+
 CASES: dict[str, Callable[[], object]] = {
     "unknown-adapter": lambda: model().set_adapter("defualt"),
     "adapter-twice": lambda: model().set_adapter(["default", "default"]),
@@ -177,6 +197,11 @@ CASES: dict[str, Callable[[], object]] = {
         ["one", "two"]
     ),
     "adapter-merged": lambda: merged().delete_adapter("default"),
+    "bad-routing": lambda: routed("one", "two"),
+    "not-routable": lambda: routed("one", "two", "__base__"),
+    "rows-not-samples": lambda: lora_fx.compile(
+        opt(), "lora 1 adapter x { target linear } route { train = true }"
+    ),
     "no-weights": lambda: lora_fx.compile(
         llama(2), "lora 1 adapter sql { target q_proj } merge both { from sql }", backend=None
     ),

@@ -115,7 +115,10 @@ def asked_for() -> Iterator[str]:
         yield f"variant = {word}{arguments} {target}"
     yield f"lora_bias = true tie = true offload = true bias = all {target} train norm tokens [1]"
     yield 'target embed_tokens } layers { of = "model.layers" drop 1 share = nothing'
-    yield f"{target} }} route {{ }} optimizer {{ lr = 1 }} merge m {{ from a"
+    yield f"{target} train norm tokens [1] }} route {{ slots = 2"
+    for word in ("velora", "kasa"):
+        yield f"variant = {word} {target} }} route {{ train = true"
+    yield f"{target} }} optimizer {{ lr = 1 }} merge m {{ from a"
     yield f"{target} }} merge m {{ from a into = base(dequantize = true)"
     yield f"{target} }} quantize linear {{ method = nf4"
     yield f"{target} }} compile {{ layout = augmented"
@@ -131,6 +134,7 @@ def test_what_is_not_compiled_yet_is_listed() -> None:
         ('lora 1 adapter a { rank = 2 target parameter "**.down_proj" }', "mixtral"),
         ('lora 1 adapter a { rank = 2 target class "Conv2d" }', "vit"),
         ("lora 1 adapter a { rank = 2 target c_attn }", "gpt2"),
+        ("lora 1 adapter a { bias = all target c_attn } route { train = true }", "gpt2"),
         ("lora 1 adapter a { rank = 2 target attention }", ATTENTION),
     ]
     refused = set()
@@ -143,5 +147,6 @@ def test_what_is_not_compiled_yet_is_listed() -> None:
             }
     refused = {re.sub(r"`entry \w+`", "`entry`", what) for what in refused}
     text = " ".join(section("Not yet compiled").split("\n- ", 1)[1].split())
-    listed = set(re.findall(r"(?:init |variant |adapters on )?`[^`]+`|adapters on \w+", text))
+    named = r"(?:init |variant |adapters on )?`[^`]+`(?: beside `[^`]+`)?|adapters on \w+"
+    listed = set(re.findall(named, text))
     assert listed == refused

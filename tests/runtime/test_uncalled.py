@@ -72,11 +72,11 @@ def test_it_is_looked_for_once_for_each_set_of_adapters() -> None:
     model = lora_fx.compile(Reading(), text, backend=None)
     x = torch.randn(4, 5)
     model(x)
-    assert model.lora_fx_watched == {(), ("one",)}
+    assert model.lora_fx_watched == {(("one",), True)}
     twin = copy.deepcopy(model)
     model.set_adapter("two")
     assert refusal(model, x) == [("proj", "return F.linear(y, self.proj.weight)")]
     with model.disable_adapter():
         model(x)
-    assert twin.lora_fx_watched == {(), ("one",)}
+    assert twin.lora_fx_watched == {(("one",), True)}
     assert not any(module._forward_pre_hooks for module in model.modules())

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from lora_fx.adapters import storage
+from lora_fx.adapters.site import Magnitude
 from lora_fx.spec.spec import OptimizerSpec
 
 
@@ -19,13 +20,15 @@ def parameter_groups(model: nn.Module, optimizer: OptimizerSpec) -> list[dict[st
         "B": optimizer.lr * (optimizer.loraplus_ratio or 1.0),
         "A and others": optimizer.lr,
     }
-    roles, wide = _roles(model), _of_embeddings(model)
+    roles, wide = _roles(model), _parameters(model, nn.Embedding)
+    magnitudes = _parameters(model, Magnitude)  # (1, out, 1…) of a convolution, and yet vectors
     groups: dict[tuple[str, bool, int], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             role = roles.get(id(parameter), "A and others")
             bits = 32 if id(parameter) in wide else 8
-            groups.setdefault((role, parameter.ndim > 1, bits), []).append(parameter)
+            decays = parameter.ndim > 1 and id(parameter) not in magnitudes
+            groups.setdefault((role, decays, bits), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -51,7 +54,7 @@ def _roles(model: nn.Module) -> dict[int, str]:
     return roles
 
 
-def _of_embeddings(model: nn.Module) -> set[int]:
-    """Return the parameters that embeddings look rows up in, adapters' among them."""
-    embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
-    return {id(parameter) for module in embeddings for parameter in module.parameters()}
+def _parameters(model: nn.Module, kind: type[nn.Module]) -> set[int]:
+    """Return the parameters of modules of a kind: of embeddings, adapters' are among them."""
+    modules = (module for module in model.modules() if isinstance(module, kind))
+    return {id(parameter) for module in modules for parameter in module.parameters()}

@@ -26,10 +26,14 @@ class Pair:
         """Return the gradient of B that AdamW sees.
 
         X minimises ‖s X A − ∂L/∂W‖ (Wang et al. 2024, LoRA-Pro, arXiv 2407.18242, §2, for a fixed
-        A): X = (∂L/∂W) Aᵀ (A Aᵀ)⁻¹ / s = (∂L/∂B) (A Aᵀ)⁻¹ / s², in at least float32.
+        A): X = (∂L/∂W) Aᵀ (A Aᵀ)⁻¹ / s = (∂L/∂B) (A Aᵀ)⁻¹ / s², in at least float32. Of an adapter
+        that has been deleted it is what autograd wrote.
         """
+        branch = self.site.lora_branches.get(self.adapter)
+        if self.B.grad is None or branch is None or branch.B.weight is not self.B:
+            return self.B.grad
         scaling = self.site.lora_arithmetic[self.adapter].scaling
-        if self.B.grad is None or scaling == 0:
+        if scaling == 0:
             return self.B.grad
         gradient = self.B.grad.to(torch.promote_types(self.B.dtype, torch.float32))
         return (gradient @ self._inverted(gradient.dtype) / scaling**2).to(self.B.dtype)
@@ -79,8 +83,13 @@ class LoraFA(AdamW):
         try:
             for pair in self._pairs:
                 pair.B.grad = pair.gradient()
-            super().step()
+            _without_hooks(AdamW.step)(self)
         finally:
             for parameter, gradient in written:
                 parameter.grad = gradient
         return loss
+
+
+def _without_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a class's own step; torch wraps that of each class that it makes an optimizer of."""
+    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """LoRA-FA: A stays, B takes the steps of PEFT's `create_lorafa_optimizer`."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +98,29 @@ def test_gradients_stay_what_autograd_wrote_and_closures_run() -> None:
     assert first.grad is not None
     assert torch.equal(first.grad, seen[0])
     assert not torch.equal(first, before)
+
+
+def test_it_goes_on_without_an_adapter_that_has_been_deleted() -> None:
+    model: Any = ours(SPEC + ADAPTER.replace("lora 1", "").replace("default", "second"))
+    optimizer = lora_fx.optimizer(model)
+    model(input_ids=tokens(), labels=tokens()).loss.backward()
+    optimizer.step()
+    model.delete_adapter("second")
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if "lora_B" in n}
+    optimizer.step()
+    assert before
+    assert all(not torch.equal(model.get_parameter(n), p) for n, p in before.items())
+
+
+def test_hooks_of_a_step_run_once() -> None:
+    torch.optim.AdamW([nn.Parameter(torch.ones(1))])  # torch wraps its class then
+    model = ours(SPEC)
+    optimizer, seen = lora_fx.optimizer(model), []
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    model(input_ids=tokens(), labels=tokens()).loss.backward()
+    optimizer.step()
+    assert seen == ["before", "after"]
 
 
 def test_it_goes_on_where_it_was_saved() -> None:

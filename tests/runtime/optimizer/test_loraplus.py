@@ -1,5 +1,7 @@
 """LoRA+: B learns faster than A; PEFT's `create_loraplus_optimizer` takes the same steps."""
 
+from typing import Any
+
 import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
@@ -84,6 +86,22 @@ def test_each_parameter_is_in_one_group() -> None:
     assert of_embedding == [(1e-3, 0.1)] * 2
     assert found["layers.0.mlp.down_proj.weight"] == (1e-3, 0.1)
     assert found["norm.weight"] == (1e-3, 0.0)
+
+
+def test_magnitudes_of_convolutions_are_vectors() -> None:
+    text = """lora 1
+    adapter default { rank = 2  variant = dora  target class "Conv2d" }
+    optimizer { lr = 1e-3  weight_decay = 0.1 }"""
+    model: Any = lora_fx.compile(nn.Sequential(nn.Conv2d(3, 5, 2)), text, backend=None)
+    magnitude = model[0].lora_magnitude_vector["default"].weight
+    assert magnitude.shape == (1, 5, 1, 1)
+    decays = {
+        parameter: group["weight_decay"]
+        for group in lora_fx.optimizer(model).param_groups
+        for parameter in group["params"]
+    }
+    assert decays.pop(magnitude) == 0
+    assert list(decays.values()) == [0.1, 0.1]
 
 
 @pytest.mark.parametrize("name", ["adamw8bit", "paged_adamw8bit"])

@@ -1,0 +1,67 @@
+"""Which adapters each sample of the running call gets."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_CHECKPOINT = "_gradient_checkpointing_func"  # transformers keeps it in every layer
+
+
+class Routing:
+    """One for all the modules of a model; `shares` is None where all samples get the same.
+
+    `shares` (S, adapters), float32, are the parts that each adapter has in each sample.
+    """
+
+    def __init__(self) -> None:
+        self.shares: Tensor | None = None
+
+    @contextmanager
+    def of(self, shares: Tensor | None) -> Iterator[None]:
+        """Route a call; whatever happens in it, afterwards everything is as it was."""
+        before, self.shares = self.shares, shares
+        try:
+            yield
+        finally:
+            self.shares = before
+
+
+def carry(module: nn.Module, routing: Routing) -> None:
+    """Let the activation checkpointing of a module compute again what it computed, in place."""
+    function = vars(module).get(_CHECKPOINT)
+    if function is not None and not _is_carrying(function):
+        vars(module)[_CHECKPOINT] = partial(checkpoint_routed, routing, function)
+
+
+def unrouted(module: nn.Module) -> None:
+    """Undo `carry`, in place."""
+    function = vars(module).get(_CHECKPOINT)
+    if isinstance(function, partial) and _is_carrying(function):
+        vars(module)[_CHECKPOINT] = function.args[1]
+
+
+def checkpoint_routed(
+    routing: Routing,
+    checkpoint: Callable[..., Any],
+    function: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Call `checkpoint(function, …)`; what it computes again is routed as it was the first time."""
+    if torch.compiler.is_compiling():  # the graph holds both
+        return checkpoint(function, *args, **kwargs)
+    shares = routing.shares
+
+    def routed(*args: Any, **kwargs: Any) -> Any:
+        with routing.of(shares):
+            return function(*args, **kwargs)
+
+    return checkpoint(routed, *args, **kwargs)
+
+
+def _is_carrying(function: Any) -> bool:
+    return getattr(function, "func", None) is checkpoint_routed

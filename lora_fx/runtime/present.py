@@ -1,0 +1,65 @@
+"""Adapters that no sample of a step had: they have no gradient, and the optimizer leaves them.
+
+In the graph of a mixed batch their gradients are zeros, and AdamW moves a parameter on a zero
+gradient too. Which adapters a backward pass is of is noted when it begins, and before an optimizer
+steps, those of which there was no sample since their gradients were last cleared lose theirs.
+"""
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.utils._pytree import tree_leaves
+
+from lora_fx.adapters.storage import owner_of
+
+_installed: list[Any] = []
+_models: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
+def note_present(model: Any, result: Any, adapters: set[str]) -> None:
+    """Note, once a backward pass through a result begins, that samples of these adapters were.
+
+    Forgotten are adapters of earlier passes whose gradients have been cleared since.
+    """
+    _before_every_step()
+    _models.add(model)
+    if model.lora_fx_present is not None:
+        model.lora_fx_present = {n for n in model.lora_fx_present if _has_gradient(model, n)}
+    seen = weakref.ref(model)
+
+    def begins(_: Tensor) -> None:
+        model = seen()
+        if model is not None:
+            model.lora_fx_present = (model.lora_fx_present or set()) | adapters
+
+    for tensor in tree_leaves(result):
+        if isinstance(tensor, Tensor) and tensor.requires_grad:
+            tensor.register_hook(begins)
+
+
+def _before_every_step() -> None:
+    if not _installed:
+        _installed.append(register_optimizer_step_pre_hook(_clear_absent))
+
+
+def _clear_absent(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for model in list(_models):
+        if model.lora_fx_present is not None:
+            absent = [name for name in model.lora_fx_adapters if name not in model.lora_fx_present]
+            for parameter in _parameters(model, absent):
+                parameter.grad = None
+            model.lora_fx_present = None
+
+
+def _has_gradient(model: nn.Module, adapter: str) -> bool:
+    return any(parameter.grad is not None for parameter in _parameters(model, [adapter]))
+
+
+def _parameters(model: nn.Module, adapters: list[str]) -> Iterator[nn.Parameter]:
+    """Yield the parameters that these adapters own."""
+    for fqn, module in model.named_modules() if adapters else ():
+        if owner_of(fqn) in adapters:
+            yield from (p for p in module._parameters.values() if p is not None)

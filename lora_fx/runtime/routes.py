@@ -1,0 +1,66 @@
+"""The names that a sample of a batch can have, and what each stands for."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.spec.closest import did_you_mean
+from lora_fx.spec.spec import RouteSpec, Term
+
+BASE = "__base__"
+DEFAULT = -2
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Adapters by column, and names by row: adapters, then mixes.
+
+    `table` (names + 2, adapters), float32: the shares of the adapters under each name, and behind
+    them those of the spec's `default` and of the base, so that their rows are -2 and -1.
+    """
+
+    adapters: tuple[str, ...]
+    names: tuple[str, ...]
+    table: Tensor
+
+    def indices(self, names: Sequence[str]) -> list[int]:
+        """Return the row of each name. Raises LoraFxError with all that are unknown."""
+        rows = {name: row for row, name in enumerate(self.names)} | {BASE: -1}
+        known = ", ".join(f"`{name}`" for name in rows)
+        faults = tuple(
+            Diagnostic(
+                "unknown-adapter",
+                f"there is no adapter and no mix `{name}`",
+                help=did_you_mean(name, rows) or f"the names are {known}",
+            )
+            for name in dict.fromkeys(names)
+            if name not in rows
+        )
+        if faults:
+            raise LoraFxError(faults)
+        return [rows[name] for name in names]
+
+    def present(self, rows: Collection[int]) -> set[str]:
+        """Return the adapters that have a share under one of these names."""
+        any_share = (self.table[sorted(set(rows))] != 0).any(0)
+        return {name for name, here in zip(self.adapters, any_share.tolist(), strict=True) if here}
+
+
+def routes_of(adapters: Sequence[str], route: RouteSpec | None) -> Routes:
+    """Return what can be named: these adapters, and the mixes of the spec that consist of them."""
+    mixes = route.mixes if route else {}
+    default = route.default.terms if route and route.default else ()
+    named = {name: mix.terms for name, mix in mixes.items()}
+    there = {n: terms for n, terms in named.items() if all(t.name in adapters for t in terms)}
+    shares = [[float(one == other) for other in adapters] for one in adapters]
+    shares += [_shares(terms, adapters) for terms in (*there.values(), default, ())]
+    table = torch.tensor(shares, dtype=torch.float32)
+    return Routes(tuple(adapters), (*adapters, *there), table)
+
+
+def _shares(terms: Sequence[Term], adapters: Sequence[str]) -> list[float]:
+    weights = {term.name: term.weight for term in terms}
+    return [weights.get(name, 0.0) for name in adapters]

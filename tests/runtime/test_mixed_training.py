@@ -1,0 +1,194 @@
+"""Mixed batches train: each adapter as it would by its own samples alone, and absent ones not."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lora_fx
+from lora_fx.diagnostics import LoraFxError
+from tests.dense import relative
+from tests.runtime.mixed import SPEC, mixed, samples
+from tests.tiny import llama, tokens
+
+BACKENDS = [None, "eager", "inductor"]
+TRAINED = ["a", "d", "a", "__base__", "c", "d"]
+
+
+def losses(logits: Tensor, ids: Tensor) -> Tensor:
+    """The summed loss of each sample."""
+    flat = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
+    )
+    return flat.view(len(ids), -1).sum(1)
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def of(name: str, adapter: str) -> bool:
+    return adapter in name.split(".")
+
+
+def one_by_one(model: Any, ids: Tensor) -> dict[str, Tensor]:
+    """Gradients by the model's own means without names: one backward for each adapter."""
+    model.zero_grad()
+    for adapter in dict.fromkeys(TRAINED):
+        chosen = [i for i, name in enumerate(TRAINED) if name == adapter]
+        if adapter != "__base__":
+            model.set_adapter(adapter)
+            losses(model(input_ids=ids[chosen]).logits, ids[chosen]).sum().backward()
+    return gradients(model)
+
+
+def at_once(model: Any, ids: Tensor, names: list[str] = TRAINED) -> dict[str, Tensor]:
+    model.zero_grad()
+    losses(model(input_ids=ids, adapter_names=names).logits, ids).sum().backward()
+    return gradients(model)
+
+
+def assert_as_apart(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    for name, gradient in want.items():
+        assert relative(got[name], gradient) < 2e-5, name
+    for name in got.keys() - want.keys():
+        assert of(name, "b")
+        assert not got[name].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_are_those_of_separate_runs(backend: str | None) -> None:
+    model, ids = mixed(backend=backend).train(), samples(len(TRAINED))
+    got, want = at_once(model, ids), one_by_one(model, ids)
+    assert {name for name in "abcd" if any(of(n, name) for n in want)} == {"a", "c", "d"}
+    assert_as_apart(got, want)
+    swapped = at_once(model, ids, ["d", "a", *TRAINED[2:]])
+    assert any(relative(swapped[name], want[name]) > 1e-2 for name in want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_absent_adapters_do_not_move(backend: str | None) -> None:
+    """Neither by weight decay nor by AdamW's momentum, which they have from earlier steps."""
+    model, ids = mixed(backend=backend).train(), samples(4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.3)
+    steps = [["a", "b", "__base__", "b"], ["a", "a", "d", "__base__"], ["half", "a", "a", "a"]]
+    there = [{"a", "b"}, {"a", "d"}, {"a", "b"}]
+    for names, present in zip(steps, there, strict=True):
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        optimizer.zero_grad()
+        losses(model(input_ids=ids, adapter_names=names).logits, ids).mean().backward()
+        optimizer.step()
+        for adapter in "abcd":
+            own = [(n, p) for n, p in model.named_parameters() if of(n, adapter)]
+            moved = [not torch.equal(p, before[n]) for n, p in own]
+            assert own
+            assert all(moved) if adapter in present else not any(moved), adapter
+            assert all((p.grad is not None) is (adapter in present) for _, p in own)
+
+
+def test_what_one_of_several_batches_had_is_present() -> None:
+    """Gradient accumulation; a call whose loss is thrown away; another loss over two calls."""
+    model, ids = mixed(backend=None).train(), samples(2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss(*names: str) -> Tensor:
+        return losses(model(input_ids=ids, adapter_names=names).logits, ids).mean()
+
+    def present() -> set[str]:
+        optimizer.step()
+        own = {n: p for n, p in model.named_parameters() if p.grad is not None}
+        optimizer.zero_grad()
+        return {name for name in "abcd" if any(of(n, name) for n in own)}
+
+    loss("a", "a").backward()
+    loss("c", "__base__").backward()
+    assert present() == {"a", "c"}
+    loss("d", "d")
+    loss("b", "b").backward()
+    assert present() == {"b"}
+    (loss("a", "a") + loss("d", "b")).backward()
+    assert present() == {"a", "b", "d"}
+    loss("c", "c").backward()  # a step that is left out, as a scaler of float16 does
+    optimizer.zero_grad()
+    loss("a", "b").backward()
+    assert present() == {"a", "b"}
+    model.set_adapter("d")
+    losses(model(input_ids=ids).logits, ids).mean().backward()
+    assert present() == {"d"}
+    loss("b", "b").backward()
+    losses(model(input_ids=ids).logits, ids).mean().backward()
+    assert present() == {"b", "d"}
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_computed_again_is_routed_as_before(backend: str | None, reentrant: bool) -> None:
+    model, ids = mixed(backend=backend).train(), samples(len(TRAINED))
+    want = one_by_one(model, ids)
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    model.zero_grad()
+    loss = losses(model(input_ids=ids, adapter_names=TRAINED).logits, ids).sum()
+    with torch.no_grad():  # other routings, and none
+        model.eval()(input_ids=ids, adapter_names=["b"] * len(ids))
+        model(input_ids=ids)
+    model.train()
+    model.lora_fx_routing.shares = torch.zeros(len(ids), 4)
+    loss.backward()
+    model.lora_fx_routing.shares = None
+    assert_as_apart(gradients(model), want)
+
+
+@pytest.mark.parametrize("checkpoint", ["layers", "budget(0.3)"])
+def test_the_specs_own_checkpointing(checkpoint: str) -> None:
+    ids = samples(len(TRAINED))
+    model = mixed(f"{SPEC}\ncompile {{ checkpoint = {checkpoint} }}").train()
+    want = one_by_one(mixed(backend=None).train(), ids)
+    model.zero_grad()
+    loss = losses(model(input_ids=ids, adapter_names=TRAINED).logits, ids).sum()
+    model.lora_fx_routing.shares = torch.zeros(len(ids), 4)
+    loss.backward()
+    model.lora_fx_routing.shares = None
+    assert_as_apart(gradients(model), want)
+
+
+def test_a_model_that_recomputed_before_it_was_compiled() -> None:
+    ids = samples(len(TRAINED))
+    base = llama(2)
+    base.activation_checkpointing_enable({"use_reentrant": False})
+    model = lora_fx.compile(base, SPEC, backend=None)
+    model.load_state_dict(mixed(backend=None).state_dict())
+    want = one_by_one(mixed(backend=None).train(), ids)
+    got = at_once(model.train(), ids)
+    assert_as_apart(got, want)
+
+
+def test_dropout_is_drawn_for_each_branch() -> None:
+    spec = """lora 1
+adapter a { rank = 4 dropout = 0.5 init = random target q_proj }
+adapter b { rank = 3 init = random target up_proj }
+route { train = true }"""
+    model, ids = mixed(spec).train(), samples(3)
+    names = ["a", "b", "__base__"]
+    first, second = (model(input_ids=ids, adapter_names=names).logits for _ in range(2))
+    assert relative(first[1:], second[1:]) < 1e-6
+    assert relative(first[0], second[0]) > 1e-3
+    model.eval()
+    first, second = (model(input_ids=ids, adapter_names=names).logits for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_training_is_refused_unless_the_spec_says_so() -> None:
+    model, ids = mixed(SPEC.replace("train = true", ""), backend=None).train(), tokens(2, 5)
+    with pytest.raises(LoraFxError, match="train = true"):
+        model(input_ids=ids, adapter_names=["a", "b"])
+    assert model.eval()(input_ids=ids, adapter_names=["a", "b"]).logits.isfinite().all()
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = mixed(backend=None).train(), tokens(2, 5)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    with pytest.raises(LoraFxError, match="in 2 processes"):
+        model(input_ids=ids, adapter_names=["a", "b"])
