@@ -25,6 +25,9 @@ from lora_fx.rewrite.driver import graph_modules
 from lora_fx.rewrite.metadata import EXAMPLE, call, dtype, inherit
 
 
+_MOVED = (ops.block_diagonal, ops.perturb)
+
+
 def share_shrinks(module: GraphModule) -> int:
     """Join the shrinks of each input; return how many joined shrinks were made."""
     joined = 0
@@ -47,8 +50,8 @@ def share_shrinks(module: GraphModule) -> int:
 
 
 def _is_made(A: Any, before: Node, order: Mapping[Node, int]) -> bool:
-    """Whether a factor is there at a node; a block diagonal one is moved there."""
-    return A.target is ops.block_diagonal or order[A] < order[before]
+    """Whether a factor is there at a node; what is made of a parameter is moved there."""
+    return A.target in _MOVED or order[A] < order[before]
 
 
 def _join(graph: Graph, shrinks: list[Node]) -> None:
@@ -56,7 +59,7 @@ def _join(graph: Graph, shrinks: list[Node]) -> None:
     features = 1 - first.meta[EXAMPLE].dim()  # type: ignore[union-attr]
     factors = [node.args[1] for node in shrinks]
     for A in factors:
-        if A.target is ops.block_diagonal:  # type: ignore[union-attr]
+        if A.target in _MOVED:  # type: ignore[union-attr]
             shrinks[0].prepend(A)  # type: ignore[arg-type]
     ranks = [A.meta[EXAMPLE].shape[0] for A in factors]  # type: ignore[union-attr]
     with graph.inserting_before(shrinks[0]):
