@@ -46,6 +46,17 @@ class Reading(nn.Module):
         return F.linear(y, self.proj.weight)
 
 
+class Blending(nn.Module):
+    """Computes with all of its experts at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Parameter(torch.ones(3, 7, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("si,eoi->so", x, self.experts)
+
+
 class Layered(nn.Module):
     """Layers of one kind, and a head whose weight is read outside of them."""
 
@@ -95,7 +106,9 @@ class Varied(nn.Module):
         self.up = nn.Linear(7, 6)
         self.head = nn.Linear(6, 11, bias=False)
         self.head.weight = self.embed.weight
+        self.experts = nn.Parameter(torch.randn(3, 6, 7) * 0.2)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.norm(torch.tanh(self.mix(self.embed(ids))))
-        return self.head(self.up(self.counts(x.transpose(1, 2)).transpose(1, 2)))
+        x = self.counts(x.transpose(1, 2)).transpose(1, 2)
+        return self.head(self.up(x) + F.linear(x, self.experts[1]) * F.linear(x, self.experts[2]))

@@ -12,9 +12,12 @@ from lora_fx.adapters.init.direction import start_direction
 from lora_fx.adapters.kasa import truncate
 from lora_fx.adapters.mergeable import require_separate
 from lora_fx.adapters.offloaded_copies import keep_in_force
+from lora_fx.adapters.offloaded_parameters import show_parameters
+from lora_fx.adapters.parameter_site import ParameterSite
 from lora_fx.adapters.reachable import require_reachable
 from lora_fx.adapters.sampler import last_draw
 from lora_fx.adapters.site import Arithmetic, Compression
+from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.offloaded import tied_names
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
@@ -34,6 +37,7 @@ def bind(model: nn.Module, plan: AdapterPlan, start: Start) -> None:
     """
     require_reachable(model, (plan,))
     require_changeable(model, plan)
+    _require_one_way(model, plan)
     for tokens in plan.tokens:
         _bind_tokens(model, tokens)
     for site_plan in plan.sites:
@@ -49,8 +53,23 @@ def bind(model: nn.Module, plan: AdapterPlan, start: Start) -> None:
         _bind_bias(model, bias)
 
 
+def _require_one_way(model: nn.Module, plan: AdapterPlan) -> None:
+    """Raise LoraFxError if a module is adapted already, and now a parameter of it, or reversely."""
+    for planned in plan.sites:
+        sites = storage.sites_at(model.get_submodule(planned.fqn)).values()
+        for site in sites:
+            is_module = not isinstance(site, ParameterSite)
+            if site.lora_arithmetic and is_module is not (planned.parameter is None):
+                other = next(iter(site.lora_arithmetic))
+                message = f"`{planned.fqn}` is adapted as a module and as a parameter"
+                help = f"adapt it as `{other}` does, or delete that adapter"
+                raise LoraFxError((Diagnostic("cannot-apply", message, help=help),))
+
+
 def _bind_site(module: nn.Module, planned: SitePlan, start: Mapping[str, Tensor]) -> None:
-    site = storage.mark(module)
+    site = storage.mark(module, planned.parameter)
+    if planned.parameter is not None:
+        show_parameters(module)
     device, dtype = storage.base_device(site), getattr(torch, planned.dtype)
     tensors = {name: start[name].to(device, dtype) for name in planned.tensors if name in start}
     begins = storage.MAGNITUDE in planned.tensors.keys() - tensors.keys()

@@ -5,7 +5,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from torch import nn
 
 from lora_fx.adapters import copies, storage
-from lora_fx.adapters.merged import changed_by, source
+from lora_fx.adapters.merged import changed_by, weight_for
 from lora_fx.adapters.site import Site, is_convolution
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.alike import once_each
@@ -14,14 +14,16 @@ from lora_fx.plan.offloaded import offload_hook
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.stacks import find_stacks, place_of
 
-_Sharing = Mapping[int, Sequence[tuple[str, nn.Module]]]
+_Sharing = Mapping[int, Sequence[tuple[str, nn.Module, str]]]
 
 
 def require_mergeable(model: nn.Module, adapters: Sequence[str]) -> None:
     """Raise LoraFxError naming every reason why these adapters cannot be merged together."""
-    sharing: dict[int, list[tuple[str, nn.Module]]] = {}
-    for fqn, module in storage.base_modules(model).items():
-        sharing.setdefault(id(copies.base_tensor(module, "weight")), []).append((fqn, module))
+    sharing: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    for fqn, module in storage.base_modules(model, itself=True).items():
+        for name in module._parameters:
+            place = fqn, module, name
+            sharing.setdefault(id(copies.base_tensor(module, name)), []).append(place)
     faults = [
         fault
         for fqn, site in storage.sites(model)
@@ -64,15 +66,17 @@ def require_separate(model: nn.Module, active: Sequence[str], merged: Sequence[s
                     message = f"`{other}` has norms of `{fqn}`, which `{adapter}` is merged into"
                     help = "call `unmerge_adapter()` first"
                     raise LoraFxError((Diagnostic("adapter-conflict", message, help=help),))
-                if copies.has(site, other) and name in copies.tensors(site, other):
-                    message = f"`{other}` trains `{fqn}.{name}`, and `{adapter}` is merged into it"
+                module, _ = site.lora_place
+                if copies.has(module, other) and name in copies.tensors(module, other):
+                    where = fqn if module is not site else f"{fqn}.{name}"
+                    message = f"`{other}` trains `{where}`, and `{adapter}` is merged into it"
                     help = "call `unmerge_adapter()` first"
                     raise LoraFxError((Diagnostic("adapter-conflict", message, help=help),))
 
 
 def _faults(fqn: str, site: Site, adapters: Sequence[str]) -> Iterator[Diagnostic]:
-    name, weight = numberless(fqn), source(site, "weight", adapters)
-    if offload_hook(site) is not None:
+    name, weight = numberless(fqn), weight_for(site, adapters)
+    if offload_hook(site.lora_place[0]) is not None:
         message = f"the weight of `{name}` is offloaded, and a merged one has no place there"
         yield Diagnostic("cannot-merge", message, help="load the model without offloading")
     elif not weight.is_floating_point() or weight.dtype.itemsize == 1:
@@ -99,19 +103,22 @@ def _shared(
     model: nn.Module, fqn: str, site: Site, adapters: Sequence[str], sharing: _Sharing
 ) -> Iterator[Diagnostic]:
     """Yield a fault if another module has the weight and is not adapted with it."""
-    for name, other in sharing[id(copies.base_tensor(site, "weight"))]:
-        if other is not site and not _tied(site, other, adapters):
+    here, own = site.lora_place
+    for name, other, weight in sharing[id(copies.base_tensor(here, own))]:
+        elsewhere = other is not here or weight != own
+        if elsewhere and not _tied(site, storage.site_of(other, weight), adapters):
+            name = name if weight == "weight" else f"{name}.{weight}"
             yield Diagnostic("cannot-merge", _of_both(fqn, name), help=_remedy(model, fqn, name))
 
 
-def _tied(one: Site, other: nn.Module, adapters: Sequence[str]) -> bool:
+def _tied(one: Site, other: Site | None, adapters: Sequence[str]) -> bool:
     """Whether these adapters adapt both modules as the one weight that they share."""
     here = [adapter for adapter in adapters if adapter in one.lora_branches]
     return (
-        isinstance(other, Site)
+        other is not None
         and all(name in other.lora_branches for name in here)
         and all(one.lora_branches[name].A is other.lora_branches[name].A for name in here)
-        and source(one, "weight", adapters) is source(other, "weight", adapters)
+        and weight_for(one, adapters) is weight_for(other, adapters)
     )
 
 

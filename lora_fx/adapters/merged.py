@@ -28,12 +28,21 @@ def source(module: nn.Module, name: str, adapters: Sequence[str]) -> Tensor:
     return found
 
 
+def weight_for(site: Site, adapters: Sequence[str]) -> Tensor:
+    """Return the weight of a site that these adapters are merged into."""
+    return source(*site.lora_place, adapters)
+
+
 def changed_by(site: Site, adapter: str) -> list[str]:
-    """Return the names of the tensors of a site that an adapter is added to when it is merged."""
+    """Return the names of the tensors of a site that an adapter is added to when it is merged.
+
+    They are those in the module that the weight belongs to.
+    """
     factors = site.lora_branches.get(adapter)
     if factors is None:
         return []
-    return ["weight", "bias"] if factors.has_bias else ["weight"]
+    name = site.lora_place[1]
+    return [name, "bias"] if factors.has_bias else [name]
 
 
 def keep(merged: Merged) -> None:

@@ -17,7 +17,6 @@ _INITS = (
 )
 _WHAT = {
     "attention": "adapters on `nn.MultiheadAttention`",
-    "parameter": "adapters on parameters",
 }
 
 
@@ -62,6 +61,8 @@ def _of_route(plan: Plan, route: RouteSpec) -> Iterator[tuple[str, Span | None, 
     for name, kind in parts.items():
         if any(isinstance(part, kind) for part in everything):
             yield f"`{name}` beside `route`", route.span, ""
+    if any(site.parameter is not None for site in plan.sites):
+        yield "adapters on parameters beside `route`", route.span, ""
     for variant in ("velora", "kasa", "monteclora"):
         if route.train and any(site.variant.name == variant for site in plan.sites):
             yield f"variant `{variant}` beside `route {{ train = true }}`", route.span, ""

@@ -3,6 +3,7 @@
 from torch import nn
 
 from lora_fx.adapters import copies, storage, token_rows
+from lora_fx.adapters.parameter_site import ParameterSite
 from lora_fx.diagnostics import Diagnostic
 
 
@@ -13,6 +14,9 @@ def unroutable(model: nn.Module, training: bool) -> list[Diagnostic]:
         found |= {name: f"trains tensors of `{fqn}`" for name in copies.adapters_of(module)}
     for fqn, holder in token_rows.holders(model):
         found |= dict.fromkeys(holder.lora_tokens, f"trains rows of `{fqn}`")
+    for name, site in storage.sites(model):
+        if isinstance(site, ParameterSite):
+            found |= dict.fromkeys(site.lora_arithmetic, f"adapts the parameter `{name}`")
     if training:
         for fqn, site in storage.sites(model):
             for name, factors in site.lora_branches.items():

@@ -154,6 +154,15 @@ class Site(_Base):
         bias = getattr(self, "bias", None)
         return [weight] if bias is None else [weight, bias]
 
+    def lora_rank(self, adapter: str) -> int:
+        """Return the inner dimension of an adapter's branch."""
+        return self.lora_branches[adapter].rank
+
+    @property
+    def lora_place(self) -> tuple[nn.Module, str]:
+        """The module that the weight belongs to, and its name there."""
+        return self, "weight"  # type: ignore[return-value]
+
     def activate(self, adapters: tuple[str, ...], in_weights: tuple[str, ...] = ()) -> None:
         """Let these adapters, of those present here, take part in the forward, in this order.
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import specialise
+from lora_fx.adapters.parameter_site import mark_parameter, parameter_sites
 from lora_fx.adapters.sampler import NAME as SAMPLER
 from lora_fx.adapters.sampler import PRIORS, Sampler
 from lora_fx.adapters.site import (
@@ -34,11 +35,15 @@ _NAMES = {
 }
 
 
-def mark(module: nn.Module) -> Site:
+def mark(module: nn.Module, parameter: str | None = None) -> Site:
     """Make a linear layer, an embedding or a convolution a site without adapters, in place.
+
+    Or a `parameter` of the module.
 
     A site is returned as it is.
     """
+    if parameter is not None:
+        return mark_parameter(module, parameter)
     if isinstance(module, Site):
         return module
     convolution = is_convolution(module)
@@ -55,10 +60,24 @@ def mark(module: nn.Module) -> Site:
 
 
 def sites(model: nn.Module) -> Iterator[tuple[str, Site]]:
-    """Yield every site of the model with its fqn, in module order."""
+    """Yield every site of the model with its dotted name, in module order.
+
+    That is a module's fqn, or a parameter's.
+    """
     for fqn, module in outside_adapters(model):
-        if isinstance(module, Site):
-            yield fqn, module
+        for name, site in sites_at(module).items():
+            yield f"{fqn}.{name}".strip("."), site
+
+
+def sites_at(module: nn.Module) -> dict[str, Site]:
+    """Return the module itself if it is a site, by no name, and those of its parameters."""
+    itself = {"": module} if isinstance(module, Site) else {}
+    return {**itself, **parameter_sites(module)}
+
+
+def site_of(module: nn.Module, name: str) -> Site | None:
+    """Return the site whose adapters change a tensor of a module."""
+    return parameter_sites(module).get(name) or (module if isinstance(module, Site) else None)
 
 
 def base_modules(model: nn.Module, itself: bool = False) -> dict[str, nn.Module]:
@@ -177,7 +196,7 @@ def tensors(site: Site, adapter: str) -> dict[str, Tensor]:
 
 
 def _containers(site: Site) -> tuple[nn.ModuleDict, nn.ModuleDict]:
-    first, second = _NAMES[site.lora_kind]
+    first, second = _NAMES.get(site.lora_kind, _NAMES["linear"])
     return getattr(site, first), getattr(site, second)
 
 
@@ -204,9 +223,9 @@ def factor(weight: Tensor, bias: Tensor | None, trainable: bool) -> Holder:
     return factor
 
 
-def base_device(module: nn.Module) -> torch.device:
-    """Return the device of the base weight, where the module runs."""
-    return device_of(module, module.weight)  # type: ignore[arg-type]
+def base_device(site: Site) -> torch.device:
+    """Return the device of the base weight, where its module runs."""
+    return device_of(site.lora_place[0], site.weight)
 
 
 @torch.no_grad()

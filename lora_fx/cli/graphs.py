@@ -51,7 +51,7 @@ def merge_text(spec_path: Path, model: str | None, layer: int) -> str:
         and any(a in site.lora_branches and not site.lora_branches[a].tied for a in adapters)
     }
     plan: Any = compiled.lora_fx_plan
-    planned = {(site.fqn, site.adapter): site for site in plan.sites}
+    planned = {(site.name, site.adapter): site for site in plan.sites}
     return merge_program(sites, adapters, planned, within).text("fused")
 
 

@@ -65,7 +65,7 @@ def prepare(module: GraphModule, inputs: list[Any], model: nn.Module) -> None:
     """Give a captured graph the names and provenance that the model knows."""
     name_inputs(module, inputs, tensor_names(model))
     plan = model.lora_fx_plan
-    annotate(module, {(site.fqn, site.adapter): site for site in plan.sites})  # type: ignore[union-attr]
+    annotate(module, {(site.name, site.adapter): site for site in plan.sites})  # type: ignore[union-attr]
     verify(module, "captured", "capture")
     require_called(module, inputs, model)
 

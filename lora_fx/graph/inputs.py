@@ -64,3 +64,10 @@ def body_of(module: GraphModule, node: Node) -> tuple[GraphModule | None, Sequen
         return None, ()
     body = getattr(module, str(first.target), None)
     return (body, node.args[1:]) if isinstance(body, GraphModule) else (None, ())
+
+
+def named_input(node: Node) -> Node:
+    """Return the named input that a node is, or is a view of; any other node as far as it leads."""
+    while FQN not in node.meta and node.args and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node

@@ -8,6 +8,8 @@
     convolve(x, A, dropout, compute, window)           drop(x) * A, as the layer convolves
     lookup(ids, A, padding, compute)                   columns of A, one for each id
     expand(y, h, B, scalings, branch, compute, bias, share)        y + c ((s h) Bᵀ + s b)
+    stack_shrink(x, A, offsets, compute)               x Aᵀ, of each matrix of a stack
+    stack_expand(y, h, B, scalings, branch, compute, offsets)      y + (s h) Bᵀ, likewise
     block_diagonal(weight, blocks)                     the rows' chunks on a diagonal
     diagonal(B, d)                                     B diag(d)
     perturb(A, std, prior, noise)                      drawn around A: `graph/monteclora.py`
@@ -26,6 +28,8 @@ dimension 0 of x and y is then S, and a branch's share c in a sample multiplies 
 Without them c is 1.
 Where `merge` and `delta` are given W as (in, out), B A is transposed. Of a convolution, all have
 places behind their features: x (*, in, …), A (r, in, k…), B (out, r / groups, 1…), y (*, out, …).
+Of a stack, x, y, A and B have one more dimension in front, or, with `offsets` (E,), the rows of x
+and y belong to the matrices in their order, see `graph/grouped.py`; a site has those in `base`.
 Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3. Of an embedding, x is one-hot and `in` its rows.
 With a magnitude m, DoRA's branch is what makes W x to (m / ‖W + s B A‖) (W + s B A) x: Liu et al.
 2024, arXiv 2402.09353, eq. 5. Several branches add up what each alone adds to W x. `base` is W and
@@ -46,6 +50,7 @@ from torch import Tensor
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.autocast import autocast_off
 from lora_fx.graph.convolution import Window, by_channel, convolution, pointwise
+from lora_fx.graph.grouped import is_fast, missing, product
 from lora_fx.graph.monteclora import perturbed, run
 from lora_fx.graph.row_norms import row_norms
 from lora_fx.graph.structure import ACTIVATION, Structure, compute_dtype
@@ -67,6 +72,11 @@ _library.define("lookup(Tensor ids, Tensor A, int? padding, str compute) -> Tens
 _library.define(
     "expand(Tensor y, Tensor h, Tensor B, Tensor scalings, int branch, str compute, "
     "Tensor? bias=None, Tensor? share=None) -> Tensor"
+)
+_library.define("stack_shrink(Tensor x, Tensor A, Tensor? offsets, str compute) -> Tensor")
+_library.define(
+    "stack_expand(Tensor y, Tensor h, Tensor B, Tensor scalings, int branch, str compute, "
+    "Tensor? offsets) -> Tensor"
 )
 _library.define("block_diagonal(Tensor weight, int blocks) -> Tensor")
 _library.define("diagonal(Tensor B, Tensor d) -> Tensor")
@@ -170,6 +180,46 @@ def expand_reference(
     return y + delta.to(y.dtype)
 
 
+def stack_shrink_reference(x: Tensor, A: Tensor, offsets: Tensor | None, compute: str) -> Tensor:
+    """Project as `shrink` does, by the matrices of a stack A (n, r, in): x (n, *, in) -> (n, *, r).
+
+    With `offsets`, x (S, in) -> (S, r), or more columns, of zeros.
+    """
+    dtype = compute_dtype(compute, x.dtype)
+    with _arithmetic(x, compute):
+        x, A = x.to(dtype), A.to(dtype)
+        if offsets is None:
+            return torch.matmul(x, A.mT)
+        if is_fast(x):
+            A = F.pad(A, (0, 0, 0, missing(A.shape[1])))
+        return product(x, A.contiguous().mT, offsets)
+
+
+def stack_expand_reference(
+    y: Tensor,
+    h: Tensor,
+    B: Tensor,
+    scalings: Tensor,
+    branch: int,
+    compute: str,
+    offsets: Tensor | None,
+) -> Tensor:
+    """Add one branch as `expand` does, by the matrices of a stack B (n, out, r)."""
+    dtype = compute_dtype(compute, h.dtype)
+    with _arithmetic(h, compute):
+        if B.dtype.itemsize > dtype.itemsize:  # the cast rounds B, scaled or not
+            B = B * scalings[branch]
+        else:
+            h = h * scalings[branch]
+        h, B = h.to(dtype), B.to(dtype)
+        if offsets is None:
+            delta = torch.matmul(h, B.mT)
+        else:
+            B = F.pad(B, (0, h.shape[1] - B.shape[2])).contiguous()
+            delta = product(h, B.mT, offsets)
+    return y + delta.to(y.dtype)
+
+
 def block_diagonal_reference(weight: Tensor, blocks: int) -> Tensor:
     """Put the chunks of the rows on a diagonal: (m, n) -> (m, blocks * n)."""
     return torch.block_diag(*weight.chunk(blocks))
@@ -227,6 +277,36 @@ def site_reference(
     if samples is not None and x.shape[0] != samples.shape[0]:
         raise _rows_not_samples(x.shape[0], samples.shape[0])
     parsed = Structure.parse(structure)
+    if parsed.is_stack:
+        return _stack_reference(y, x, params, scalings, parsed, base)
+    return _layer_reference(y, x, params, scalings, parsed, base, samples)
+
+
+def _stack_reference(
+    y: Tensor,
+    x: Tensor,
+    params: list[Tensor],
+    scalings: Tensor,
+    parsed: Structure,
+    base: Sequence[Tensor],
+) -> Tensor:
+    offsets = base[0] if base else None
+    for i, (A, B, *_) in enumerate(parsed.params(params)):
+        compute = parsed.branches[i].compute
+        h = stack_shrink_reference(x, A, offsets, compute)
+        y = stack_expand_reference(y, h, B, scalings, i, compute, offsets)
+    return y
+
+
+def _layer_reference(
+    y: Tensor,
+    x: Tensor,
+    params: list[Tensor],
+    scalings: Tensor,
+    parsed: Structure,
+    base: Sequence[Tensor],
+    samples: Tensor | None,
+) -> Tensor:
     of_base, window = y, parsed.window
     places = 0 if window is None else window.dimensions
     for i, (A, B, bias, m, v, d, priors) in enumerate(parsed.params(params)):
@@ -326,6 +406,8 @@ for _name, _reference in {
     "lookup": lookup_reference,
     "share": share_reference,
     "expand": expand_reference,
+    "stack_shrink": stack_shrink_reference,
+    "stack_expand": stack_expand_reference,
     "block_diagonal": block_diagonal_reference,
     "diagonal": diagonal_reference,
     "perturb": perturb_reference,
@@ -345,6 +427,8 @@ convolve = torch.ops.lora_fx.convolve.default
 lookup = torch.ops.lora_fx.lookup.default
 share = torch.ops.lora_fx.share.default
 expand = torch.ops.lora_fx.expand.default
+stack_shrink = torch.ops.lora_fx.stack_shrink.default
+stack_expand = torch.ops.lora_fx.stack_expand.default
 block_diagonal = torch.ops.lora_fx.block_diagonal.default
 diagonal = torch.ops.lora_fx.diagonal.default
 perturb = torch.ops.lora_fx.perturb.default

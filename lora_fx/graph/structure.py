@@ -69,10 +69,11 @@ class Structure:
     """What `lora_fx::site` computes; equal for sites that may share one compiled graph.
 
     Its text is the `structure` argument of the op, and of `merge`, which tells `transposed` layers
-    from `linear` ones. `kind` is `linear`, `embedding` or `conv`; `padding` is an embedding's row
-    that has no gradient, `factor` what it multiplies its output by, `window` a convolution's.
-    Values that may change without a recompile (weights, scalings) are tensors and have no place
-    here.
+    from `linear` ones. `kind` is `linear`, `embedding` or `conv`, or for matrices in stacks
+    `batched` or `grouped`: each has its own rows, or they follow each other. `padding` is an
+    embedding's row that has no gradient, `factor` what it multiplies its output by, `window` a
+    convolution's. Values that may change without a recompile (weights, scalings) are tensors and
+    have no place here.
     """
 
     kind: str
@@ -106,6 +107,11 @@ class Structure:
             )
             for branch in self.branches
         ]
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether there is one more dimension in front, of matrices."""
+        return self.kind in ("batched", "grouped")
 
     @property
     def transposed(self) -> bool:

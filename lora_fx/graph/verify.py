@@ -15,13 +15,15 @@ _SHRINKS = ("shrink", "compressed_shrink", "convolve", "lookup")
 _NAMES = (
     *(*_SHRINKS, "expand", "magnitude", "share"),
     *("block_diagonal", "diagonal", "perturb"),
+    *("stack_shrink", "stack_expand"),
 )
+_GROUPED = frozenset({"lora_fx::grouped"})
 _BRANCHES = frozenset(f"lora_fx::{name}" for name in _NAMES)
 _LEGAL: dict[Stage, frozenset[str]] = {
-    "captured": _TOKENS | {"lora_fx::site", "lora_fx::merge"},
-    "adapted": _TOKENS | _BRANCHES | {"lora_fx::norms", "lora_fx::delta"},
-    "fused": _TOKENS | _BRANCHES | {"lora_fx::delta"},
-    "lowered": frozenset(),
+    "captured": _GROUPED | _TOKENS | {"lora_fx::site", "lora_fx::merge"},
+    "adapted": _GROUPED | _TOKENS | _BRANCHES | {"lora_fx::norms", "lora_fx::delta"},
+    "fused": _GROUPED | _TOKENS | _BRANCHES | {"lora_fx::delta"},
+    "lowered": _GROUPED,
 }
 
 

@@ -1,4 +1,4 @@
-"""Turn LoRA nodes into torch operators; afterwards no `lora_fx::` node is left.
+"""Turn LoRA nodes into torch operators; of `lora_fx::` nodes only `grouped` may be left.
 
     shrink(x, A, p, compute)          →  linear(dropout(x, p).to(d), A.to(d))
     compressed_shrink(x, A, v, …)     →  as in `graph/ops.py`
@@ -9,6 +9,8 @@
         where h and B have places (*, r, …), conv2d stands for the second linear
         of a share c (S, 1, …)          →  the same with h * c; if b is added, with the product * c
     share(samples, column, rest, n)   →  select(samples, 1, column), or 1 less it, as (S, 1, …)
+    stack_shrink(x, A, offsets, c)    →  matmul(x.to(d), A.to(d)ᵀ), or as `graph/grouped.py` says
+    stack_expand(y, h, B, …)          →  as expand, likewise
     block_diagonal(weight, n)         →  block_diag(*chunk(weight, n))
     diagonal(B, d)                    →  B * d
     perturb(A, std, prior, noise)     →  `graph/monteclora.py`
@@ -31,6 +33,7 @@ from torch.fx import Graph, GraphModule, Node
 from lora_fx.graph import ops
 from lora_fx.graph.autocast import without_autocast
 from lora_fx.graph.convolution import Window
+from lora_fx.graph.grouped import grouped, is_fast, missing
 from lora_fx.graph.monteclora import perturbed
 from lora_fx.graph.structure import ACTIVATION, compute_dtype
 from lora_fx.rewrite.convolved import convolved, pointwise_mapped
@@ -125,6 +128,45 @@ def _expand(graph: Graph, node: Node) -> Node:
     return call(graph, torch.add, y, _cast(graph, delta, dtype(y)))
 
 
+def _stack_shrink(graph: Graph, node: Node) -> Node:
+    x, A, offsets, compute = node.args
+    wanted = compute_dtype(compute, dtype(x))  # type: ignore[arg-type]
+    with _arithmetic(graph, x, compute):
+        x, A = _cast(graph, x, wanted), _cast(graph, A, wanted)
+        if offsets is not None and is_fast(x.meta[EXAMPLE]):  # type: ignore[attr-defined]
+            columns = missing(A.meta[EXAMPLE].shape[1])  # type: ignore[attr-defined]
+            A = call(graph, F.pad, A, (0, 0, 0, columns)) if columns else A
+            A = call(graph, "contiguous", A)
+        return _stack_product(graph, x, A, offsets)
+
+
+def _stack_expand(graph: Graph, node: Node) -> Node:
+    y, h, B, scalings, branch, compute, offsets = node.args
+    wanted = compute_dtype(compute, dtype(h))  # type: ignore[arg-type]
+    scaling = call(graph, operator.getitem, scalings, branch)
+    with _arithmetic(graph, h, compute):
+        if dtype(B).itemsize > wanted.itemsize:  # the cast rounds B, scaled or not
+            B = call(graph, torch.mul, B, scaling)
+        else:
+            h = call(graph, torch.mul, h, scaling)
+        h, B = _cast(graph, h, wanted), _cast(graph, B, wanted)
+        if offsets is not None:
+            columns = h.meta[EXAMPLE].shape[1] - B.meta[EXAMPLE].shape[2]  # type: ignore[attr-defined]
+            B = call(graph, F.pad, B, (0, columns)) if columns else B
+            B = call(graph, "contiguous", B)
+        delta = _stack_product(graph, h, B, offsets)
+    return call(graph, torch.add, y, _cast(graph, delta, dtype(y)))
+
+
+def _stack_product(graph: Graph, x: object, factor: object, offsets: object) -> Node:
+    turned = call(graph, "transpose", factor, -2, -1)  # type: ignore[arg-type]
+    if offsets is None:
+        return call(graph, torch.matmul, x, turned)
+    if is_fast(x.meta[EXAMPLE]):  # type: ignore[attr-defined]
+        return call(graph, F.grouped_mm, x, turned, offs=offsets)
+    return call(graph, grouped, x, turned, offsets)
+
+
 def _share(graph: Graph, node: Node) -> Node:
     samples, column, rest, dims = node.args
     share = call(graph, torch.select, samples, 1, column)
@@ -191,6 +233,8 @@ _LOWERED = (
     (ops.lookup, _lookup),
     (ops.expand, _expand),
     (ops.share, _share),
+    (ops.stack_shrink, _stack_shrink),
+    (ops.stack_expand, _stack_expand),
     (ops.block_diagonal, _block_diagonal),
     (ops.diagonal, _diagonal),
     (ops.perturb, _perturb),

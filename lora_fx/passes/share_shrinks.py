@@ -8,12 +8,14 @@
 
 x Aᵀ for stacked A is the stacked result, so outputs and gradients are those of the single
 products. So it is with `convolve`, whose features are before the places of its window. Left alone:
-branches with dropout, since each draws a mask of its own, and branches that compute in different
-dtypes, or at different places.
+branches with dropout, since each draws a mask of its own, branches that compute in different
+dtypes, or at different places, and factors that are views made later: of a parameter.
 """
 
 import operator
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -21,6 +23,9 @@ from torch.fx import Graph, GraphModule, Node
 from lora_fx.graph import ops
 from lora_fx.rewrite.driver import graph_modules
 from lora_fx.rewrite.metadata import EXAMPLE, call, dtype, inherit
+
+
+_MOVED = (ops.block_diagonal, ops.perturb)
 
 
 def share_shrinks(module: GraphModule) -> int:
@@ -33,7 +38,9 @@ def share_shrinks(module: GraphModule) -> int:
                 x, A, _, *how = node.args
                 kernel = A.meta[EXAMPLE].shape[1:]
                 groups[node.target, x, *how, kernel, dtype(A)].append(node)
-        for shrinks in groups.values():
+        order = {node: place for place, node in enumerate(part.graph.nodes)}
+        for group in groups.values():
+            shrinks = [one for one in group if _is_made(one.args[1], before=group[0], order=order)]
             if len(shrinks) > 1:
                 _join(part.graph, shrinks)
                 joined += 1
@@ -42,12 +49,17 @@ def share_shrinks(module: GraphModule) -> int:
     return joined
 
 
+def _is_made(A: Any, before: Node, order: Mapping[Node, int]) -> bool:
+    """Whether a factor is there at a node; what is made of a parameter is moved there."""
+    return A.target in _MOVED or order[A] < order[before]
+
+
 def _join(graph: Graph, shrinks: list[Node]) -> None:
     x, first, *how = shrinks[0].args
     features = 1 - first.meta[EXAMPLE].dim()  # type: ignore[union-attr]
     factors = [node.args[1] for node in shrinks]
     for A in factors:
-        if A.target in (ops.block_diagonal, ops.perturb):  # type: ignore[union-attr]
+        if A.target in _MOVED:  # type: ignore[union-attr]
             shrinks[0].prepend(A)  # type: ignore[arg-type]
     ranks = [A.meta[EXAMPLE].shape[0] for A in factors]  # type: ignore[union-attr]
     with graph.inserting_before(shrinks[0]):

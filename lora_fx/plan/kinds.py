@@ -20,7 +20,7 @@ class Layer:
     `transposed` is Hugging Face's `Conv1D`, whose weight is (in, out); `attention` is
     `nn.MultiheadAttention`; an embedding's inputs are its rows. `experts` counts the matrices that
     a parameter stacks, `groups` and `kernel` are a convolution's. A `packed` weight is in 4 or 8
-    bits.
+    bits. A parameter is `turned` where it is (experts, in, out).
     """
 
     kind: Kind
@@ -30,6 +30,7 @@ class Layer:
     groups: int = 1
     kernel: tuple[int, ...] = ()
     packed: bool = False
+    turned: bool = False
 
     @property
     def largest_rank(self) -> int:
@@ -93,16 +94,20 @@ def layer_of(module: nn.Module) -> Layer | None:
 def parameter_layer(owner: nn.Module, parameter: Tensor) -> Layer | None:
     """Return a parameter as a layer: (out, in), or (experts, out, in) stacked.
 
-    Stacked parameters of a module that says `is_transposed` are (experts, in, out).
+    Stacked parameters of a module that says `is_transposed` are (experts, in, out). None for what
+    is packed in 4 or 8 bits.
     """
+    if parameter.dtype.itemsize == 1 or not parameter.is_floating_point():
+        return None
     if parameter.ndim == 2:
         return Layer("parameter", parameter.shape[1], parameter.shape[0])
     if parameter.ndim != 3:
         return None
     experts, high, wide = parameter.shape
-    if getattr(owner, "is_transposed", False):
+    turned = bool(getattr(owner, "is_transposed", False))
+    if turned:
         wide, high = high, wide
-    return Layer("parameter", wide, high, experts)
+    return Layer("parameter", wide, high, experts, turned=turned)
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -82,10 +82,11 @@ def merged_bytes(tree: nn.Module, adapters: Iterable[AdapterPlan]) -> int:
     """
     held: dict[int, int] = {}
     sites = (site for adapter in adapters for site in adapter.sites)
-    for site in (s for s in sites if not s.parameter and s.layer.groups == 1):
+    for site in (s for s in sites if s.layer.groups == 1):
         module = tree.get_submodule(site.fqn)
-        names = ("weight", "bias") if site.lora_bias else ("weight",)
-        for tensor in (getattr(module, name, None) for name in names):
+        weight = site.parameter or "weight"
+        names = (weight, "bias") if site.lora_bias else (weight,)
+        for tensor in (module._parameters.get(name) for name in names):
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 held[id(tensor)] = tensor.nbytes
     return sum(held.values())

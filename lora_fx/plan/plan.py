@@ -19,6 +19,7 @@ from lora_fx.plan.memory import Memory, count_elements, estimate, merged_bytes
 from lora_fx.plan.merges import merge_faults
 from lora_fx.plan.modules import modules_of
 from lora_fx.plan.offloaded import distinct_parameters
+from lora_fx.plan.one_way import two_way_faults
 from lora_fx.plan.quantization import QuantizedModule, quantized_modules
 from lora_fx.plan.replication import LayerMap
 from lora_fx.plan.rules import AdapterPlan, plan_adapter
@@ -180,6 +181,7 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
     )
     diagnostics += _slot_faults(plan) + merge_faults(spec.merges, adapters)
     diagnostics += changed_weight_faults(adapters, modules)
+    diagnostics += two_way_faults(site for adapter in adapters for site in adapter.sites)
     diagnostics += lora_fa_faults(adapters, spec.optimizer)
     diagnostics += base_merge_faults(spec.merges, adapters, quantized, modules)
     if not any(d.severity == "error" for d in diagnostics):

@@ -161,8 +161,11 @@ def _unsupported_layer(name: str, modules: Modules, rule: Target) -> Diagnostic:
     kind = type(owner).__name__
     help = "narrow the pattern, or name the layers inside it"
     if name in modules.parameters:
-        shape = tuple(modules.parameters[name].shape)
-        message = f"a parameter of shape {shape} is no matrix and no stack of matrices"
+        parameter = modules.parameters[name]
+        message = f"a parameter in {parameter.dtype.itemsize * 8} bits cannot be adapted"
+        if parameter.ndim not in (2, 3):
+            shape = tuple(parameter.shape)
+            message = f"a parameter of shape {shape} is no matrix and no stack of matrices"
         help = "narrow the pattern"
     elif has_computed_weight(owner):
         message = f"the weight of `{name}` is computed from others, so that none can be adapted"

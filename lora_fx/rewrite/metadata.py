@@ -29,9 +29,10 @@ def call(graph: Graph, target: Any, *args: Any, **options: Any) -> Node:
     else:
         node = graph.call_function(target, args, options)
     values = map_arg(args, lambda n: n.meta[EXAMPLE])
+    named = map_arg(options, lambda n: n.meta[EXAMPLE])
     function = getattr(torch.Tensor, target) if isinstance(target, str) else target
     with fake_mode(values), enable_python_dispatcher(), _own_saved_tensors():
-        node.meta[EXAMPLE] = function(*values, **options)
+        node.meta[EXAMPLE] = function(*values, **named)
     return node
 
 

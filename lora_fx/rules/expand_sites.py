@@ -28,6 +28,8 @@ Factors that consist of blocks become whole matrices first: `lora_fx.block_diago
 diagonal d between B and A scales the columns of B: `lora_fx.diagonal(%B, %d)`. MonteCLoRA draws
 its A first: `lora_fx.perturb(%A, %std, %prior, 0.0001)`.
 
+In a stack of matrices, of experts, these are `stack_shrink` and `stack_expand`.
+
 Holds: with B and b zero, and m the norms of W, the outputs are unchanged.
 """
 
@@ -56,53 +58,67 @@ class ExpandSites:
 
     def rewrite(self, graph: Graph, match: Match) -> Node:
         """Build one shrink or lookup and one expand per branch."""
-        y, x, params, scalings, _, base, *samples = match.node.args
         structure: Structure = match["structure"]
-        value, window = y, structure.window
-        dealt = structure.params(params)  # type: ignore[arg-type]
-        flat = {}
-        if window is not None and base:
-            of_dora = (t for A, B, _, m, *_ in dealt if m is not None for t in (A, B))
-            flat = {t: call(graph, torch.flatten, t, 1) for t in (base[0], *of_dora)}  # type: ignore[index]
-        for i, (A, B, bias, m, v, d, priors) in enumerate(dealt):
-            branch = structure.branches[i]
-            A, B = (
-                call(graph, ops.block_diagonal, factor, blocks) if blocks > 1 else factor
-                for factor, blocks in zip((A, B), branch.blocks, strict=True)
-            )
-            B = B if d is None else call(graph, ops.diagonal, B, d)
-            A = A if priors is None else call(graph, ops.perturb, A, *priors, branch.noise)
-            drawn, dropout = x, branch.dropout
-            if m is not None and dropout:
-                drawn, dropout = call(graph, F.dropout, x, dropout, True), 0.0
-            if structure.kind == "embedding":
-                h = call(graph, ops.lookup, x, A, structure.padding, branch.compute)
-            elif v is not None:
-                compression = v, branch.groups, branch.scale, dropout, branch.compute
-                h = call(graph, ops.compressed_shrink, x, A, *compression)
-            elif window is not None:
-                h = call(graph, ops.convolve, drawn, A, dropout, branch.compute, str(window))
-            else:
-                h = call(graph, ops.shrink, drawn, A, dropout, branch.compute)
-            share = []
-            if branch.column is not None:
-                dims = h.meta[EXAMPLE].ndim
-                share = [call(graph, ops.share, samples[0], branch.column, branch.rest, dims)]
-            factors = h, B, scalings, i, branch.compute, bias
-            before, value = value, call(graph, ops.expand, value, *_without_none(*factors, *share))
-            if m is not None:
-                W, *base_bias = base  # type: ignore[misc]
-                own = y
-                if drawn is not x:
-                    own, base_bias = _applied(graph, drawn, W, window), []
-                alone = own is before and not share
-                u = value if alone else call(graph, ops.expand, own, *_without_none(*factors))
-                matrices = (flat.get(t, t) for t in (W, A, B))
-                norms = call(graph, ops.norms, *matrices, scalings, i, structure.factor)
-                own_values = (_by_channel(graph, t, window) for t in (m, norms, *base_bias))
-                gained = *own_values, *([] if base_bias else [None]), *share
-                value = call(graph, ops.magnitude, value, u, *_without_none(*gained))
-        return value  # type: ignore[return-value]
+        return (_stack if structure.is_stack else _layer)(graph, match.node, structure)
+
+
+def _layer(graph: Graph, node: Node, structure: Structure) -> Node:
+    y, x, params, scalings, _, base, *samples = node.args
+    value, window = y, structure.window
+    dealt = structure.params(params)  # type: ignore[arg-type]
+    flat = {}
+    if window is not None and base:
+        of_dora = (t for A, B, _, m, *_ in dealt if m is not None for t in (A, B))
+        flat = {t: call(graph, torch.flatten, t, 1) for t in (base[0], *of_dora)}  # type: ignore[index]
+    for i, (A, B, bias, m, v, d, priors) in enumerate(dealt):
+        branch = structure.branches[i]
+        A, B = (
+            call(graph, ops.block_diagonal, factor, blocks) if blocks > 1 else factor
+            for factor, blocks in zip((A, B), branch.blocks, strict=True)
+        )
+        B = B if d is None else call(graph, ops.diagonal, B, d)
+        A = A if priors is None else call(graph, ops.perturb, A, *priors, branch.noise)
+        drawn, dropout = x, branch.dropout
+        if m is not None and dropout:
+            drawn, dropout = call(graph, F.dropout, x, dropout, True), 0.0
+        if structure.kind == "embedding":
+            h = call(graph, ops.lookup, x, A, structure.padding, branch.compute)
+        elif v is not None:
+            compression = v, branch.groups, branch.scale, dropout, branch.compute
+            h = call(graph, ops.compressed_shrink, x, A, *compression)
+        elif window is not None:
+            h = call(graph, ops.convolve, drawn, A, dropout, branch.compute, str(window))
+        else:
+            h = call(graph, ops.shrink, drawn, A, dropout, branch.compute)
+        share = []
+        if branch.column is not None:
+            dims = h.meta[EXAMPLE].ndim
+            share = [call(graph, ops.share, samples[0], branch.column, branch.rest, dims)]
+        factors = h, B, scalings, i, branch.compute, bias
+        before, value = value, call(graph, ops.expand, value, *_without_none(*factors, *share))
+        if m is not None:
+            W, *base_bias = base  # type: ignore[misc]
+            own = y
+            if drawn is not x:
+                own, base_bias = _applied(graph, drawn, W, window), []
+            alone = own is before and not share
+            u = value if alone else call(graph, ops.expand, own, *_without_none(*factors))
+            matrices = (flat.get(t, t) for t in (W, A, B))
+            norms = call(graph, ops.norms, *matrices, scalings, i, structure.factor)
+            own_values = (_by_channel(graph, t, window) for t in (m, norms, *base_bias))
+            gained = *own_values, *([] if base_bias else [None]), *share
+            value = call(graph, ops.magnitude, value, u, *_without_none(*gained))
+    return value  # type: ignore[return-value]
+
+
+def _stack(graph: Graph, node: Node, structure: Structure) -> Node:
+    value, x, params, scalings, _, base = node.args
+    offsets = base[0] if base else None  # type: ignore[index]
+    for i, (A, B, *_) in enumerate(structure.params(params)):  # type: ignore[arg-type]
+        compute = structure.branches[i].compute
+        h = call(graph, ops.stack_shrink, x, A, offsets, compute)
+        value = call(graph, ops.stack_expand, value, h, B, scalings, i, compute, offsets)
+    return value  # type: ignore[return-value]
 
 
 def _without_none(*args: object) -> tuple[object, ...]:

@@ -274,7 +274,7 @@ class AdapterMethods(_Base):
         """Put a file's values and scalings in the place of an adapter's own; dropout stays."""
         placed = dict(storage.sites(self))
         for site in loaded.plan.sites:
-            here = placed[site.fqn]
+            here = placed[site.name]
             new = {"alpha": site.alpha, "scaling": site.scaling, "rslora": site.rslora}
             arithmetic = replace(here.lora_arithmetic[adapter], **new)
             storage.compute_as(self, here, adapter, arithmetic)

@@ -7,11 +7,12 @@
 
 W' = W + Σᵢ sᵢ Bᵢ Aᵢ and b' = b + Σᵢ sᵢ βᵢ, in the widest dtype of all and at least float32, rounded
 once to that of the weight: W is read once and W' written once, whatever the number of adapters.
+Of a stack of experts it is the program of one expert, and it runs for one after the other.
 """
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, reduce
 
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from lora_fx.adapters.magnitudes import effective_delta
-from lora_fx.adapters.merged import source
+from lora_fx.adapters.merged import source, weight_for
+from lora_fx.adapters.parameter_site import ParameterSite
 from lora_fx.adapters.site import Site
 from lora_fx.graph import ops
 from lora_fx.graph.exact import exact_products
@@ -46,11 +48,20 @@ def run(site: Site, adapters: Sequence[str], weight: Tensor | None = None) -> di
     """
     if not all(_is_product(site, name) for name in adapters if name in site.lora_branches):
         return _dense(site, adapters, weight)
+    name = site.lora_place[1]
     inputs = _Inputs.of(site, adapters, weight)
+    if isinstance(site, ParameterSite) and inputs.weight.ndim > 2:
+        merged = torch.empty_like(inputs.weight)
+        for expert in range(len(merged)):
+            (merged[expert],) = _run(inputs.of_expert(site, expert))
+        return {name: merged}
+    return dict(zip((name, "bias"), _run(inputs), strict=False))
+
+
+def _run(inputs: "_Inputs") -> Sequence[Tensor]:
     tensors = inputs.tensors()
     signature = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
-    results = _lowered(inputs.structure, signature)(*tensors)
-    return dict(zip(("weight", "bias"), results, strict=False))
+    return _lowered(inputs.structure, signature)(*tensors)
 
 
 def _is_product(site: Site, adapter: str) -> bool:
@@ -65,7 +76,7 @@ def _dense(site: Site, adapters: Sequence[str], weight: Tensor | None) -> dict[s
 
     W is what they are merged into: where one of them trains the weight, norms are of its own.
     """
-    given = source(site, "weight", adapters) if weight is None else weight
+    given = weight_for(site, adapters) if weight is None else weight
     here = [name for name in adapters if name in site.lora_branches]
     W = given.detach().t() if site.lora_turned else given.detach().flatten(1)
     deltas = [effective_delta(site, name, W) for name in here]
@@ -90,9 +101,11 @@ def merge_program(
     graph, results = Graph(), []
     for fqn, site in sites.items():
         inputs = _Inputs.of(site, adapters)
+        if isinstance(site, ParameterSite) and inputs.weight.ndim > 2:
+            inputs = inputs.of_expert(site, 0)
         nodes = [
-            _placeholder(graph, name and f"{fqn}.{name}", tensor.shape, tensor.dtype)
-            for name, tensor in zip(inputs.names(), inputs.tensors(), strict=True)
+            _placeholder(graph, name and f"{fqn}.{name}".strip("."), tensor.shape, tensor.dtype)
+            for name, tensor in zip(inputs.names(site), inputs.tensors(), strict=True)
         ]
         results += _merge(graph, inputs.structure, nodes)
         lines = (planned[fqn, a].rule for a in inputs.adapters if (fqn, a) in planned)
@@ -134,7 +147,7 @@ class _Inputs:
     def of(cls, site: Site, adapters: Sequence[str], weight: Tensor | None = None) -> "_Inputs":
         here = tuple(name for name in adapters if name in site.lora_branches)
         branches = [site.lora_branches[name] for name in here]
-        weight = source(site, "weight", adapters) if weight is None else weight
+        weight = weight_for(site, adapters) if weight is None else weight
         factors = tuple(tensor for branch in branches for tensor in branch.tensors())
         dtypes = (weight.dtype, torch.float32, *(factor.dtype for factor in factors))
         wide = reduce(torch.promote_types, dtypes)
@@ -149,16 +162,28 @@ class _Inputs:
             source(site, "bias", adapters).detach() if has_bias else None,
         )
 
+    def of_expert(self, site: ParameterSite, expert: int) -> "_Inputs":
+        """Return the inputs of one of the experts in a stack."""
+        pairs = zip(self.factors[::2], self.factors[1::2], strict=True)
+        split = [factor[expert] for A, B in pairs for factor in site.split(A, B)]
+        branches = tuple(Branch(A.shape[0]) for A in split[::2])
+        structure = Structure(self.structure.kind, branches)
+        own = {"structure": structure, "weight": self.weight[expert], "factors": tuple(split)}
+        return replace(self, **own)
+
     def tensors(self) -> list[Tensor]:
         bias = () if self.bias is None else (self.bias,)
         return [self.weight, *self.factors, self.scalings, *bias]
 
-    def names(self) -> list[str]:
-        """Return the names of the tensors within the site; scalings have none."""
+    def names(self, site: Site) -> list[str]:
+        """Return the names of the tensors beside the site; scalings have none.
+
+        The weight of a parameter's site is the parameter itself.
+        """
         A, B = ("lora_embedding_A", "lora_embedding_B")
         if self.structure.kind != "embedding":
             A, B = "lora_A", "lora_B"
-        names = ["weight"]
+        names = ["." if isinstance(site, ParameterSite) else "weight"]
         for adapter, branch in zip(self.adapters, self.structure.branches, strict=True):
             names += [f"{A}.{adapter}.weight", f"{B}.{adapter}.weight"]
             names += [f"{B}.{adapter}.bias"] if branch.bias else []
@@ -166,7 +191,8 @@ class _Inputs:
 
 
 def _kind(site: Site) -> str:
-    return "transposed" if site.lora_kind == "linear" and site.lora_turned else site.lora_kind
+    turned = site.lora_turned and site.lora_kind in ("linear", "parameter")
+    return "transposed" if turned else site.lora_kind.replace("parameter", "linear")
 
 
 def _merge(graph: Graph, structure: Structure, inputs: Sequence[Node]) -> list[Node]:

@@ -27,11 +27,15 @@ def merged_tensors(model: nn.Module, adapters: Sequence[str], progressbar: bool 
     for site in track(sites, "Merging", console=shown, disable=not progressbar):
         here = [adapter for adapter in adapters if adapter in site.lora_branches]
         if here and not any(site.lora_branches[name].tied for name in here):
-            found[site] = merge_program.run(site, adapters)
-            made[id(merged.source(site, "weight", adapters))] = found[site]["weight"]
+            module, weight = site.lora_place
+            results = merge_program.run(site, adapters)
+            found.setdefault(module, {}).update(results)
+            made[id(merged.weight_for(site, adapters))] = results[weight]
     for site in sites:
-        if site not in found and any(adapter in site.lora_branches for adapter in adapters):
-            found[site] = {"weight": made[id(merged.source(site, "weight", adapters))]}
+        module, weight = site.lora_place
+        here = any(adapter in site.lora_branches for adapter in adapters)
+        if here and weight not in found.get(module, {}):
+            found[module] = {weight: made[id(merged.weight_for(site, adapters))]}
     return found
 
 

@@ -5,12 +5,14 @@ from typing import Any
 
 from torch import nn
 
+from lora_fx.adapters.adapted_weight import UNSUPPORTED, unsupported_use
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.model_source import innermost, span_of
 
 _DETAIL = re.compile(
     r"^ *(?:Explanation: |Developer debug context: (?=raised exception))(.+)$", re.MULTILINE
 )
+_UNSUPPORTED = re.compile(re.escape(UNSUPPORTED).replace(r"\{\}", "[^`]+"))
 
 
 def not_capturable(module: nn.Module, error: Any) -> LoraFxError:
@@ -18,6 +20,9 @@ def not_capturable(module: nn.Module, error: Any) -> LoraFxError:
     reason, *_ = str(error).strip().splitlines()
     stack = getattr(error, "real_stack", None) or ()
     place = span_of(innermost((frame.filename, frame.lineno or 0) for frame in stack))
+    unsupported = _UNSUPPORTED.search(str(error))
+    if unsupported is not None:
+        return unsupported_use(unsupported[0], place)
     message = f"the forward of `{type(module).__name__}` cannot be captured as one graph"
     notes = tuple(dict.fromkeys(_DETAIL.findall(str(error))))
     help = "compile with `backend=None`, which runs the same adapters uncompiled"

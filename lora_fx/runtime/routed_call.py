@@ -127,12 +127,12 @@ def _require_routable(model: Any) -> None:
             f"a batch of several adapters is trained in {_processes()} processes",
             "they would have to agree on which adapters are absent, and do not yet: train in one",
         )
-    if model.lora_fx_rows_known != model.lora_fx_sited:
-        require_sample_rows(model.lora_fx_plan, model.lora_fx_sited)
-        model.lora_fx_rows_known = model.lora_fx_sited
     faults = unroutable(model, model.training)
     if faults:
         raise LoraFxError(faults)
+    if model.lora_fx_rows_known != model.lora_fx_sited:
+        require_sample_rows(model.lora_fx_plan, model.lora_fx_sited)
+        model.lora_fx_rows_known = model.lora_fx_sited
 
 
 def _processes() -> int:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lora_fx.adapters import copies, merged, storage, token_rows
 from lora_fx.adapters.dynamic_class import base_of
+from lora_fx.adapters.parameter_site import ParameterSite, parameter_sites
 from lora_fx.adapters.site import Site
 from lora_fx.plan.memory import count_elements, scales_of
 from lora_fx.plan.offloaded import distinct_parameters
@@ -20,7 +21,7 @@ Trained = bool | Literal["irregular"]
 
 @dataclass(frozen=True)
 class LayerStatus:
-    """One module of the base that adapters have something of.
+    """One module of the base that adapters have something of, or a parameter that they adapt.
 
     `ranks` are of adapters that have a branch there. `requires_grad` is `irregular` for an adapter
     of which some tensors there are trained and some are not. `bytes` are what adapters, and what is
@@ -65,15 +66,15 @@ class ModelStatus:
 def layer_status(model: "AdapterMethods") -> list[LayerStatus]:
     """Return the status of every module that adapters have something of, in module order."""
     return [
-        _of_layer(model, fqn, module)
-        for fqn, module in storage.base_modules(model, itself=True).items()
+        _of_layer(model, name, module)
+        for name, module in _places(model).items()
         if _adapters_at(model, module)
     ]
 
 
 def model_status(model: "AdapterMethods") -> ModelStatus:
     """Return the status of the model."""
-    modules = list(storage.base_modules(model, itself=True).values())
+    modules = list(_places(model).values())
     own = {
         name: [tensor for module in modules for tensor in _tensors(module, name)]
         for name in model.lora_fx_adapters
@@ -98,21 +99,38 @@ def model_status(model: "AdapterMethods") -> ModelStatus:
     )
 
 
+def _places(model: nn.Module) -> dict[str, nn.Module]:
+    """Return every place where adapters may have something: a module, or a parameter's site."""
+    places: dict[str, nn.Module] = {}
+    for fqn, module in storage.base_modules(model, itself=True).items():
+        places[fqn] = module
+        places |= {f"{fqn}.{name}".strip("."): s for name, s in parameter_sites(module).items()}
+    return places
+
+
 def _of_layer(model: "AdapterMethods", fqn: str, module: nn.Module) -> LayerStatus:
     there = _adapters_at(model, module)
     own = {name: list(_tensors(module, name)) for name in there}
     branches = module.lora_branches if isinstance(module, Site) else {}
-    held = merged.tensors(module).values()
+    owner, only = (module, None)
+    if isinstance(module, ParameterSite):
+        owner, only = module.lora_place
+    parameters = parameter_sites(owner) if only is None else {}
+    held = [
+        tensor
+        for name, tensor in merged.tensors(owner).items()
+        if name == only or (only is None and name not in parameters)
+    ]
     return LayerStatus(
         fqn,
-        base_of(type(module)).__name__,
+        base_of(type(owner)).__name__,
         model.lora_fx_enabled,
         [name for name in model.lora_fx_active if name in there],
         [name for name in model.lora_fx_merged if name in branches],
         there,
         {name: _trained(tensors) for name, tensors in own.items()},
         {name: _devices(tensors) for name, tensors in own.items()},
-        {name: branches[name].rank for name in there if name in branches},
+        {name: module.lora_rank(name) for name in there if name in branches},  # type: ignore[operator]
         _bytes([*(tensor for name in there for tensor in _kept(module, name)), *held]),
     )
 

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.site import ConvolutionSite, Site
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import ops
+from lora_fx.graph.inputs import named_input
 from lora_fx.graph.text import FQN
 from lora_fx.rewrite.driver import graph_modules
 from lora_fx.runtime.model_source import Place, caller, innermost_of_trace, span_of
@@ -42,7 +43,8 @@ def require_called(module: GraphModule, inputs: Sequence[Any], model: nn.Module)
         for part in graph_modules(module)
         for site in part.graph.nodes
         if site.target is ops.site
-        for node in _placeholders(site.args[2])
+        for node in map(named_input, site.args[2])  # type: ignore[arg-type]
+        if FQN in node.meta
     }
     _refuse(used, owners, called)
 
@@ -140,7 +142,9 @@ class _Watch(TorchFunctionMode):
 
 
 def _active_sites(model: nn.Module) -> dict[str, Site]:
-    return {fqn: site for fqn, site in storage.sites(model) if site.takes_part}
+    """Return the modules that adapters adapt; a parameter is adapted wherever it is read."""
+    active = {fqn: site for fqn, site in storage.sites(model) if site.takes_part}
+    return {fqn: site for fqn, site in active.items() if site.lora_place[0] is site}
 
 
 def _outside_units(model: nn.Module) -> dict[str, Site]:
@@ -166,22 +170,14 @@ def _refuse(
             f"`{owners[weight][0]}` is adapted, and the model reads its weight without calling it",
             span_of(place),
             "reads the weight, which has no adapter in it",
-            help=f'leave it out: `except "{owners[weight][0]}"`',
+            help=f'write `except "{owners[weight][0]}"`, and to adapt what is read '
+            f'`target parameter "{owners[weight][0]}.weight"`',
         )
         for weight, place in used.items()
         if called.isdisjoint(owners[weight])
     ]
     if faults:
         raise LoraFxError(faults)
-
-
-def _placeholders(values: Any) -> Iterator[Node]:
-    """Yield the named weights that these nodes are, or are views of."""
-    for node in values:
-        if FQN in node.meta:
-            yield node
-        else:
-            yield from _placeholders(node.all_input_nodes)
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Any]:

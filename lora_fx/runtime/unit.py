@@ -21,6 +21,7 @@ from torch._dynamo.exc import (
     TorchDynamoException,
 )
 
+from lora_fx.adapters.adapted_weight import let_dynamo_ask
 from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.adapters.routing import Routing
 from lora_fx.diagnostics import Diagnostic, LoraFxError
@@ -85,6 +86,7 @@ class Unit:
             config = torch.compiler.config
             config.recompile_limit = max(config.recompile_limit, GRAPHS_PER_UNIT)
         _let_models_warn()
+        let_dynamo_ask()
         code = _forward.__code__.replace(co_name=f"forward_{next(_numbers)}")
         entry = types.FunctionType(code, _forward.__globals__)
         return torch.compile(

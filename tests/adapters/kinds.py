@@ -28,7 +28,10 @@ IDS = (0, 3, 7, 50)
 
 @dataclass(frozen=True)
 class Kind:
-    """A spec's adapter and the PEFT config that means the same, on a base."""
+    """A spec's adapter and the PEFT config that means the same, on a base.
+
+    `parameters` are those that it adapts of a module, in the module's order.
+    """
 
     base: Callable[[], PreTrainedModel]
     adapter: str
@@ -36,6 +39,7 @@ class Kind:
     scaling: float = 5 / 3
     tied: bool = False
     ids: tuple[int, ...] = field(default=IDS)
+    parameters: tuple[str, ...] = ()
 
 
 def of(name: str, **config: Any) -> Callable[[], PreTrainedModel]:
@@ -143,6 +147,8 @@ def dense(kind: Kind, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def dense_forward(kind: Kind, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Loss and outputs in float64, and a backward pass to the leaves."""
     base = kind.base().double()
+    if kind.parameters:
+        base.set_experts_implementation("eager")
     weights = materialised(base, leaves, kind)
     result = functional_call(base, weights, args=(), kwargs=example_inputs(base), tie_weights=False)
     result.loss.backward()
@@ -182,6 +188,9 @@ def materialised(base: nn.Module, leaves: Mapping[str, Tensor], kind: Kind) -> d
             _change(found, parameters, f"{fqn}.bias", lambda b, d=delta: b + d)
         elif name.endswith(".lora_B.weight") and not (kind.tied and "lm_head" in name):
             fqn = name.removesuffix(".lora_B.weight")
+            if kind.parameters:
+                _change_parameter(found, parameters, base, kind, fqn, B, leaves)
+                continue
             A = leaves[key.replace("lora_B", "lora_A")]
             inputs = getattr(base.get_submodule(fqn), "in_features", A.shape[1])
             weight = parameters[f"{fqn}.weight"]
@@ -199,6 +208,31 @@ def materialised(base: nn.Module, leaves: Mapping[str, Tensor], kind: Kind) -> d
                 lambda w, d=delta, m=m, over=0 if turned else 1: _with_norms(w + d, m, over),
             )
     return found
+
+
+def _change_parameter(
+    found: dict[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    base: nn.Module,
+    kind: Kind,
+    fqn: str,
+    B: Tensor,
+    leaves: Mapping[str, Tensor],
+) -> None:
+    """Add B_e A_e to the matrix of each expert: A lies expert by expert, B rank by rank."""
+    A = leaves[f"{PREFIX}{fqn}.lora_A.weight"]
+    owner = fqn.replace(".base_layer", "")
+    parameter = kind.parameters[-1 - fqn.count(".base_layer")]
+    module = base.get_submodule(owner)
+    W = module.get_parameter(parameter)
+    if W.ndim == 2:
+        delta = kind.scaling * (B @ A)
+    else:
+        E = len(W)
+        split = A.reshape(E, -1, A.shape[1]), B.reshape(len(B), -1, E)
+        letters = "io" if getattr(module, "is_transposed", False) else "oi"
+        delta = kind.scaling * torch.einsum(f"eri,ore->e{letters}", *split)
+    _change(found, parameters, f"{owner}.{parameter}", lambda w: w + delta)
 
 
 def _whole(factor: Tensor, columns: int) -> Tensor:

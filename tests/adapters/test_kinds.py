@@ -30,7 +30,27 @@ from tests.dense import relative
 from tests.example_inputs import example_inputs
 
 TOKENS = "target q_proj tokens [0, 3, 7, 50]"
+EXPERTS = 'target parameter "**.experts.{gate_up_proj,down_proj}"'
+STACKS = ("gate_up_proj", "down_proj")
 KINDS = {
+    "experts": Kind(
+        of("mixtral"),
+        EXPERTS,
+        {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+        parameters=STACKS,
+    ),
+    "turned experts": Kind(
+        of("gpt_oss"),
+        f"bias = all  {EXPERTS}",
+        {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"], "bias": "all"},
+        parameters=STACKS,
+    ),
+    "a parameter": Kind(
+        of("mixtral"),
+        'bias = none  target parameter "**.mlp.gate.weight"',
+        {"target_parameters": ["mlp.gate.weight"]},
+        parameters=("weight",),
+    ),
     "conv1d": Kind(of("gpt2"), "target linear", {"target_modules": ["c_attn", "c_proj", "c_fc"]}),
     "lora_bias": Kind(
         of("gpt2"),

@@ -30,6 +30,8 @@ KINDS = {
     "train, with buffers": "target mix  train counts",
     "train, tied": "tie = true  target mix  train embed",
     "tokens": "target mix  tokens [0, 3, 9] in embed",
+    "parameter": 'target parameter "up.weight"',
+    "stack": 'target up, parameter "experts"',
     "all": "bias = all  lora_bias = true  target up, mix  train norm  tokens [3] in embed",
 }
 

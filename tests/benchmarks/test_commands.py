@@ -41,6 +41,14 @@ def test_merge_bandwidth_times_who_merges() -> None:
         assert row in text
 
 
+def test_expert_adapters_times_who_computes_the_same() -> None:
+    arguments = ["--shape", "tiny", "--rank", "3", "--rows", "40", "--rounds", "1"]
+    text = output("-m", "tests.benchmarks.expert_adapters", *arguments)
+    for row in ("frozen base, compiled", "lora_fx, backend = None", "PEFT as shipped", "rank 3"):
+        assert row in text
+    assert "failed" not in text
+
+
 def test_bind_time_finds_its_stages() -> None:
     text = output("-m", "tests.benchmarks.bind_time", "--rounds", "1")
     for row in ("plan", "initialisation's arithmetic", "bind", "root", "PEFT's get_peft_model"):

@@ -17,7 +17,7 @@ import lora_fx
 from lora_fx.cli.graphs import program
 from lora_fx.diagnostics import LoraFxError, render
 from tests.golden import assert_golden
-from tests.odd_models import Branching, Reading
+from tests.odd_models import Blending, Branching, Reading
 from tests.plan.models import Tower
 from tests.tiny import llama, spec, tokens
 
@@ -231,6 +231,7 @@ CASES: dict[str, Callable[[], object]] = {
     "no-such-module": lambda: lora_fx.plan(spec(), llama(2)).explain("model.layers.0.mlp.up_prj"),
     "not-capturable": lambda: run_odd(Branching(), "up"),
     "site-never-called": lambda: run_odd(Reading(), "up, proj"),
+    "unsupported-use": lambda: run_odd(Blending(), 'parameter "experts"'),
     "not-supported-yet": lambda: lora_fx.compile(llama(2, attention_bias=True), NOT_YET),
     "peft-cannot-say": lambda: lora_fx.parse(UNSAID).to_peft(),
     "peft-no-targets": lambda: lora_fx.from_peft({"target_modules": ["nothing"]}, llama(2)),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lora_fx.adapters import copies, storage, token_rows
 from lora_fx.adapters.bind import bind
 from lora_fx.adapters.combine.factors import (
+    Factors,
     clamp,
     combine,
     combine_biases,
@@ -21,6 +22,7 @@ from lora_fx.adapters.combine.part import Part, part_of
 from lora_fx.adapters.combine.trained import combined_copy, combined_rows
 from lora_fx.adapters.init import generator_of
 from lora_fx.adapters.magnitudes import oriented_weight
+from lora_fx.adapters.parameter_site import ParameterSite, join
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.exact import exact_products
 from lora_fx.plan.alike import once_each
@@ -62,7 +64,7 @@ class Combined:
     @torch.no_grad()
     def bind(self, model: nn.Module) -> None:
         """Put the adapter in place; it is not activated."""
-        bind(model, self.plan, lambda site, _: self.sites[site.fqn])
+        bind(model, self.plan, lambda site, _: self.sites[site.name])
         for (fqn, name), values in self.copies.items():
             copies.tensors(model.get_submodule(fqn), self.plan.name)[name].copy_(values)
         for fqn, values in self.rows.items():
@@ -78,11 +80,11 @@ def combined(model: nn.Module, name: str, mix: Mix, recipe: Recipe) -> Combined:
     Scalings are in the factors, so that the new adapter's is 1 everywhere. Raises LoraFxError
     naming everything that cannot be combined.
     """
-    order = {fqn: place for place, fqn in enumerate(storage.base_modules(model, itself=True))}
+    order = {name: place for place, (name, _) in enumerate(storage.sites(model))}
     there: dict[str, list[tuple[SitePlan, float]]] = {}
     for plan, weight in mix:
         for site in plan.sites:
-            there.setdefault(site.fqn, []).append((site, weight))
+            there.setdefault(site.name, []).append((site, weight))
     there = {fqn: there[fqn] for fqn in sorted(there, key=order.__getitem__)}
     weights = {plan.name: weight for plan, weight in mix}
     faults = [fault for found in there.values() for fault in _faults(found, recipe)]
@@ -119,19 +121,43 @@ def _values(
 ) -> dict[str, Tensor]:
     layer = planned.layer
     first, second = list(planned.tensors)[:2]
-    A, B = combine(recipe.method, parts, recipe.rank, generator, layer.groups)
-    if recipe.clamped is not None:
-        A, B = clamp((A, B), recipe.clamped)
+    A, B = _combined(site, parts, recipe, generator, layer.groups)
     c, bias, more = common_gain(parts), combine_biases(parts), {}
     if c is not None:
         W = oriented_weight(site).to(A.device)
         B, m = with_gain(W, A, B, c)
         more[storage.MAGNITUDE] = m.view(1, -1, *(1 for _ in layer.kernel)) if layer.kernel else m
-    elif biased and site.lora_kind != "embedding":
+    elif biased and site.lora_kind not in ("embedding", "parameter"):
         more["lora_B.bias"] = bias if bias is not None else B.new_zeros(B.shape[0])
-    shapes = layer.shapes(A.shape[0])
+    shapes = layer.shapes(A.shape[0] // layer.experts)
     values = {first: A.reshape(shapes[first]), second: B.reshape(shapes[second]), **more}
     return {key: tensor.to(recipe.dtype or tensor.dtype) for key, tensor in values.items()}
+
+
+def _combined(
+    site: storage.Site,
+    parts: Sequence[Part],
+    recipe: Recipe,
+    generator: torch.Generator,
+    groups: int,
+) -> Factors:
+    """Combine the branches of a site; each expert of a stack is a layer of its own."""
+    if isinstance(site, ParameterSite) and site.weight.ndim > 2:
+        each = [site.split(part.A, part.B) for part in parts]
+        made = []
+        for e in range(len(site.weight)):
+            pairs = ((A[e], B[e]) for A, B in each)
+            own = [replace(p, A=A, B=B) for p, (A, B) in zip(parts, pairs, strict=True)]
+            made.append(_of_matrix(own, recipe, generator, groups))
+        return join(torch.stack([A for A, _ in made]), torch.stack([B for _, B in made]))
+    return _of_matrix(parts, recipe, generator, groups)
+
+
+def _of_matrix(
+    parts: Sequence[Part], recipe: Recipe, generator: torch.Generator, groups: int
+) -> Factors:
+    A, B = combine(recipe.method, parts, recipe.rank, generator, groups)
+    return (A, B) if recipe.clamped is None else clamp((A, B), recipe.clamped)
 
 
 def _vanishing(fqn: str, parts: Sequence[Part]) -> Iterator[Diagnostic]:
@@ -146,11 +172,12 @@ def _vanishing(fqn: str, parts: Sequence[Part]) -> Iterator[Diagnostic]:
 def site_of(name: str, like: SitePlan, values: Mapping[str, Tensor]) -> SitePlan:
     """Return the plan of a new adapter's site with these tensors; its scaling is 1."""
     A, *_ = values.values()
+    rank = A.shape[0] // like.layer.experts
     return replace(
         like,
         adapter=name,
-        rank=A.shape[0],
-        alpha=float(A.shape[0]),
+        rank=rank,
+        alpha=float(rank),
         scaling=1.0,
         rslora=False,
         dropout=0.0,
@@ -265,9 +292,10 @@ def _replaced_and_adapted(
     """Yield a fault where one adapter adds to what another has a version of its own of."""
     for fqn, module in copies.holders(model):
         for adapter in weights:
-            trained = copies.has(module, adapter) and "weight" in copies.tensors(module, adapter)
+            own = copies.tensors(module, adapter) if copies.has(module, adapter) else {}
             rows = any(token_rows.rows_of(module, other) for other in weights)
-            if trained and (fqn in sites or rows):
+            adapts = (fqn in sites or rows) if "weight" in own else False
+            if adapts or any(f"{fqn}.{name}" in sites for name in own):
                 message = f"`{adapter}` trains `{numberless(fqn)}`, and another adapter adapts it"
                 help = "combine adapters that train and adapt the same modules"
                 yield Diagnostic("cannot-combine", message, help=help)

@@ -25,6 +25,7 @@ from lora_fx.adapters.init.orthogonal import orthogonal
 from lora_fx.adapters.init.pissa import pissa
 from lora_fx.adapters.init.place import Place, place_of
 from lora_fx.adapters.init.random import random
+from lora_fx.adapters.init.stack import stack
 from lora_fx.plan.offloaded import device_of
 from lora_fx.plan.sites import LOOKS_AT_BASE, SitePlan
 
@@ -79,6 +80,8 @@ def initialise(
             A, B = block_diagonal(site, method, generator)
         elif site.layer.kind == "conv":
             A, B = convolution(site, method, generator)
+        elif site.layer.experts > 1:
+            A, B = stack(site, method, generator)
         else:
             A, B = method(site.in_features, site.out_features, site.rank, generator)
     first, second, *more = site.tensors

@@ -1,5 +1,6 @@
 """The names of an adapter's tensors in a PEFT folder."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -54,12 +55,13 @@ def _started_sites(model: nn.Module, adapter: str) -> list[tuple[str, storage.Si
 
 def live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     """Return an adapter's parameters and buffers by their names in a file, without the prefix."""
-    adapted = {fqn for fqn, site in storage.sites(model) if adapter in site.lora_arithmetic}
     found: dict[str, Tensor] = {}
     for fqn, module in storage.base_modules(model, itself=True).items():
-        inner = _base_layer(fqn, adapted)
-        if fqn in adapted:
-            found |= {f"{fqn}.{name}": t for name, t in _of_site(module, adapter)}
+        here = {n: s for n, s in storage.sites_at(module).items() if adapter in s.lora_arithmetic}
+        for depth, site in enumerate(reversed(here.values())):
+            prefix = _inside(fqn, depth)
+            found |= {f"{prefix}{name}": t for name, t in _of_site(site, adapter)}
+        inner = _inside(fqn, len(here))
         if copies.has(module, adapter):
             own = copies.tensors(module, adapter)
             found |= {f"{inner}{name}": tensor for name, tensor in own.items()}
@@ -71,12 +73,14 @@ def live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
 
 def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
     """Return every tensor that a file of this adapter holds, empty and on meta, by its name."""
-    adapted = {site.fqn for site in plan.sites}
+    depths = depth_of(plan)
+    adapted = Counter(site.fqn for site in plan.sites)
     dora = any(storage.MAGNITUDE in site.tensors for site in plan.sites)
     found: dict[str, Tensor] = {}
     for site in plain(plan).sites:
         shapes = _shapes_at(site, dora).items()
-        found |= {f"{site.fqn}.{name}": _empty(*shape) for name, shape in shapes}
+        prefix = _inside(site.fqn, depths[site.name])
+        found |= {f"{prefix}{name}": _empty(*shape) for name, shape in shapes}
         if site.tie:
             for fqn in _tied(model, site.fqn):
                 found[f"{fqn}.lora_A.weight"] = _empty(site.rank, site.out_features)
@@ -88,12 +92,12 @@ def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
             for name in copies.own_names(module):
                 tensor = copies.base_tensor(module, name)
                 assert tensor is not None
-                found[f"{_base_layer(fqn, adapted)}{name}"] = tensor.detach().to("meta")
+                found[f"{_inside(fqn, adapted[fqn])}{name}"] = tensor.detach().to("meta")
     for bias in plan.biases:
         fqn, _, name = bias.name.rpartition(".")
-        found[f"{_base_layer(fqn, adapted)}{name}"] = _empty(bias.parameters)
+        found[f"{_inside(fqn, adapted[fqn])}{name}"] = _empty(bias.parameters)
     for rows in plan.tokens:
-        found[f"{_base_layer(rows.fqn, adapted)}{_ROWS}"] = _empty(len(rows.ids), rows.width)
+        found[f"{_inside(rows.fqn, adapted[rows.fqn])}{_ROWS}"] = _empty(len(rows.ids), rows.width)
     return {f"{PREFIX}{name}": tensor for name, tensor in found.items()}
 
 
@@ -110,19 +114,30 @@ def _shapes_at(site: SitePlan, dora: bool) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def adapted(plan: AdapterPlan, model: nn.Module) -> set[str]:
-    """Return the names of the modules that an adapter adapts, tied ones too."""
+def depth_of(plan: AdapterPlan) -> dict[str, int]:
+    """Return below how many `base_layer`s the tensors of each site lie, by its name.
+
+    PEFT wraps a module once for each of its parameters that are adapted, in their order.
+    """
+    inside: dict[str, list[str]] = {}
+    for site in plan.sites:
+        inside.setdefault(site.fqn, []).append(site.name)
+    return {name: depth for names in inside.values() for depth, name in enumerate(reversed(names))}
+
+
+def adapted(plan: AdapterPlan, model: nn.Module) -> Counter[str]:
+    """Return how often an adapter adapts each module: all its parameters, and tied ones too."""
     tied = {fqn for site in plan.sites if site.tie for fqn in _tied(model, site.fqn)}
-    return tied | {site.fqn for site in plan.sites}
+    return Counter([*tied, *(site.fqn for site in plan.sites)])
 
 
-def embeddings(model: nn.Module, adapted: set[str]) -> dict[str, nn.Module]:
+def embeddings(model: nn.Module, adapted: Mapping[str, int]) -> dict[str, nn.Module]:
     """Return the model's input and output embeddings by the names of their weights in a file."""
     if not isinstance(model, PreTrainedModel):
         return {}
     ends = (input_embedding(model), model.get_output_embeddings())
     return {
-        f"{PREFIX}{_base_layer(fqn, adapted)}weight": module
+        f"{PREFIX}{_inside(fqn, adapted.get(fqn, 0))}weight": module
         for fqn, module in storage.base_modules(model).items()
         if any(module is end for end in ends) and copies.base_tensor(module, "weight") is not None
     }
@@ -181,8 +196,7 @@ def _empty(*shape: int) -> Tensor:
     return torch.empty(shape, device="meta")
 
 
-def _of_site(module: nn.Module, adapter: str) -> Iterator[tuple[str, Tensor]]:
-    assert isinstance(module, storage.Site)
+def _of_site(module: storage.Site, adapter: str) -> Iterator[tuple[str, Tensor]]:
     if module.lora_branches[adapter].tied:
         yield from zip(
             ("lora_A.weight", "lora_B.weight"),
@@ -211,9 +225,9 @@ def is_near(m: Tensor, norms: Tensor) -> bool:
     return torch.allclose(m.to(norms), norms, rtol=max(1e-4, 4 * torch.finfo(m.dtype).eps))
 
 
-def _base_layer(fqn: str, adapted: set[str]) -> str:
-    prefix = f"{fqn}." if fqn else ""
-    return f"{prefix}base_layer." if fqn in adapted else prefix
+def _inside(fqn: str, depth: int) -> str:
+    """Return what the names of a module's tensors begin with below so many `base_layer`s."""
+    return (f"{fqn}." if fqn else "") + "base_layer." * depth
 
 
 def _tied(model: nn.Module, fqn: str) -> list[str]:

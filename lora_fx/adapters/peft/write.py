@@ -84,7 +84,7 @@ def folder_config(
     what PEFT has no names for.
     """
     placed = dict(storage.sites(model))
-    current = (placed[site.fqn].lora_arithmetic[plan.name] for site in plan.sites)
+    current = (placed[site.name].lora_arithmetic[plan.name] for site in plan.sites)
     sites = tuple(
         replace(site, alpha=a.alpha, scaling=a.scaling, rslora=a.rslora, dropout=a.dropout)
         for site, a in zip(plain(plan).sites, current, strict=True)

@@ -19,7 +19,7 @@ def add_branch(tree: nn.Module, site: SitePlan, trained: Sequence[str]) -> None:
         y + s * B A drop(x)    times a magnitude for DoRA
 
     Hu et al. 2021, arXiv 2106.09685, eq. 3; Liu et al. 2024, arXiv 2402.09353, eq. 5. Parameters
-    and `nn.MultiheadAttention` are adapted by W + s * BA: they keep what a trained W would. Other
+    keep what a trained W would, the input; `nn.MultiheadAttention` is adapted by W + s * BA. Other
     variants count as plain LoRA, with the tensors that they add to it.
     """
     module = tree.get_submodule(site.fqn)

@@ -28,8 +28,9 @@ class _Changed:
         module, name, dtype = self.module, self.name, values.dtype
         if copies.has(module, self.adapter) and name in copies.tensors(module, self.adapter):
             values = copies.tensors(module, self.adapter)[name].detach().to(dtype)
-        if isinstance(module, Site) and name in changed_by(module, self.adapter):
-            values = _with_delta(module, name, self.adapter, values)
+        site = storage.site_of(module, name)
+        if site is not None and name in changed_by(site, self.adapter):
+            values = _with_delta(site, name, self.adapter, values)
         for rows in token_rows.rows_of(module, self.adapter) if name == "weight" else ():
             values = values.index_copy(0, rows.tokens, rows.weight.detach().to(dtype))
         return values
@@ -38,7 +39,8 @@ class _Changed:
         """Return what is equal for modules that share the tensor and all that changes it."""
         module, name, adapter = self.module, self.name, self.adapter
         own = copies.tensors(module, adapter).get(name) if copies.has(module, adapter) else None
-        branches = module.lora_branches if isinstance(module, Site) else {}
+        site = storage.site_of(module, name)
+        branches = {} if site is None else site.lora_branches
         branch = branches[adapter].A if adapter in branches else None
         rows = next(iter(token_rows.rows_of(module, adapter)), None)
         return id(copies.base_tensor(module, name)), id(own), id(branch), id(rows)
@@ -52,7 +54,8 @@ def changes_of(model: nn.Module, adapter: str) -> dict[str, Change]:
     found: dict[str, Change] = {}
     seen: set[tuple[int, ...]] = set()
     for fqn, module in storage.base_modules(model, itself=True).items():
-        names = set(changed_by(module, adapter)) if isinstance(module, Site) else set()
+        sites = storage.sites_at(module).values()
+        names = {name for site in sites for name in changed_by(site, adapter)}
         names |= set(copies.tensors(module, adapter)) if copies.has(module, adapter) else set()
         names |= {"weight"} if token_rows.rows_of(module, adapter) else set()
         for name in sorted(names):
@@ -93,4 +96,4 @@ def _with_delta(site: Site, name: str, adapter: str, values: Tensor) -> Tensor:
         assert bias is not None
         wide = torch.promote_types(values.dtype, bias.dtype)
         return (values.to(wide) + scaling * bias.to(wide)).to(values.dtype)
-    return merge_program.run(site, (adapter,), values)["weight"]
+    return merge_program.run(site, (adapter,), values)[name]
