@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -30,7 +30,7 @@ def dense(model: Any, shares: dict[str, float], ids: Tensor) -> Tensor:
         for name, share in shares.items():
             if name in site.lora_branches:
                 delta = share * effective_delta(site, name).double()
-                weight += delta if isinstance(site, torch.nn.Linear) else delta.t()
+                weight += delta if isinstance(site, nn.Linear) else delta.t()
     return base(input_ids=ids).logits
 
 
@@ -206,7 +206,7 @@ def changed(model: Any, shares: dict[str, float], ids: Tensor) -> Tensor:
 def test_any_module_is_routed() -> None:
     """Not a `PreTrainedModel`, and in two dimensions."""
     torch.manual_seed(0)
-    base = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
+    base = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
     spec = """lora 1
 adapter a { rank = 2 init = random target "0" }
 adapter b { rank = 1 init = random target linear }"""
@@ -296,3 +296,28 @@ def test_adapters_that_come_and_go(tmp_path: Path) -> None:
     with pytest.raises(LoraFxError, match="has rank 6, and `max_rank` is 5"):
         small.load_adapter(tmp_path / "wide" / "w", "w")
     assert "w" not in small.lora_fx_adapters
+
+
+CONVOLVING = """lora 1
+adapter a { rank = 2 scaling = 2 lora_bias = true init = random target linear, class "Conv2d" }
+adapter b { rank = 1 scaling = 2 variant = dora init = random target class "Conv2d" }
+"""
+
+
+@pytest.mark.parametrize("backend", [None, "eager", "inductor"])
+@torch.no_grad()
+def test_convolutions_are_routed(backend: str | None) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 4, 2), nn.Flatten()
+    base = nn.Sequential(*layers, nn.Linear(4 * 6 * 4, 5)).eval()
+    model = lora_fx.compile(base, CONVOLVING, backend=backend).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_" in name and "magnitude" not in name:
+            parameter.normal_(std=0.3)
+    x = torch.randn(4, 3, 7, 5)
+    names = ["b", "__base__", "a", "b"]
+    got = model(x, adapter_names=names)
+    for i, name in enumerate(names):
+        model.set_adapter([] if name == "__base__" else name)
+        assert relative(got[i], model(x[i : i + 1])[0]) < 1e-5
+        assert relative(got[i], base(x[i : i + 1])[0]) > 1e-2 or name == "__base__"
