@@ -75,6 +75,31 @@ def test_samples_of_the_base_are_the_base_bit_for_bit(backend: str | None) -> No
     assert relative(base, without) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("backend", [None, "eager"])
+@torch.no_grad()
+def test_in_other_dtypes(backend: str | None, dtype: torch.dtype) -> None:
+    model, ids = mixed(backend=backend).to(dtype), samples()
+    got = model(input_ids=ids, adapter_names=NAMES).logits
+    assert got.dtype is dtype
+    bound = 5 * torch.finfo(dtype).eps if dtype is torch.bfloat16 else 1e-12
+    for i in (0, 1, 2, 4, 5):
+        assert relative(got[i], alone(model, NAMES[i], input_ids=ids[i : i + 1])[0]) < bound
+    with model.disable_adapter():
+        assert torch.equal(got[2], model(input_ids=ids).logits[2])
+
+
+@torch.no_grad()
+def test_a_whole_model_in_one_graph() -> None:
+    model, ids = mixed(f"{SPEC}\ncompile {{ unit = model }}", backend="eager"), samples()
+    want = mixed(backend=None)(input_ids=ids, adapter_names=NAMES).logits
+    assert relative(model(input_ids=ids, adapter_names=NAMES).logits, want) < 1e-5
+    other = [*NAMES[1:], NAMES[0]]
+    before = counters["stats"]["unique_graphs"]
+    assert relative(model(input_ids=ids, adapter_names=other).logits, want) > 1e-2
+    assert counters["stats"]["unique_graphs"] == before
+
+
 @torch.no_grad()
 def test_indices_are_rows_of_the_names() -> None:
     model, ids = mixed(backend=None), samples()

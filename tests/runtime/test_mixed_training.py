@@ -153,6 +153,14 @@ def test_the_specs_own_checkpointing(checkpoint: str) -> None:
     assert_as_apart(gradients(model), want)
 
 
+def test_a_whole_model_that_recomputes_in_its_graph() -> None:
+    ids = samples(len(TRAINED))
+    model = mixed(f"{SPEC}\ncompile {{ unit = model }}", backend="eager").train()
+    want = one_by_one(mixed(backend=None).train(), ids)
+    checkpointing(model, False)
+    assert_as_apart(at_once(model, ids), want)
+
+
 def test_a_model_that_recomputed_before_it_was_compiled() -> None:
     ids = samples(len(TRAINED))
     base = llama(2)
