@@ -141,6 +141,8 @@ def test_merged_adapters_are_refused_and_afterwards_all_is_well() -> None:
         ({"adapter_names": ["a"] * 8, "adapter_indices": torch.zeros(8).int()}, "both"),
         ({"adapter_indices": torch.zeros(8)}, "whole numbers"),
         ({"adapter_indices": torch.zeros(7).int()}, "for 7 samples, and 8 samples"),
+        ({"adapter_indices": torch.full((8,), 6)}, "from -1, the base, to 5"),
+        ({"adapter_indices": torch.full((8,), -2)}, "from -1, the base, to 5"),
     ],
 )
 @torch.no_grad()
