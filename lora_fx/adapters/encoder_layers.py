@@ -1,8 +1,8 @@
 """torch's encoder layers, which read the weights of the layers inside them in one kernel.
 
 In evaluation `nn.TransformerEncoderLayer` calls none of what is inside it: adapters there would be
-passed by. It asks a few of its attributes whether it may; while any adapter inside is active, or a
-mixed batch may name one, the answer is no, and it calls its layers as it does in training.
+passed by. It asks a few of its attributes whether it may; while any adapter inside adds to it, the
+answer is no, and it calls its layers as it does in training.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lora_fx.adapters.dynamic_class import specialise
-from lora_fx.adapters.routing import Routing
 from lora_fx.adapters.site import Site
 from lora_fx.plan.modules import outside_adapters
 
@@ -20,10 +19,9 @@ else:
     _Base = object
 
 
-def _while_at_rest(name: str) -> Any:
+def _unless_adapted(name: str) -> Any:
     def read(self: "CallsItsLayers") -> Any:
-        routed = self.lora_routing is not None and self.lora_routing.shares is not None
-        return vars(self)[name] if self.lora_at_rest and not routed else False
+        return False if any(site.adds for site in self.lora_inside) else vars(self)[name]
 
     def write(self: "CallsItsLayers", value: Any) -> None:
         vars(self)[name] = value
@@ -34,14 +32,13 @@ def _while_at_rest(name: str) -> Any:
 class CallsItsLayers(_Base):
     """Mixin for `nn.TransformerEncoderLayer`, and for the `nn.TransformerEncoder` around it."""
 
-    lora_at_rest: bool = True
-    lora_routing: Routing | None = None
-    activation_relu_or_gelu = _while_at_rest("activation_relu_or_gelu")
-    use_nested_tensor = _while_at_rest("use_nested_tensor")
+    lora_inside: tuple[Site, ...] = ()
+    activation_relu_or_gelu = _unless_adapted("activation_relu_or_gelu")
+    use_nested_tensor = _unless_adapted("use_nested_tensor")
 
 
 def mark_around(model: nn.Module, fqn: str) -> None:
-    """Let every encoder layer around a module call what is inside it while adapters are active."""
+    """Let every encoder layer around a module call what is inside it while adapters add to it."""
     parts = fqn.split(".")
     for count in range(len(parts)):
         module = model.get_submodule(".".join(parts[:count]))
@@ -50,16 +47,9 @@ def mark_around(model: nn.Module, fqn: str) -> None:
             specialise(module, CallsItsLayers)
 
 
-def activate(model: nn.Module) -> None:
-    """Tell encoder layers whether adapters inside them are active."""
+def note_sites(model: nn.Module) -> None:
+    """Tell encoder layers which sites are inside them."""
     for _, module in outside_adapters(model):
         if isinstance(module, CallsItsLayers):
             inside = (site for _, site in outside_adapters(module) if isinstance(site, Site))
-            module.lora_at_rest = not any(site.has_active_branches for site in inside)
-
-
-def route(model: nn.Module, routing: Routing) -> None:
-    """Tell encoder layers where the running call says that its samples have their own adapters."""
-    for _, module in outside_adapters(model):
-        if isinstance(module, CallsItsLayers):
-            module.lora_routing = routing
+            module.lora_inside = tuple(inside)

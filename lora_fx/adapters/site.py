@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lora_fx.adapters.choice import Added, Choice, choose
 from lora_fx.adapters.routing import Routing
+from lora_fx.adapters.sampler import Sampler
 from lora_fx.graph import ops
 from lora_fx.graph.convolution import Window
 from lora_fx.graph.room import owns_room, with_room
@@ -37,7 +38,8 @@ class Arithmetic:
     """How one adapter's branch computes here.
 
     `scaling` is the number that multiplies B A x; `alpha` and `rslora` say where it came from.
-    `blocks` are the numbers of blocks on the diagonals of A and B.
+    `blocks` are the numbers of blocks on the diagonals of A and B, `drawn` of how many samples
+    MonteCLoRA's noise is in training, and its scale.
     """
 
     alpha: float
@@ -51,6 +53,8 @@ class Arithmetic:
     def times(self, factor: float) -> "Arithmetic":
         """Return the same with another scaling."""
         return self if factor == 1 else replace(self, scaling=self.scaling * factor)
+
+    drawn: tuple[int, float] = (0, 0.0)
 
     @property
     def kept(self) -> tuple[int, float]:
@@ -131,6 +135,13 @@ class Site(_Base):
         routed = self.lora_routing is not None and self.lora_routing.shares is not None
         return bool(self.lora_mixed.added if routed and self.lora_mixed else self.lora_active)
 
+    @property
+    def adds(self) -> bool:
+        """Whether anything is added to what the base module computes in the running call."""
+        routed = self.lora_routing is not None and self.lora_routing.shares is not None
+        choice = self.lora_mixed if routed and self.lora_mixed is not None else self.lora_choice
+        return bool(choice.added)
+
     def _follow(self, input: Tensor) -> None:
         """Let VeLoRA's directions follow the input."""
         for direction, groups, once in self.lora_followed:
@@ -182,11 +193,6 @@ class Site(_Base):
     def _choose(self, added: Sequence[Added]) -> Choice:
         padding = getattr(self, "padding_idx", None)
         return choose(self.lora_kind, added, padding, output_scale(self), _window(self))
-
-    @property
-    def has_active_branches(self) -> bool:
-        """Whether anything is added to what the base module computes."""
-        return bool(self.lora_choice.added)
 
     @property
     def lora_turned(self) -> bool:
@@ -329,9 +335,13 @@ class Factors:
     tied: bool = False
     direction: Direction | None = None
     diagonal: Vector | None = None
+    sampler: Sampler | None = None
 
     def tensors(self, training: bool = False) -> list[Tensor]:
-        """Return A, B and, of those that there are, B's bias, magnitude, in training v, and d."""
+        """Return A, B and, of those that there are, B's bias, magnitude, v, d and priors.
+
+        v and priors are of training alone.
+        """
         if self.tied:
             return [self.B.weight.t(), self.A.weight.t()]
         bias = self.B.bias
@@ -343,6 +353,7 @@ class Factors:
             *(() if m is None else (m.weight,)),
             *(() if self.direction is None or not training else (self.direction.weight,)),
             *(() if self.diagonal is None else (self.diagonal.weight,)),
+            *(() if self.sampler is None or not training else self.sampler.parameters()),
         ]
 
     def product(self) -> tuple[Tensor, Tensor]:

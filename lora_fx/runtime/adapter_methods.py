@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from lora_fx.adapters import encoder_layers, storage
+from lora_fx.adapters import storage
 from lora_fx.adapters.bind import activate, bind, remove, require_compatible
 from lora_fx.adapters.peft.folders import local
 from lora_fx.adapters.peft.keys import expected_shapes, live_tensors, overwrite, without_values
@@ -193,7 +193,8 @@ class AdapterMethods(_Base):
     def auxiliary_loss(self) -> Tensor | None:
         """Return what variants of the active adapters add to the loss of a batch, None if nothing.
 
-        KaSA's regularisation. A Hugging Face model adds it to its loss in training by itself.
+        KaSA's regularisation, MonteCLoRA's divergence. A Hugging Face model adds it to its loss in
+        training by itself.
         """
         on = self.lora_fx_active if self.lora_fx_enabled else ()
         return auxiliary_loss(self, [self.lora_fx_adapters[name] for name in on])
@@ -224,7 +225,6 @@ class AdapterMethods(_Base):
         for site in sites.values():
             site.lora_routing = self.lora_fx_routing
             site.route(self.lora_fx_routes.adapters)
-        encoder_layers.route(self, self.lora_fx_routing)
 
     def _require_base_unmerged(self, plan: AdapterPlan) -> None:
         """Raise LoraFxError if an adapter changes weights while others are folded into them."""
