@@ -13,12 +13,13 @@ from lora_fx.adapters.kasa import truncate
 from lora_fx.adapters.mergeable import require_separate
 from lora_fx.adapters.offloaded_copies import keep_in_force
 from lora_fx.adapters.reachable import require_reachable
+from lora_fx.adapters.sampler import last_draw
 from lora_fx.adapters.site import Arithmetic, Compression
 from lora_fx.plan.offloaded import tied_names
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
-from lora_fx.plan.variants import blocks_of, compression_of
+from lora_fx.plan.variants import blocks_of, compression_of, drawn_of
 
 Start = Callable[[SitePlan, nn.Module], Mapping[str, Tensor]]
 
@@ -60,6 +61,10 @@ def _bind_site(module: nn.Module, planned: SitePlan, start: Mapping[str, Tensor]
         name = f"{planned.name}.{storage.DIRECTION}"
         v = start_direction(planned, generator_of(planned.seed, planned.adapter, name))
         tensors[storage.DIRECTION] = v.to(device)
+    if planned.variant.name == "monteclora":
+        tensors |= {
+            k: t.to(device) for k, t in last_draw(planned.rank, drawn_of(planned)[0]).items()
+        }
     how = arithmetic(planned), planned.trainable, planned.frozen
     storage.insert(site, planned.adapter, tensors, *how)
     if planned.variant.name == "kasa":
@@ -126,6 +131,7 @@ def arithmetic(planned: SitePlan) -> Arithmetic:
         planned.compute,
         blocks_of(planned) if planned.variant.name == "bdlora" else (1, 1),
         Compression(*compression_of(planned)) if planned.variant.name == "velora" else None,
+        drawn_of(planned) if planned.variant.name == "monteclora" else (0, 0.0),
     )
 
 

@@ -1,7 +1,7 @@
 """What a site adds to its base for one choice of adapters."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_fx.graph.structure import Branch, Structure
@@ -35,6 +35,7 @@ class Added:
             self.arithmetic.blocks,
             *self.arithmetic.kept,
             self.factors.diagonal is not None,
+            *self.arithmetic.drawn,
             self.column,
             self.rest,
         )
@@ -52,6 +53,6 @@ class Choice:
 def choose(kind: str, added: Sequence[Added], *layer: Any) -> Choice:
     """Return the choice of these branches at a module; the `layer` is told as in `Structure`."""
     training = tuple(one.branch for one in added)
-    evaluation = tuple(replace(b, dropout=0.0, groups=0, scale=1.0) for b in training)
+    evaluation = tuple(branch.evaluated() for branch in training)
     texts = (str(Structure(kind, branches, *layer)) for branches in (training, evaluation))
     return Choice(tuple(added), *texts)

@@ -16,13 +16,14 @@ from lora_fx.adapters import copies, magnitudes, storage, token_rows
 from lora_fx.adapters.changed_weight import rebase
 from lora_fx.adapters.peft.keys import is_near, live_tensors
 from lora_fx.adapters.peft.plain import PREFIX, plain
+from lora_fx.adapters.sampler import LAST
 from lora_fx.adapters.site import Arithmetic, Site
 from lora_fx.plan.folding import numberless
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.variants import blocks_of
 
-_PRODUCTS = ("lora", "bdlora", "velora")
+_PRODUCTS = ("lora", "bdlora", "velora")  # and what is `drawn` alike
 _KEPT = ("lora_B.bias", storage.MAGNITUDE, storage.DIRECTION, storage.DIAGONAL)
 
 
@@ -39,7 +40,7 @@ class Swap:
 
     def at(self, site: SitePlan) -> dict[str, Tensor]:
         """Return the tensors of a site by PEFT's names."""
-        names = (*site.tensors, *_KEPT)
+        names = (*site.tensors, *_KEPT, *(f"{storage.SAMPLER}.{name}" for name in LAST))
         keys = {name: f"{PREFIX}{site.fqn}.{name}" for name in names}
         return {name: self.tensors[key] for name, key in keys.items() if key in self.tensors}
 
@@ -76,6 +77,8 @@ def _obstacles_at(
     name, room = numberless(there.name), there.rank
     if new.rank > room:
         yield f"its rank at `{name}` is {new.rank}, and there is room for {room}"
+    if new.variant.name == there.variant.name == "monteclora" and new.tensors != there.tensors:
+        yield f"its `monteclora` at `{name}` has another rank, or draws another number of samples"
     if _blocks(new) != _blocks(there) and new.rank <= room:
         yield f"its factors at `{name}` have other blocks"
     known = (*_PRODUCTS, there.variant.name)
@@ -155,6 +158,8 @@ def _swap_site(
         held[storage.DIRECTION].copy_(values[storage.DIRECTION])
     if storage.DIAGONAL in held:
         held[storage.DIAGONAL].copy_(values[storage.DIAGONAL])
+    for key in (name for name in held if name.startswith(storage.SAMPLER) and name in values):
+        held[key].copy_(values[key])
     if storage.MAGNITUDE in held:
         if storage.MAGNITUDE in values:
             held[storage.MAGNITUDE].copy_(values[storage.MAGNITUDE])

@@ -10,7 +10,7 @@ from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
 from lora_fx.spec.spec import RouteSpec, Spec
 
-_VARIANTS = ("lora", "dora", "bdlora", "velora", "kasa")
+_VARIANTS = ("lora", "dora", "bdlora", "velora", "kasa", "monteclora")
 _INITS = (
     *("default", "gaussian", "random", "orthogonal", "mica"),
     *("pissa", "olora", "loftq", "corda", "lora_ga", "eva"),
@@ -62,7 +62,7 @@ def _of_route(plan: Plan, route: RouteSpec) -> Iterator[tuple[str, Span | None, 
     for name, kind in parts.items():
         if any(isinstance(part, kind) for part in everything):
             yield f"`{name}` beside `route`", route.span, ""
-    for variant in ("velora", "kasa"):
+    for variant in ("velora", "kasa", "monteclora"):
         if route.train and any(site.variant.name == variant for site in plan.sites):
             yield f"variant `{variant}` beside `route {{ train = true }}`", route.span, ""
 

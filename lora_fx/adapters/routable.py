@@ -16,9 +16,14 @@ def unroutable(model: nn.Module, training: bool) -> list[Diagnostic]:
     if training:
         for fqn, site in storage.sites(model):
             for name, factors in site.lora_branches.items():
-                variant = "velora" if site.lora_arithmetic[name].compression else "kasa"
-                if factors.direction is not None or factors.diagonal is not None:
-                    found[name] = f"is `{variant}` at `{fqn}`, and learns"
+                of_variants = {
+                    "velora": factors.direction,
+                    "kasa": factors.diagonal,
+                    "monteclora": factors.sampler,
+                }
+                for variant, own in of_variants.items():
+                    if own is not None:
+                        found[name] = f"is `{variant}` at `{fqn}`, and learns"
     return [
         Diagnostic(
             "not-routable",

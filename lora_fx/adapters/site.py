@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lora_fx.adapters.choice import Added, Choice, choose
 from lora_fx.adapters.routing import Routing
+from lora_fx.adapters.sampler import Sampler
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import ops
 from lora_fx.graph.convolution import Window
@@ -38,7 +39,8 @@ class Arithmetic:
     """How one adapter's branch computes here.
 
     `scaling` is the number that multiplies B A x; `alpha` and `rslora` say where it came from.
-    `blocks` are the numbers of blocks on the diagonals of A and B.
+    `blocks` are the numbers of blocks on the diagonals of A and B, `drawn` of how many samples
+    MonteCLoRA's noise is in training, and its scale.
     """
 
     alpha: float
@@ -52,6 +54,8 @@ class Arithmetic:
     def times(self, factor: float) -> "Arithmetic":
         """Return the same with another scaling."""
         return self if factor == 1 else replace(self, scaling=self.scaling * factor)
+
+    drawn: tuple[int, float] = (0, 0.0)
 
     @property
     def kept(self) -> tuple[int, float]:
@@ -342,9 +346,13 @@ class Factors:
     tied: bool = False
     direction: Direction | None = None
     diagonal: Vector | None = None
+    sampler: Sampler | None = None
 
     def tensors(self, training: bool = False) -> list[Tensor]:
-        """Return A, B and, of those that there are, B's bias, magnitude, in training v, and d."""
+        """Return A, B and, of those that there are, B's bias, magnitude, v, d and priors.
+
+        v and priors are of training alone.
+        """
         if self.tied:
             return [self.B.weight.t(), self.A.weight.t()]
         bias = self.B.bias
@@ -356,6 +364,7 @@ class Factors:
             *(() if m is None else (m.weight,)),
             *(() if self.direction is None or not training else (self.direction.weight,)),
             *(() if self.diagonal is None else (self.diagonal.weight,)),
+            *(() if self.sampler is None or not training else self.sampler.parameters()),
         ]
 
     def product(self) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import specialise
+from lora_fx.adapters.sampler import NAME as SAMPLER
+from lora_fx.adapters.sampler import PRIORS, Sampler
 from lora_fx.adapters.site import (
     Arithmetic,
     ConvolutionSite,
@@ -102,15 +104,18 @@ def insert(
     first[adapter] = factor(A, None, trained).train(site.training)
     trained = trainable and not any("_B" in name for name in frozen)
     second[adapter] = factor(B, bias, trained).train(site.training)
-    m, v, d = None, None, None
+    m, v, d, sampler = None, None, None, None
     if MAGNITUDE in tensors:
         m = _held(site, MAGNITUDE, adapter, Vector(tensors[MAGNITUDE], trainable))
     if DIAGONAL in tensors:
         d = _held(site, DIAGONAL, adapter, Vector(tensors[DIAGONAL], trainable))
     if DIRECTION in tensors:
         v = _held(site, DIRECTION, adapter, Direction(tensors[DIRECTION]))
+    if f"{SAMPLER}.{PRIORS[0]}" in tensors:
+        sampler = _held(site, SAMPLER, adapter, Sampler(tensors, trainable))
     factors: Any = first[adapter], second[adapter]
-    site.lora_branches[adapter] = Factors(*factors, magnitude=m, direction=v, diagonal=d)
+    more = {"magnitude": m, "direction": v, "diagonal": d, "sampler": sampler}
+    site.lora_branches[adapter] = Factors(*factors, **more)
     site.lora_arithmetic[adapter] = arithmetic
 
 
@@ -137,7 +142,7 @@ def remove(site: Site, adapter: str) -> None:
     if not branch.tied:
         for container in _containers(site):
             del container[adapter]
-    for name in (MAGNITUDE, DIRECTION, DIAGONAL):
+    for name in (MAGNITUDE, DIRECTION, DIAGONAL, SAMPLER):
         if name in site._modules and adapter in getattr(site, name):
             del getattr(site, name)[adapter]
     del site.lora_arithmetic[adapter]
@@ -166,6 +171,8 @@ def tensors(site: Site, adapter: str) -> dict[str, Tensor]:
         found[DIRECTION] = factors.direction.weight
     if factors.diagonal is not None:
         found[DIAGONAL] = factors.diagonal.weight
+    if factors.sampler is not None:
+        found |= factors.sampler.tensors()
     return found
 
 

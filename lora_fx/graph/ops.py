@@ -10,6 +10,7 @@
     expand(y, h, B, scalings, branch, compute, bias, share)        y + c ((s h) Bᵀ + s b)
     block_diagonal(weight, blocks)                     the rows' chunks on a diagonal
     diagonal(B, d)                                     B diag(d)
+    perturb(A, std, prior, noise)                      drawn around A: `graph/monteclora.py`
     norms(W, A, B, scalings, branch, factor)           of the rows of W + s B A, no gradient
     magnitude(y, u, m, norms, bias, share)             y + c (m / norms - 1) * (u - bias)
     replace_rows(y, ids, tokens, rows, padding)        y, and rows[i] where the id is tokens[i]
@@ -45,6 +46,7 @@ from torch import Tensor
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.autocast import autocast_off
 from lora_fx.graph.convolution import Window, by_channel, convolution, pointwise
+from lora_fx.graph.monteclora import perturbed, run
 from lora_fx.graph.row_norms import row_norms
 from lora_fx.graph.structure import ACTIVATION, Structure, compute_dtype
 from lora_fx.graph.velora import projection
@@ -68,6 +70,7 @@ _library.define(
 )
 _library.define("block_diagonal(Tensor weight, int blocks) -> Tensor")
 _library.define("diagonal(Tensor B, Tensor d) -> Tensor")
+_library.define("perturb(Tensor A, Tensor std, Tensor prior, float noise) -> Tensor")
 _library.define(
     "norms(Tensor W, Tensor A, Tensor B, Tensor scalings, int branch, float factor) -> Tensor"
 )
@@ -177,6 +180,12 @@ def diagonal_reference(B: Tensor, d: Tensor) -> Tensor:
     return B * d
 
 
+def perturb_reference(A: Tensor, std: Tensor, prior: Tensor, noise: float) -> Tensor:
+    """Return MonteCLoRA's A (r, in) of one step, drawn with the priors std (r,) and prior (n,)."""
+    sizes = len(prior), A.shape[0], A.shape[1]
+    return perturbed(A, std, prior, noise, sizes, run)
+
+
 def norms_reference(
     W: Tensor, A: Tensor, B: Tensor, scalings: Tensor, branch: int, factor: float
 ) -> Tensor:
@@ -220,13 +229,14 @@ def site_reference(
     parsed = Structure.parse(structure)
     of_base, window = y, parsed.window
     places = 0 if window is None else window.dimensions
-    for i, (A, B, bias, m, v, d) in enumerate(parsed.params(params)):
+    for i, (A, B, bias, m, v, d, priors) in enumerate(parsed.params(params)):
         branch = parsed.branches[i]
         A, B = (
             block_diagonal_reference(factor, blocks) if blocks > 1 else factor
             for factor, blocks in zip((A, B), branch.blocks, strict=True)
         )
         B = B if d is None else diagonal_reference(B, d)
+        A = A if priors is None else perturb_reference(A, priors[0], priors[1], branch.noise)
         dropped = F.dropout(x, branch.dropout, training=True) if branch.dropout else x
         if parsed.kind == "embedding":
             h = lookup_reference(x, A, parsed.padding, branch.compute)
@@ -318,6 +328,7 @@ for _name, _reference in {
     "expand": expand_reference,
     "block_diagonal": block_diagonal_reference,
     "diagonal": diagonal_reference,
+    "perturb": perturb_reference,
     "norms": norms_reference,
     "magnitude": magnitude_reference,
     "replace_rows": replace_rows_reference,
@@ -336,6 +347,7 @@ share = torch.ops.lora_fx.share.default
 expand = torch.ops.lora_fx.expand.default
 block_diagonal = torch.ops.lora_fx.block_diagonal.default
 diagonal = torch.ops.lora_fx.diagonal.default
+perturb = torch.ops.lora_fx.perturb.default
 norms = torch.ops.lora_fx.norms.default
 magnitude = torch.ops.lora_fx.magnitude.default
 replace_rows = torch.ops.lora_fx.replace_rows.default

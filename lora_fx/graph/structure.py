@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from lora_fx.graph.convolution import Window
 ACTIVATION = "activation"
 _BRANCH = re.compile(
     r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?(:diagonal)?(?::(\d+)x(\d+))?"
-    r"(?::g(\d+)\*([\d.e+-]+))?(?::([+-])s(\d+))?"
+    r"(?::g(\d+)\*([\d.e+-]+))?(?::n(\d+)\*([\d.e+-]+))?(?::([+-])s(\d+))?"
 )
 
 
@@ -26,7 +26,8 @@ class Branch:
     `bias` says that B has a bias, `magnitude` that the branch is DoRA's, `diagonal` that there is
     KaSA's between B and A. `blocks` are the numbers
     of blocks that A and B consist of, on a diagonal; more than one are stored below each other.
-    `groups`, if not 0, is how many groups of its input VeLoRA projects, and `scale` its scale.
+    `groups`, if not 0, is how many groups of its input VeLoRA projects, and `scale` its scale;
+    `samples`, if not 0, how many MonteCLoRA draws of A, and `noise` its scale.
     In a mixed batch `column` is where the samples' shares of the branch stand; `rest` says that it
     takes part in each sample by what that share is less than 1.
     """
@@ -40,8 +41,14 @@ class Branch:
     groups: int = 0
     scale: float = 1.0
     diagonal: bool = False
+    samples: int = 0
+    noise: float = 0.0
     column: int | None = None
     rest: bool = False
+
+    def evaluated(self) -> "Branch":
+        """Return the branch as it is in evaluation: nothing is dropped, projected or drawn."""
+        return replace(self, dropout=0.0, groups=0, scale=1.0, samples=0, noise=0.0)
 
     def __str__(self) -> str:
         flags = {"bias": self.bias, "magnitude": self.magnitude, "diagonal": self.diagonal}
@@ -50,6 +57,8 @@ class Branch:
             more += f":{self.blocks[0]}x{self.blocks[1]}"
         if self.groups:
             more += f":g{self.groups}*{self.scale!r}"
+        if self.samples:
+            more += f":n{self.samples}*{self.noise!r}"
         if self.column is not None:
             more += f":{'-' if self.rest else '+'}s{self.column}"
         return f"r{self.rank}:p{self.dropout!r}:{self.compute}{more}"
@@ -78,10 +87,11 @@ class Structure:
         window = "" if self.window is None else f"({self.window})"
         return f"{self.kind}{padding}{factor}{window}[{'|'.join(map(str, self.branches))}]"
 
-    def params(self, tensors: Sequence[Any]) -> list[tuple[Any, Any, Any, Any, Any, Any]]:
+    def params(self, tensors: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Deal out the op's `params` to the branches: A, B, and what there is of these, or None.
 
-        B's bias, DoRA's magnitude, VeLoRA's direction, KaSA's diagonal.
+        B's bias, DoRA's magnitude, VeLoRA's direction, KaSA's diagonal, MonteCLoRA's priors, which
+        are two.
         """
         left = iter(tensors)
         return [
@@ -92,6 +102,7 @@ class Structure:
                 next(left) if branch.magnitude else None,
                 next(left) if branch.groups else None,
                 next(left) if branch.diagonal else None,
+                (next(left), next(left)) if branch.samples else None,
             )
             for branch in self.branches
         ]
@@ -113,14 +124,14 @@ class Structure:
             branch = _BRANCH.fullmatch(text)
             if branch is None:
                 raise ValueError(f"`{text}` is not a branch of a site structure")
-            rank, dropout, compute, bias, magnitude, diagonal, *more = branch.groups()
-            a, b, groups, scale, sign, column = more
+            rank, dropout, compute, bias, magnitude, diagonal, a, b, *kept = branch.groups()
+            groups, scale, samples, noise, sign, column = kept
             flags = bias is not None, magnitude is not None
             blocks = int(a or 1), int(b or 1)
-            velora = int(groups or 0), float(scale or 1), diagonal is not None
-            share = None if column is None else int(column), sign == "-"
-            more = *flags, blocks, *velora, *share
-            branches.append(Branch(int(rank), float(dropout), compute, *more))
+            more = int(groups or 0), float(scale or 1), diagonal is not None
+            more = *more, int(samples or 0), float(noise or 0)
+            more = *more, None if column is None else int(column), sign == "-"
+            branches.append(Branch(int(rank), float(dropout), compute, *flags, blocks, *more))
         padding = None if whole[2] is None else int(whole[2])
         window = None if whole[4] is None else Window.parse(whole[4])
         return Structure(whole[1], tuple(branches), padding, float(whole[3] or 1), window)

@@ -11,6 +11,7 @@
     share(samples, column, rest, n)   →  select(samples, 1, column), or 1 less it, as (S, 1, …)
     block_diagonal(weight, n)         →  block_diag(*chunk(weight, n))
     diagonal(B, d)                    →  B * d
+    perturb(A, std, prior, noise)     →  `graph/monteclora.py`
     magnitude(y, u, m, norms, b)      →  (y + (m / norms - 1) * (u - b)).to(y.dtype)
     replace_rows, replace_columns     →  as in `graph/ops.py`
     delta(W, A, B, scaling, t)        →  addmm(W, B.to(d) * scaling, A.to(d)), d that of W
@@ -21,6 +22,7 @@ d is the activations' dtype, or the named compute dtype, which then holds under 
 import operator
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,7 @@ from torch.fx import Graph, GraphModule, Node
 from lora_fx.graph import ops
 from lora_fx.graph.autocast import without_autocast
 from lora_fx.graph.convolution import Window
+from lora_fx.graph.monteclora import perturbed
 from lora_fx.graph.structure import ACTIVATION, compute_dtype
 from lora_fx.rewrite.convolved import convolved, pointwise_mapped
 from lora_fx.rewrite.driver import apply
@@ -140,6 +143,12 @@ def _diagonal(graph: Graph, node: Node) -> Node:
     return call(graph, torch.mul, *node.args)
 
 
+def _perturb(graph: Graph, node: Node) -> Node:
+    A, std, prior, noise = node.args
+    sizes = (len(prior.meta[EXAMPLE]), *A.meta[EXAMPLE].shape)  # type: ignore[union-attr]
+    return perturbed(A, std, prior, noise, sizes, partial(call, graph))  # type: ignore[arg-type]
+
+
 def _magnitude(graph: Graph, node: Node) -> Node:
     y, u, m, norms, *more = node.args
     bias, share = (*more, None, None)[:2]
@@ -184,6 +193,7 @@ _LOWERED = (
     (ops.share, _share),
     (ops.block_diagonal, _block_diagonal),
     (ops.diagonal, _diagonal),
+    (ops.perturb, _perturb),
     (ops.magnitude, _magnitude),
     (ops.replace_rows, _replace_rows),
     (ops.replace_columns, _replace_columns),

@@ -47,7 +47,7 @@ def _join(graph: Graph, shrinks: list[Node]) -> None:
     features = 1 - first.meta[EXAMPLE].dim()  # type: ignore[union-attr]
     factors = [node.args[1] for node in shrinks]
     for A in factors:
-        if A.target is ops.block_diagonal:  # type: ignore[union-attr]
+        if A.target in (ops.block_diagonal, ops.perturb):  # type: ignore[union-attr]
             shrinks[0].prepend(A)  # type: ignore[arg-type]
     ranks = [A.meta[EXAMPLE].shape[0] for A in factors]  # type: ignore[union-attr]
     with graph.inserting_before(shrinks[0]):

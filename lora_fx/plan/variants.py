@@ -58,6 +58,14 @@ def compression_of(site: SitePlan) -> tuple[int, float, str]:
     return groups, float(scale), init.name
 
 
+def drawn_of(site: SitePlan) -> tuple[int, float]:
+    """Return how many samples a `monteclora` site draws, and the scale of their noise."""
+    samples, scale = (site.variant.argument(name) for name in ("num_samples", "sample_scaler"))
+    assert isinstance(samples, int)
+    assert isinstance(scale, int | float)
+    return samples, float(scale)
+
+
 def named_blocks(site: SitePlan) -> tuple[bool, bool, int]:
     """Return whether a `bdlora` site is named in `a` and in `b`, and the number of blocks."""
     arguments = dict(site.variant.arguments)

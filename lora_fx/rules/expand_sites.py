@@ -25,7 +25,8 @@ In a mixed batch each sample has a share in the branch, by which what the branch
              %z = lora_fx.expand(%y, %h, %B, %scalings, 0, "activation", None, %c)
 
 Factors that consist of blocks become whole matrices first: `lora_fx.block_diagonal(%A, 2)`. A
-diagonal d between B and A scales the columns of B: `lora_fx.diagonal(%B, %d)`.
+diagonal d between B and A scales the columns of B: `lora_fx.diagonal(%B, %d)`. MonteCLoRA draws
+its A first: `lora_fx.perturb(%A, %std, %prior, 0.0001)`.
 
 Holds: with B and b zero, and m the norms of W, the outputs are unchanged.
 """
@@ -63,13 +64,14 @@ class ExpandSites:
         if window is not None and base:
             of_dora = (t for A, B, _, m, *_ in dealt if m is not None for t in (A, B))
             flat = {t: call(graph, torch.flatten, t, 1) for t in (base[0], *of_dora)}  # type: ignore[index]
-        for i, (A, B, bias, m, v, d) in enumerate(dealt):
+        for i, (A, B, bias, m, v, d, priors) in enumerate(dealt):
             branch = structure.branches[i]
             A, B = (
                 call(graph, ops.block_diagonal, factor, blocks) if blocks > 1 else factor
                 for factor, blocks in zip((A, B), branch.blocks, strict=True)
             )
             B = B if d is None else call(graph, ops.diagonal, B, d)
+            A = A if priors is None else call(graph, ops.perturb, A, *priors, branch.noise)
             drawn, dropout = x, branch.dropout
             if m is not None and dropout:
                 drawn, dropout = call(graph, F.dropout, x, dropout, True), 0.0

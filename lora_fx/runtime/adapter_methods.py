@@ -193,7 +193,8 @@ class AdapterMethods(_Base):
     def auxiliary_loss(self) -> Tensor | None:
         """Return what variants of the active adapters add to the loss of a batch, None if nothing.
 
-        KaSA's regularisation. A Hugging Face model adds it to its loss in training by itself.
+        KaSA's regularisation, MonteCLoRA's divergence. A Hugging Face model adds it to its loss in
+        training by itself.
         """
         on = self.lora_fx_active if self.lora_fx_enabled else ()
         return auxiliary_loss(self, [self.lora_fx_adapters[name] for name in on])

@@ -1,12 +1,18 @@
-"""What variants add to a loss in training: KaSA's regularisation, summed over its modules."""
+"""What variants add to a loss in training.
+
+KaSA's regularisation, summed over its modules; MonteCLoRA's divergences, their mean.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.kasa import regularization
+from lora_fx.adapters.sampler import Sampler
+from lora_fx.graph.monteclora import divergence, mixture, variances
 from lora_fx.plan.rules import AdapterPlan
 
 _IGNORED = -100  # a label
@@ -15,7 +21,8 @@ _IGNORED = -100  # a label
 def auxiliary_loss(model: nn.Module, adapters: Iterable[AdapterPlan]) -> Tensor | None:
     """Return what these adapters add to the loss of a whole batch; None if it is nothing."""
     placed = dict(storage.sites(model))
-    found = []
+    found: list[Tensor] = []
+    drawn: list[Tensor] = []
     for site in (site for plan in adapters for site in plan.sites):
         if site.variant.name == "kasa":
             own = storage.tensors(placed[site.fqn], site.adapter)
@@ -23,7 +30,22 @@ def auxiliary_loss(model: nn.Module, adapters: Iterable[AdapterPlan]) -> Tensor 
             beta, gamma = (float(weight) for weight in weights)  # type: ignore[arg-type]
             A, B, d = (own[name] for name in ("lora_A.weight", "lora_B.weight", storage.DIAGONAL))
             found.append(regularization(A, B, d, beta, gamma))
+        elif site.variant.name == "monteclora":
+            sampler = placed[site.fqn].lora_branches[site.adapter].sampler
+            assert sampler is not None
+            drawn.append(_of_draws(sampler, dict(site.variant.arguments)))
+    found += [torch.stack(drawn).mean()] if drawn else []
     return sum(found[1:], found[0]) if found else None
+
+
+def _of_draws(sampler: Sampler, arguments: Mapping[str, Any]) -> Tensor:
+    """Return the weighted divergence from the priors, with `use_entropy` and Σ wₙ²."""
+    std, prior = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in sampler.parameters())
+    v = variances(std, len(std))
+    apart = divergence(std, prior, v, arguments["dirichlet_prior"])
+    total = arguments["kl_loss_weight"] * apart
+    w = mixture(prior, len(prior)) if arguments["use_entropy"] else None
+    return total if w is None else total + w.square().sum()
 
 
 def with_auxiliary_loss(result: Any, extra: Tensor, inputs: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from lora_fx.runtime.adapter_methods import AdapterMethods
 from lora_fx.runtime.merged_tensors import merged_tensors, require_finite
 from lora_fx.runtime.unload import put_for_good, require_unloadable, strip, untie, with_rows
 
-_MERGED = ("lora", "dora", "bdlora", "velora", "kasa")  # variants
+_MERGED = ("lora", "dora", "bdlora", "velora", "kasa", "monteclora")  # variants
 
 
 class MergeMethods(AdapterMethods):

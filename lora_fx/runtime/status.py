@@ -141,6 +141,8 @@ def _tensors(module: nn.Module, adapter: str) -> Iterator[Tensor]:
             yield factors.magnitude.weight
         if factors.diagonal is not None:
             yield factors.diagonal.weight
+        if factors.sampler is not None:
+            yield from factors.sampler.parameters()
     if copies.has(module, adapter):
         yield from copies.tensors(module, adapter).values()
     for rows in token_rows.rows_of(module, adapter):
@@ -154,6 +156,9 @@ def _kept(module: nn.Module, adapter: str) -> Iterator[Tensor]:
         direction, change = module.lora_branches[adapter].direction, module.lora_change
         if direction is not None:
             yield direction.weight
+        sampler = module.lora_branches[adapter].sampler
+        if sampler is not None:
+            yield from sampler.buffers()
         if change is not None and change.adapter == adapter:
             yield from (change.factors.A.weight, change.factors.B.weight)
 

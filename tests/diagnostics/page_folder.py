@@ -110,5 +110,5 @@ _ADAPTERS: dict[str, Callable[[str], None]] = {
     "replicated": _saved(f"{SPEC} layers {{ replicate 0..3, 1..4 }}"),
     "changed-config": _retargeted,
     "cut-off": _cut_off,
-    "monteclora": _configured(monteclora_config={"num_samples": 4}),
+    "invoked": _configured(alora_invocation_tokens=[3, 4]),
 }

@@ -30,7 +30,7 @@ from lora_fx.plan.selectors import is_inside
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.expressions import Word
 
-_SUMS = ("lora", "dora", "bdlora", "velora", "kasa")
+_SUMS = ("lora", "dora", "bdlora", "velora", "kasa", "monteclora")
 Mix = Sequence[tuple[AdapterPlan, float]]
 
 

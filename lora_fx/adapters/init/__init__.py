@@ -56,7 +56,7 @@ def initialise(
 ) -> dict[str, Tensor]:
     """Return the tensors of a site on its module by PEFT's names; B's bias starts at zero.
 
-    KaSA's diagonal is drawn from N(0, 1).
+    KaSA's diagonal is drawn from N(0, 1), MonteCLoRA's priors between 0 and 1.
 
     Without DoRA's magnitude, which is of the weight. In float32, or wider where an init computes of
     a wider weight. `weight` is among them where the base's is to be another, and not what it was
@@ -87,6 +87,8 @@ def initialise(
     biases = (name for name in more if name.endswith(".bias"))
     zeros = {name: torch.zeros(site.tensors[name]) for name in biases}
     drawn = {n: torch.randn(site.tensors[n], generator=generator) for n in more if n == _DIAGONAL}
+    priors = (name for name in more if name.endswith("_prior"))
+    drawn |= {name: torch.rand(site.tensors[name], generator=generator) for name in priors}
     factors = {first: A, second: B}
     own = {name: t.reshape(site.tensors[name]).contiguous() for name, t in factors.items()}
     return {**own, **zeros, **drawn, **given}

@@ -11,12 +11,13 @@ from lora_fx.adapters.bind import sharing_weight
 from lora_fx.adapters.changed_weight import rebase
 from lora_fx.adapters.peft.kept_weights import name_of
 from lora_fx.adapters.peft.plain import PREFIX, joined, plain, split
+from lora_fx.adapters.sampler import last_draw
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.velora import width_of
 from lora_fx.plan.modules import input_embedding
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
-from lora_fx.plan.variants import compression_of, magnitude_shape
+from lora_fx.plan.variants import compression_of, drawn_of, magnitude_shape
 
 _ROWS = "token_adapter.trainable_tokens_delta"
 
@@ -101,6 +102,9 @@ def _shapes_at(site: SitePlan, dora: bool) -> dict[str, tuple[int, ...]]:
     shapes = dict(site.tensors)
     if site.variant.name == "velora":
         shapes[storage.DIRECTION] = (width_of(site.in_features, compression_of(site)[0]),)
+    if site.variant.name == "monteclora":
+        draws = last_draw(site.rank, drawn_of(site)[0])
+        shapes |= {name: tuple(draw.shape) for name, draw in draws.items()}
     if dora:
         shapes[storage.MAGNITUDE] = magnitude_shape(site)
     return shapes
