@@ -196,11 +196,6 @@ class Site(_Base):
         return choose(self.lora_kind, added, padding, output_scale(self), _window(self))
 
     @property
-    def has_active_branches(self) -> bool:
-        """Whether anything is added to what the base module computes."""
-        return bool(self._branches)
-
-    @property
     def lora_turned(self) -> bool:
         """Whether the weight is (in, out): of `Conv1D`, and of an embedding."""
         return not isinstance(self, nn.Linear) and not is_convolution(self)
