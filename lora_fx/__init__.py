@@ -7,6 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lora_fx.adapters.peft.subtract_start import (
+        subtract_mutated_init as subtract_mutated_init,
+    )
     from lora_fx.compiler.build import build as build
     from lora_fx.compiler.capture import capture as capture
     from lora_fx.compiler.compile import compile as compile
@@ -33,6 +36,7 @@ _HOMES = {
     "optimizer": "lora_fx.runtime.optimizer.make",
     "parse": "lora_fx.spec",
     "plan": "lora_fx.plan",
+    "subtract_mutated_init": "lora_fx.adapters.peft.subtract_start",
 }
 __all__ = [
     "Diagnostic",
@@ -47,6 +51,7 @@ __all__ = [
     "optimizer",
     "parse",
     "plan",
+    "subtract_mutated_init",
 ]
 
 
