@@ -11,12 +11,15 @@ def test_the_public_names() -> None:
         "build",
         "capture",
         "compile",
+        "convert",
         "from_peft",
         "load",
         "merge",
         "optimizer",
         "parse",
         "plan",
+        "prepare_for_kbit_training",
+        "subtract_mutated_init",
     ]
     for name in lora_fx.__all__:
         assert callable(getattr(lora_fx, name))
