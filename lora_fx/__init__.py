@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from lora_fx.plan import plan as plan
     from lora_fx.plan.peft import from_peft as from_peft
     from lora_fx.runtime.optimizer.make import optimizer as optimizer
+    from lora_fx.runtime.routed_collator import RoutedCollator as RoutedCollator
     from lora_fx.spec import parse as parse
 
 _HOMES = {
     "Diagnostic": "lora_fx.diagnostics",
     "LoraFxError": "lora_fx.diagnostics",
+    "RoutedCollator": "lora_fx.runtime.routed_collator",
     "build": "lora_fx.compiler.build",
     "capture": "lora_fx.compiler.capture",
     "compile": "lora_fx.compiler.compile",
@@ -43,6 +45,7 @@ _HOMES = {
 __all__ = [
     "Diagnostic",
     "LoraFxError",
+    "RoutedCollator",
     "build",
     "capture",
     "compile",

@@ -8,6 +8,7 @@ def test_the_public_names() -> None:
     assert lora_fx.__all__ == [
         "Diagnostic",
         "LoraFxError",
+        "RoutedCollator",
         "build",
         "capture",
         "compile",

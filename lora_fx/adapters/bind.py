@@ -161,7 +161,7 @@ def activate(model: nn.Module, adapters: tuple[str, ...], in_weights: tuple[str,
     if in_weights:
         merged.put_in_force(model)
     token_rows.activate(model, every)
-    encoder_layers.activate(model)
+    encoder_layers.note_sites(model)
     for _, site in storage.sites(model):
         site.keep_room()
 

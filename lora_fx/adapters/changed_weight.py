@@ -171,9 +171,10 @@ def _plus(site: Site, weight: Tensor, sign: int) -> Tensor:
     """Return weight ± s B₀ A₀, computed in float64, in the dtype and layout of `weight`."""
     change = site.lora_change
     assert change is not None
-    A, B = (f.weight.detach().double() for f in (change.factors.A, change.factors.B))
+    factors = change.factors.A.weight, change.factors.B.weight
+    A, B = (factor.detach().double().flatten(1) for factor in factors)
     delta = sign * change.arithmetic.scaling * (B @ A)
-    delta = delta if isinstance(site, nn.Linear) else delta.T
+    delta = delta.T if site.lora_turned else delta.view(weight.shape)
     return (weight.detach().double() + delta).to(weight.dtype)
 
 

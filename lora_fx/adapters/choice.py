@@ -35,9 +35,9 @@ class Added:
             self.arithmetic.blocks,
             *self.arithmetic.kept,
             self.factors.diagonal is not None,
+            *self.arithmetic.drawn,
             self.column,
             self.rest,
-            *self.arithmetic.drawn,
         )
 
 

@@ -1,7 +1,7 @@
 """torch's encoder layers, which read the weights of the layers inside them in one kernel.
 
 In evaluation `nn.TransformerEncoderLayer` calls none of what is inside it: adapters there would be
-passed by. It asks a few of its attributes whether it may; while any adapter inside is active, the
+passed by. It asks a few of its attributes whether it may; while any adapter inside adds to it, the
 answer is no, and it calls its layers as it does in training.
 """
 
@@ -19,9 +19,9 @@ else:
     _Base = object
 
 
-def _while_at_rest(name: str) -> Any:
+def _unless_adapted(name: str) -> Any:
     def read(self: "CallsItsLayers") -> Any:
-        return vars(self)[name] if self.lora_at_rest else False
+        return False if any(site.adds for site in self.lora_inside) else vars(self)[name]
 
     def write(self: "CallsItsLayers", value: Any) -> None:
         vars(self)[name] = value
@@ -32,13 +32,13 @@ def _while_at_rest(name: str) -> Any:
 class CallsItsLayers(_Base):
     """Mixin for `nn.TransformerEncoderLayer`, and for the `nn.TransformerEncoder` around it."""
 
-    lora_at_rest: bool = True
-    activation_relu_or_gelu = _while_at_rest("activation_relu_or_gelu")
-    use_nested_tensor = _while_at_rest("use_nested_tensor")
+    lora_inside: tuple[Site, ...] = ()
+    activation_relu_or_gelu = _unless_adapted("activation_relu_or_gelu")
+    use_nested_tensor = _unless_adapted("use_nested_tensor")
 
 
 def mark_around(model: nn.Module, fqn: str) -> None:
-    """Let every encoder layer around a module call what is inside it while adapters are active."""
+    """Let every encoder layer around a module call what is inside it while adapters add to it."""
     parts = fqn.split(".")
     for count in range(len(parts)):
         module = model.get_submodule(".".join(parts[:count]))
@@ -47,9 +47,9 @@ def mark_around(model: nn.Module, fqn: str) -> None:
             specialise(module, CallsItsLayers)
 
 
-def activate(model: nn.Module) -> None:
-    """Tell encoder layers whether adapters inside them are active."""
+def note_sites(model: nn.Module) -> None:
+    """Tell encoder layers which sites are inside them."""
     for _, module in outside_adapters(model):
         if isinstance(module, CallsItsLayers):
             inside = (site for _, site in outside_adapters(module) if isinstance(site, Site))
-            module.lora_at_rest = not any(site.has_active_branches for site in inside)
+            module.lora_inside = tuple(inside)

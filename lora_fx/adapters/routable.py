@@ -16,13 +16,14 @@ def unroutable(model: nn.Module, training: bool) -> list[Diagnostic]:
     if training:
         for fqn, site in storage.sites(model):
             for name, factors in site.lora_branches.items():
-                learning = {
+                of_variants = {
                     "velora": factors.direction,
                     "kasa": factors.diagonal,
                     "monteclora": factors.sampler,
                 }
-                for variant in (word for word, held in learning.items() if held is not None):
-                    found[name] = f"is `{variant}` at `{fqn}`, and learns"
+                for variant, own in of_variants.items():
+                    if own is not None:
+                        found[name] = f"is `{variant}` at `{fqn}`, and learns"
     return [
         Diagnostic(
             "not-routable",

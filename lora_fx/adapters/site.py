@@ -135,6 +135,13 @@ class Site(_Base):
         routed = self.lora_routing is not None and self.lora_routing.shares is not None
         return bool(self.lora_mixed.added if routed and self.lora_mixed else self.lora_active)
 
+    @property
+    def adds(self) -> bool:
+        """Whether anything is added to what the base module computes in the running call."""
+        routed = self.lora_routing is not None and self.lora_routing.shares is not None
+        choice = self.lora_mixed if routed and self.lora_mixed is not None else self.lora_choice
+        return bool(choice.added)
+
     def _follow(self, input: Tensor) -> None:
         """Let VeLoRA's directions follow the input."""
         for direction, groups, once in self.lora_followed:
@@ -190,7 +197,7 @@ class Site(_Base):
     @property
     def has_active_branches(self) -> bool:
         """Whether anything is added to what the base module computes."""
-        return bool(self._branches)
+        return bool(self.lora_choice.added)
 
     @property
     def lora_turned(self) -> bool:

@@ -12,6 +12,7 @@ from lora_fx.compiler.pipeline import Backend
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.artifact.layout import is_artifact
 from lora_fx.runtime.artifact.read import Artifact
+from lora_fx.runtime.root import take_default
 from lora_fx.runtime.saved_spec import frame_of, restore_arithmetic
 from lora_fx.spec import parse
 
@@ -36,7 +37,7 @@ def load(
     Of any other folder, PEFT's too, layer replication is that of the folder; where it holds a spec,
     so are its `compile` settings and each module's dropout and compute dtype, of which PEFT's
     config knows nothing. The adapter in the folder itself is named `default`, those below it by
-    their folders; the first is active.
+    their folders; the first is active, or what `default` of the spec's `route` says.
 
     Raises LoraFxError as `compile` and `load_adapter` do, and if an artifact is damaged.
     """
@@ -51,7 +52,7 @@ def load(
     for name, path in folders.items():
         model.load_adapter(path, name, is_trainable)  # type: ignore[operator]
     restore_arithmetic(model, local(folder))
-    model.set_adapter(next(iter(folders)))  # type: ignore[operator]
+    take_default(model)
     return model
 
 

@@ -13,7 +13,7 @@ from lora_fx.graph.convolution import Window
 ACTIVATION = "activation"
 _BRANCH = re.compile(
     r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?(:diagonal)?(?::(\d+)x(\d+))?"
-    r"(?::g(\d+)\*([\d.e+-]+))?(?::([+-])s(\d+))?(?::n(\d+)\*([\d.e+-]+))?"
+    r"(?::g(\d+)\*([\d.e+-]+))?(?::n(\d+)\*([\d.e+-]+))?(?::([+-])s(\d+))?"
 )
 
 
@@ -27,9 +27,9 @@ class Branch:
     KaSA's between B and A. `blocks` are the numbers
     of blocks that A and B consist of, on a diagonal; more than one are stored below each other.
     `groups`, if not 0, is how many groups of its input VeLoRA projects, and `scale` its scale;
-    `samples`, if not 0, how many MonteCLoRA draws of A, and `noise` its scale. In a mixed batch
-    `column` is where the samples' shares of the branch stand; `rest` says that it takes part in
-    each sample by what that share is less than 1.
+    `samples`, if not 0, how many MonteCLoRA draws of A, and `noise` its scale.
+    In a mixed batch `column` is where the samples' shares of the branch stand; `rest` says that it
+    takes part in each sample by what that share is less than 1.
     """
 
     rank: int
@@ -41,10 +41,10 @@ class Branch:
     groups: int = 0
     scale: float = 1.0
     diagonal: bool = False
-    column: int | None = None
-    rest: bool = False
     samples: int = 0
     noise: float = 0.0
+    column: int | None = None
+    rest: bool = False
 
     def evaluated(self) -> "Branch":
         """Return the branch as it is in evaluation: nothing is dropped, projected or drawn."""
@@ -57,10 +57,10 @@ class Branch:
             more += f":{self.blocks[0]}x{self.blocks[1]}"
         if self.groups:
             more += f":g{self.groups}*{self.scale!r}"
-        if self.column is not None:
-            more += f":{'-' if self.rest else '+'}s{self.column}"
         if self.samples:
             more += f":n{self.samples}*{self.noise!r}"
+        if self.column is not None:
+            more += f":{'-' if self.rest else '+'}s{self.column}"
         return f"r{self.rank}:p{self.dropout!r}:{self.compute}{more}"
 
 
@@ -124,14 +124,14 @@ class Structure:
             branch = _BRANCH.fullmatch(text)
             if branch is None:
                 raise ValueError(f"`{text}` is not a branch of a site structure")
-            rank, dropout, compute, bias, magnitude, diagonal, *more = branch.groups()
-            a, b, groups, scale, sign, column, samples, noise = more
+            rank, dropout, compute, bias, magnitude, diagonal, a, b, *kept = branch.groups()
+            groups, scale, samples, noise, sign, column = kept
             flags = bias is not None, magnitude is not None
             blocks = int(a or 1), int(b or 1)
-            velora = int(groups or 0), float(scale or 1), diagonal is not None
-            share = None if column is None else int(column), sign == "-"
-            more = *flags, blocks, *velora, *share, int(samples or 0), float(noise or 0)
-            branches.append(Branch(int(rank), float(dropout), compute, *more))
+            more = int(groups or 0), float(scale or 1), diagonal is not None
+            more = *more, int(samples or 0), float(noise or 0)
+            more = *more, None if column is None else int(column), sign == "-"
+            branches.append(Branch(int(rank), float(dropout), compute, *flags, blocks, *more))
         padding = None if whole[2] is None else int(whole[2])
         window = None if whole[4] is None else Window.parse(whole[4])
         return Structure(whole[1], tuple(branches), padding, float(whole[3] or 1), window)

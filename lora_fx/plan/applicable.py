@@ -9,11 +9,12 @@ from lora_fx.plan.variants import named_blocks
 from lora_fx.spec.attributes import INITS, VARIANTS
 
 _PLAIN_INITS = frozenset({"default", "gaussian", "random"})
+_OF_MATRIX = frozenset({"orthogonal", "pissa", "olora"})
 _LINEAR: tuple[Kind, ...] = ("linear", "transposed")
 _INITS: dict[Kind, frozenset[str]] = {
     **dict.fromkeys(_LINEAR, frozenset(INITS)),
     "embedding": _PLAIN_INITS | {"mica"},
-    "conv": _PLAIN_INITS,
+    "conv": _PLAIN_INITS | _OF_MATRIX,
     "attention": _PLAIN_INITS,
     "parameter": _PLAIN_INITS,
 }
@@ -69,6 +70,9 @@ def _combined(site: SitePlan) -> Iterator[tuple[str, str, str]]:
     if variant == "dora" and site.layer.groups > 1:
         message = "a convolution with groups has no variant `dora`"
         yield "variant", message, f"{site.layer.groups} groups"
+    if init not in _PLAIN_INITS and site.layer.groups > 1:
+        message = f"a convolution with groups has no init `{init}`"
+        yield "init", message, f"{site.layer.groups} groups"
     if site.lora_bias and variant != "lora":
         yield "lora_bias", f"`lora_bias` and variant `{variant}` do not go together", "both set"
     if variant == "dora" and site.tie and site.layer.kind == "embedding":

@@ -18,7 +18,6 @@ from lora_fx.runtime.generating import Generating
 from lora_fx.runtime.routed_call import INDICES, argument_of, run_routed
 from lora_fx.runtime.routes import DEFAULT
 from lora_fx.runtime.unit import Compiled
-from lora_fx.spec.spec import Mix, RouteSpec
 
 
 class Plain(ConvertMethods):
@@ -38,11 +37,8 @@ def make_root(tree: nn.Module, plan: Plan, adapters: Mapping[str, AdapterPlan]) 
     tree.lora_fx_plan = plan  # type: ignore[assignment]
     tree.lora_fx_routing = Routing()  # type: ignore[assignment]
     tree.lora_fx_adapters = dict(adapters)  # type: ignore[assignment]
-    tree.lora_fx_active = _active(plan.spec.route, tuple(adapters))  # type: ignore[assignment]
     tree.lora_fx_rows_known = ()  # type: ignore[assignment]
     tree.lora_fx_present = None  # type: ignore[assignment]
-    default = plan.spec.route.default if plan.spec.route else None
-    tree.lora_fx_default = DEFAULT if default and _is_mix(default) else None  # type: ignore[assignment]
     tree.lora_fx_merged = ()  # type: ignore[assignment]
     tree.lora_fx_enabled = True  # type: ignore[assignment]
     tree.lora_fx_watched = set()  # type: ignore[assignment]
@@ -51,19 +47,22 @@ def make_root(tree: nn.Module, plan: Plan, adapters: Mapping[str, AdapterPlan]) 
         carry(module, tree.lora_fx_routing)  # type: ignore[arg-type]
         if isinstance(module, Compiled):
             module.lora_routing = tree.lora_fx_routing  # type: ignore[assignment]
-    tree.enable_adapters()  # type: ignore[operator]
+    take_default(tree)
 
 
-def _active(route: RouteSpec | None, adapters: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what a call without names gets, if that is the base or one adapter, else the first."""
-    default = route.default if route else None
-    if default is None or _is_mix(default):
-        return adapters[:1]
-    return tuple(term.name for term in default.terms)
+def take_default(tree: Any) -> None:
+    """Let a call without names get what the spec's `default` says; without it, the first adapter.
 
-
-def _is_mix(default: Mix) -> bool:
-    return len(default.terms) > 1 or any(term.weight != 1 for term in default.terms)
+    Also where an adapter that it names is not there.
+    """
+    route, first = tree.lora_fx_plan.spec.route, tuple(tree.lora_fx_adapters)[:1]
+    terms = None if route is None or route.default is None else route.default.terms
+    if terms is not None and any(term.name not in tree.lora_fx_adapters for term in terms):
+        terms = None
+    is_mix = terms is not None and (len(terms) > 1 or any(term.weight != 1 for term in terms))
+    tree.lora_fx_default = DEFAULT if is_mix else None
+    tree.lora_fx_active = first if terms is None or is_mix else tuple(t.name for t in terms)
+    tree.enable_adapters()
 
 
 def checkpoint_layers(tree: nn.Module, layers: list[nn.Module]) -> None:

@@ -19,13 +19,13 @@ from lora_fx.runtime.uncalled import run_watched
 from lora_fx.spec.spec import RouteSpec
 
 INDICES = "adapter_indices"
-_NAMES = "adapter_names"
+NAMES = "adapter_names"
 _SAMPLES = ("input_ids", "inputs_embeds", "decoder_input_ids", "pixel_values", "input_features")
 
 
 def argument_of(route: RouteSpec | None) -> str:
     """Return the keyword of `forward` and `generate` that takes the names."""
-    return route.argument if route else _NAMES
+    return route.argument if route else NAMES
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def frame_of(folder: Path, adapter: Path) -> Spec:
         kept = base_sources(spec)
         adapters = tuple(adapter for adapter in spec.adapters if adapter.name in kept)
         merges = tuple(merge for merge in spec.merges if merge.name in kept)
-        return dataclasses.replace(spec, adapters=adapters, checks=(), route=None, merges=merges)
+        return dataclasses.replace(spec, adapters=adapters, checks=(), merges=merges)
     return dataclasses.replace(parse(_frame(adapter)), source=Source(str(adapter / CONFIG), ""))
 
 

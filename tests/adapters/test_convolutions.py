@@ -1,10 +1,12 @@
 """Adapters on convolutions: what a dense weight computes in float64, and what PEFT does."""
 
 import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import Tensor, nn
 
 import lora_fx
@@ -115,11 +117,14 @@ def test_gradients_by_finite_differences(variant: str) -> None:
     assert torch.autograd.gradcheck(output, leaves)
 
 
-def by_peft(case: Case, model: nn.Module, **config: object) -> nn.Module:
-    settings = {"r": 4, "lora_alpha": 3, "target_modules": ["0"], **config}
+def peft_of(layer: nn.Module, **config: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = get_peft_model(case.layer(), LoraConfig(**settings)).eval()  # type: ignore[arg-type]
+        return get_peft_model(layer, LoraConfig(target_modules=["0"], **config)).eval()
+
+
+def by_peft(case: Case, model: nn.Module, **config: object) -> nn.Module:
+    theirs = peft_of(case.layer(), r=4, lora_alpha=3, **config)
     named = {f"base_model.model.0.{name}": t for name, t in state_of(model).items()}
     assert not set_peft_model_state_dict(theirs, named).unexpected_keys
     return theirs
@@ -258,3 +263,77 @@ def test_a_layer_that_convolves_with_another_weight(
     model = lora_fx.compile(nn.Sequential(kind(5, 7, 3)), text, backend=backend)
     with pytest.raises(lora_fx.LoraFxError, match="reads its weight without calling it"):
         model(torch.randn(2, 5, 11))
+
+
+@pytest.mark.parametrize("init", ["default", "gaussian", "random"])
+@pytest.mark.parametrize("name", ["2d", "1d, groups", "3d, line"])
+def test_it_starts_as_with_peft(name: str, init: str) -> None:
+    """The same spread of A and B, in many draws."""
+    case = CASES[name]
+    target = f'target class "{case.kind.__name__}"'
+    of_peft = {"default": True, "gaussian": "gaussian", "random": False}[init]
+    drawn: dict[str, list[Tensor]] = {}
+    for seed in range(40):
+        text = f"lora 1 adapter default {{ rank = 4  init = {init}  seed = {seed}  {target} }}"
+        model = lora_fx.compile(case.layer(), text, backend=None)
+        if init != "random":
+            assert torch.equal(model(case.x()), case.layer()(case.x()))
+        layer = case.layer()
+        torch.manual_seed(seed)
+        theirs = dict(peft_of(layer, r=4, init_lora_weights=of_peft).named_parameters())
+        for factor in ("lora_A", "lora_B"):
+            own = state_of(model)[f"{factor}.weight"]
+            other = theirs[f"base_model.model.0.{factor}.default.weight"]
+            assert own.shape == other.shape
+            drawn.setdefault(f"own {factor}", []).append(own.detach().flatten())
+            drawn.setdefault(f"other {factor}", []).append(other.detach().flatten())
+    for factor in ("lora_A", "lora_B"):
+        own, other = (torch.cat(drawn[f"{whose} {factor}"]) for whose in ("own", "other"))
+        assert own.any() == other.any()
+        assert own.any() or (factor == "lora_B" and init != "random")
+        assert own.std().item() == pytest.approx(other.std().item(), rel=0.1)
+        assert own.abs().max().item() == pytest.approx(other.abs().max().item(), rel=0.35)
+
+
+@pytest.mark.parametrize("variant", ["lora", "dora"])
+@pytest.mark.parametrize("init", ["pissa", "olora", "pissa(iterations = 4)"])
+@pytest.mark.parametrize("name", ["1d, same and reflect", "2d, circular", "3d, line"])
+def test_an_init_that_changes_the_weight(
+    name: str, init: str, variant: str, tmp_path: Path
+) -> None:
+    """As of the matrix (out, in · k): the base's output at first, and off; files are plain LoRA."""
+    case, base = CASES[name], CASES[name].layer()
+    text = f"""lora 1 adapter default {{ rank = 2  init = {init}  variant = {variant}
+        target class "{case.kind.__name__}" }}"""
+    model = lora_fx.compile(base, text, backend="eager")
+    x = case.x()
+    assert relative(model(x), base(x)) < 1e-5
+    assert relative(model[0].weight, base[0].weight) > 1e-2
+    if init == "pissa" and variant == "lora":
+        W = base[0].weight.detach().double().flatten(1)
+        U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+        rest = (U[:, 2:] * S[2:]) @ Vh[2:]
+        assert relative(model[0].weight.flatten(1), rest) < 1e-5
+    scatter(model)
+    want = model(x)
+    assert relative(want, base(x)) > 1e-2
+    with model.disable_adapter():
+        assert relative(model(x), base(x)) < 1e-5
+    model.save_adapters(tmp_path)
+    again = lora_fx.load(tmp_path, base=case.layer(), backend=None)
+    assert relative(again(x), want) < 1e-5
+    if case.as_peft and variant == "lora":
+        theirs = PeftModel.from_pretrained(case.layer(), tmp_path).eval()
+        assert relative(theirs(x), want) < 1e-5
+    plain = model.merge_and_unload()
+    assert relative(plain(x), want) < 1e-5
+
+
+def test_orthogonal_starts_as_the_base() -> None:
+    case = CASES["2d, circular"]
+    text = """lora 1 adapter default { rank = 4  init = orthogonal  target class "Conv2d" }"""
+    model = lora_fx.compile(case.layer(), text, backend=None)
+    assert relative(model(case.x()), case.layer()(case.x())) < 1e-6
+    assert all(tensor.norm() > 0 for tensor in state_of(model).values())
+    scatter(model)
+    assert relative(model(case.x()), case.layer()(case.x())) > 1e-2

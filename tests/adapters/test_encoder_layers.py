@@ -1,5 +1,8 @@
 """Adapters inside `nn.TransformerEncoderLayer` act in evaluation as they do in training."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -56,3 +59,40 @@ def test_merged_and_unloaded_it_is_torch_s_own_again() -> None:
     assert type(layer) is nn.TransformerEncoderLayer
     assert layer.activation_relu_or_gelu == 1
     assert relative(plain(x()), want) < 1e-5
+
+
+@torch.no_grad()
+def test_a_copy_looks_at_its_own_adapters() -> None:
+    model = lora_fx.compile(encoder(), SPEC, backend=None)
+    want = model(x())
+    twin = copy.deepcopy(model)
+    with model.disable_adapter():
+        assert relative(twin(x()), want) < 1e-6
+        assert torch.equal(model(x()), encoder()(x()))
+
+
+@torch.no_grad()
+def test_a_mixed_batch() -> None:
+    """By names alone, which make adapters act for one call."""
+    text = f"{SPEC} route {{ default -> __base__ }}"
+    model = lora_fx.compile(encoder(), text, backend=None)
+    got = model(x(), adapter_names=["a", "__base__", "a"])
+    model.set_adapter("a")
+    alone = model(x())
+    assert relative(got[[0, 2]], alone[[0, 2]]) < 1e-6
+    assert relative(got[1], encoder()(x())[1]) < 1e-6
+    assert relative(got[1], alone[1]) > 1e-2
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_in_a_mixed_batch_where_none_is_active(backend: str | None) -> None:
+    model: Any = lora_fx.compile(encoder(), SPEC, backend=backend)
+    with torch.no_grad():
+        want = model(x())
+        model.set_adapter([])
+        assert torch.equal(model(x()), encoder()(x()))
+        got = model(x(), adapter_names=["a", "__base__", "a"])
+        assert relative(got[::2], want[::2]) < 1e-6
+        assert relative(got[1], encoder()(x())[1]) < 1e-6
+        assert relative(want[1], encoder()(x())[1]) > 1e-2
+        assert torch.equal(model(x()), encoder()(x()))

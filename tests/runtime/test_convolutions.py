@@ -261,3 +261,26 @@ def test_inductor_on_a_real_model() -> None:
     assert len(marked) == 1 + 3 * 15
     for name, tensor in marked.items():
         assert relative(compiled[name], tensor) < 1e-4, name
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_each_sample_of_a_mixed_batch_is_as_it_is_alone(backend: str | None) -> None:
+    text = """lora 1
+    adapter one { rank = 2  init = random  target class "Conv2d" }
+    adapter two { rank = 3  init = random  variant = dora  target class "Conv2d" }
+    route { when "half" -> 0.5 * one }"""
+    model: Any = lora_fx.compile(CONVOLUTIONAL["resnet"]().eval(), text, backend=backend).eval()
+    for name in ("one", "two"):
+        scatter(model, name)
+    images = example_inputs(model)["pixel_values"]
+    names = ["two", "__base__", "one"]
+    with torch.no_grad():
+        got = model(pixel_values=images, adapter_names=names).logits
+        for i, name in enumerate(names):
+            model.set_adapter("one" if name == "__base__" else name)
+            alone = model(pixel_values=images[i : i + 1]).logits[0]
+            if name == "__base__":
+                with model.disable_adapter():
+                    alone = model(pixel_values=images[i : i + 1]).logits[0]
+            assert relative(got[i], alone) < 1e-5
+            assert all(relative(got[j], alone) > 1e-2 for j in range(3) if j != i)

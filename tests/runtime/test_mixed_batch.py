@@ -1,6 +1,7 @@
 """Each sample of a mixed batch is what it is alone."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -259,3 +260,39 @@ class Waits(TorchDispatchMode):
         if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
             self.seen.append(str(func))
         return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_a_saved_model_is_routed_as_it_was(tmp_path: Path) -> None:
+    spec = SPEC.replace("route {", "route { default -> 0.5 * a - 0.25 * b")
+    model, ids = mixed(spec, backend=None), samples()
+    model.save_pretrained(tmp_path)
+    loaded = lora_fx.load(tmp_path, llama(2), backend=None).eval()
+    names = [*NAMES[:-1], "half"]
+    want = model(input_ids=ids, adapter_names=names).logits
+    assert relative(loaded(input_ids=ids, adapter_names=names).logits, want) < 1e-6
+    assert relative(loaded(input_ids=ids).logits, model(input_ids=ids).logits) < 1e-6
+    assert relative(loaded(input_ids=ids).logits, alone(model, "a", input_ids=ids)) > 1e-2
+
+
+@torch.no_grad()
+def test_adapters_that_come_and_go(tmp_path: Path) -> None:
+    """A loaded one has a name like the others; mixes need all that they consist of."""
+    model, ids = mixed(backend=None), samples(3)
+    model.save_pretrained(tmp_path)
+    model.load_adapter(tmp_path / "b", "again")
+    names = ["again", "b", "__base__"]
+    got = model(input_ids=ids[:1].expand(3, -1), adapter_names=names).logits
+    assert relative(got[0], got[1]) < 1e-6
+    assert relative(got[0], got[2]) > 1e-2
+    model.delete_adapter("b")
+    for name in ("b", "half"):
+        with pytest.raises(LoraFxError, match=f"no mix `{name}`"):
+            model(input_ids=ids, adapter_names=[name, "a", "a"])
+    assert relative(model(input_ids=ids[:1], adapter_names=["again"]).logits[0], got[0]) < 1e-6
+    small = mixed(SPEC.replace("route {", "route { max_rank = 5"), backend=None)
+    wide = "lora 1 adapter w { rank = 6 target q_proj }"
+    lora_fx.compile(llama(2), wide, backend=None).save_pretrained(tmp_path / "wide")
+    with pytest.raises(LoraFxError, match="has rank 6, and `max_rank` is 5"):
+        small.load_adapter(tmp_path / "wide" / "w", "w")
+    assert "w" not in small.lora_fx_adapters

@@ -10,7 +10,7 @@ import lora_fx
 from lora_fx.diagnostics import LoraFxError
 from tests.dense import relative
 from tests.runtime.mixed import SPEC, mixed, samples
-from tests.tiny import llama, tokens
+from tests.tiny import checkpointing, llama, tokens
 
 BACKENDS = [None, "eager", "inductor"]
 TRAINED = ["a", "d", "a", "__base__", "c", "d"]
@@ -126,7 +126,7 @@ def test_what_one_of_several_batches_had_is_present() -> None:
 def test_what_is_computed_again_is_routed_as_before(backend: str | None, reentrant: bool) -> None:
     model, ids = mixed(backend=backend).train(), samples(len(TRAINED))
     want = one_by_one(model, ids)
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    checkpointing(model, reentrant)
     model.enable_input_require_grads()
     model.zero_grad()
     loss = losses(model(input_ids=ids, adapter_names=TRAINED).logits, ids).sum()
@@ -156,7 +156,7 @@ def test_the_specs_own_checkpointing(checkpoint: str) -> None:
 def test_a_model_that_recomputed_before_it_was_compiled() -> None:
     ids = samples(len(TRAINED))
     base = llama(2)
-    base.activation_checkpointing_enable({"use_reentrant": False})
+    checkpointing(base, False)
     model = lora_fx.compile(base, SPEC, backend=None)
     model.load_state_dict(mixed(backend=None).state_dict())
     want = one_by_one(mixed(backend=None).train(), ids)

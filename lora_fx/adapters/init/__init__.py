@@ -89,7 +89,9 @@ def initialise(
     drawn = {n: torch.randn(site.tensors[n], generator=generator) for n in more if n == _DIAGONAL}
     priors = (name for name in more if name.endswith("_prior"))
     drawn |= {name: torch.rand(site.tensors[name], generator=generator) for name in priors}
-    return {first: A.contiguous(), second: B.contiguous(), **zeros, **drawn, **given}
+    factors = {first: A, second: B}
+    own = {name: t.reshape(site.tensors[name]).contiguous() for name, t in factors.items()}
+    return {**own, **zeros, **drawn, **given}
 
 
 def is_without_values(module: nn.Module) -> bool:

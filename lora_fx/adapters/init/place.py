@@ -15,6 +15,8 @@ from lora_fx.spec.expressions import Word
 class Place:
     """A site: its weight (out, in) in float32 or wider, and what the plan says of its adapter.
 
+    A convolution's `in` are its inputs at all places of the kernel.
+
     `observed` is what its init needs of data, see `observe`; without such an init it is empty.
     """
 
@@ -32,6 +34,7 @@ def place_of(
     """Return the site as its init sees it; the weight on the device where the module runs."""
     base = original(module)
     values = base.to(device_of(module, base), torch.promote_types(base.dtype, torch.float32))
-    weight = values if site.layer.kind == "linear" else values.T
+    turned = site.layer.kind not in ("linear", "conv")
+    weight = values.T if turned else values.flatten(1)
     observed = weight.new_empty(0) if observed is None else observed
     return Place(weight, site.rank, site.scaling, site.init, generator, observed)

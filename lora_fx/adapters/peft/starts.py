@@ -23,7 +23,8 @@ Fault = tuple[str, str]  # code, message
 
 def header_faults(plan: AdapterPlan, origins: Mapping[str, Origin]) -> list[Fault]:
     """Return a fault for each site in the header of a file that its config does not have so."""
-    sites = {site.fqn: site for site in plan.sites if site.layer.kind in ("linear", "transposed")}
+    changeable = ("linear", "transposed", "conv")
+    sites = {site.fqn: site for site in plan.sites if site.layer.kind in changeable}
     found = []
     for fqn, origin in origins.items():
         halves = origin.init in TAKES_FROM_BASE

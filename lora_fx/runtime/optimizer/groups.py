@@ -21,13 +21,13 @@ def parameter_groups(model: nn.Module, optimizer: OptimizerSpec) -> list[dict[st
         "A and others": optimizer.lr,
     }
     roles, wide = _roles(model), _parameters(model, nn.Embedding)
-    magnitudes = _parameters(model, Vector)  # (1, out, 1…) of a convolution, and yet vectors
+    vectors = _parameters(model, Vector)  # (1, out, 1…) of a convolution, and yet vectors
     groups: dict[tuple[str, bool, int], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             role = roles.get(id(parameter), "A and others")
             bits = 32 if id(parameter) in wide else 8
-            decays = parameter.ndim > 1 and id(parameter) not in magnitudes
+            decays = parameter.ndim > 1 and id(parameter) not in vectors
             groups.setdefault((role, decays, bits), []).append(parameter)
     return [
         {
