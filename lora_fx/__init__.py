@@ -7,6 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lora_fx.adapters.kbit import prepare_for_kbit_training as prepare_for_kbit_training
+    from lora_fx.adapters.peft.subtract_start import (
+        subtract_mutated_init as subtract_mutated_init,
+    )
     from lora_fx.compiler.build import build as build
     from lora_fx.compiler.capture import capture as capture
     from lora_fx.compiler.compile import compile as compile
@@ -35,6 +39,8 @@ _HOMES = {
     "optimizer": "lora_fx.runtime.optimizer.make",
     "parse": "lora_fx.spec",
     "plan": "lora_fx.plan",
+    "prepare_for_kbit_training": "lora_fx.adapters.kbit",
+    "subtract_mutated_init": "lora_fx.adapters.peft.subtract_start",
 }
 __all__ = [
     "Diagnostic",
@@ -50,6 +56,8 @@ __all__ = [
     "optimizer",
     "parse",
     "plan",
+    "prepare_for_kbit_training",
+    "subtract_mutated_init",
 ]
 
 

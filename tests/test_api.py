@@ -19,6 +19,8 @@ def test_the_public_names() -> None:
         "optimizer",
         "parse",
         "plan",
+        "prepare_for_kbit_training",
+        "subtract_mutated_init",
     ]
     for name in lora_fx.__all__:
         assert callable(getattr(lora_fx, name))
