@@ -3,11 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lora_fx.diagnostics import Diagnostic, LoraFxError
+
+_COUNTING = Lock()
 _CHECKPOINT = "_gradient_checkpointing_func"  # transformers keeps it in every layer
 
 
@@ -19,15 +23,28 @@ class Routing:
 
     def __init__(self) -> None:
         self.shares: Tensor | None = None
+        self._running: list[int] = []  # the thread of each call
 
     @contextmanager
     def of(self, shares: Tensor | None) -> Iterator[None]:
-        """Route a call; whatever happens in it, afterwards everything is as it was."""
+        """Route a call; whatever happens in it, afterwards everything is as it was.
+
+        Raises LoraFxError beside a call in another thread, if either is of a mixed batch.
+        """
+        thread = get_ident()
+        with _COUNTING:
+            beside = any(other != thread for other in self._running)
+            if beside and (shares is not None or self.shares is not None):
+                message = "a mixed batch runs beside another call of this model, in another thread"
+                help = "let one wait for the other, or give each thread its own copy of the model"
+                raise LoraFxError((Diagnostic("bad-routing", message, help=help),))
+            self._running.append(thread)
         before, self.shares = self.shares, shares
         try:
             yield
         finally:
             self.shares = before
+            self._running.remove(thread)
 
 
 def carry(module: nn.Module, routing: Routing) -> None:

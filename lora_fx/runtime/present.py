@@ -46,11 +46,14 @@ def _before_every_step() -> None:
 
 
 def _clear_absent(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for model in list(_models):
-        if model.lora_fx_present is not None:
-            absent = [name for name in model.lora_fx_adapters if name not in model.lora_fx_present]
-            for parameter in _parameters(model, absent):
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for model in (one for one in list(_models) if one.lora_fx_present is not None):
+        absent = [name for name in model.lora_fx_adapters if name not in model.lora_fx_present]
+        for parameter in _parameters(model, absent):
+            if id(parameter) in held:
                 parameter.grad = None
+        every = _parameters(model, list(model.lora_fx_adapters))
+        if all(id(parameter) in held for parameter in every if parameter.grad is not None):
             model.lora_fx_present = None
 
 

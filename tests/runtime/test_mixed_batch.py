@@ -1,6 +1,7 @@
 """Each sample of a mixed batch is what it is alone."""
 
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -348,3 +349,35 @@ def test_convolutions_are_routed(backend: str | None) -> None:
         model.set_adapter([] if name == "__base__" else name)
         assert relative(got[i], model(x[i : i + 1])[0]) < 1e-5
         assert relative(got[i], base(x[i : i + 1])[0]) > 1e-2 or name == "__base__"
+
+
+@torch.no_grad()
+def test_beside_a_call_in_another_thread_it_is_refused() -> None:
+    model, ids = mixed(backend=None), samples(3)
+    names = ["a", "__base__", "b"]
+    want = model(input_ids=ids, adapter_names=names).logits
+    inside, done = threading.Event(), threading.Event()
+
+    def wait(*_: Any) -> None:
+        inside.set()
+        assert done.wait(60)
+
+    found: list[Tensor] = []
+
+    def run() -> None:
+        with torch.no_grad():
+            found.append(model(input_ids=ids, adapter_names=names).logits)
+
+    hook = model.model.layers[1].register_forward_pre_hook(wait)
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert inside.wait(60)
+    hook.remove()
+    for call in ({}, {"adapter_names": names}):
+        with pytest.raises(LoraFxError, match="in another thread"):
+            model(input_ids=ids, **call)
+    done.set()
+    thread.join()
+    assert torch.equal(found[0], want)
+    assert torch.equal(model(input_ids=ids, adapter_names=names).logits, want)
+    assert not torch.equal(model(input_ids=ids).logits, want)

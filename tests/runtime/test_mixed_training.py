@@ -122,6 +122,35 @@ def test_what_one_of_several_batches_had_is_present() -> None:
     assert present() == {"b", "d"}
 
 
+def test_steps_of_other_optimizers_take_nothing() -> None:
+    """A critic's, another model's, and one optimizer for each adapter."""
+    model, ids = mixed(backend=None).train(), samples(2)
+    own = {
+        name: [p for n, p in model.named_parameters() if of(n, name) and p.requires_grad]
+        for name in "abcd"
+    }
+    optimizers = {name: torch.optim.SGD(some, lr=0.1) for name, some in own.items()}
+    critic = torch.nn.Linear(2, 3)
+    other = torch.optim.SGD(critic.parameters(), lr=0.1)
+
+    def backward(name: str) -> None:
+        losses(model(input_ids=ids, adapter_names=[name] * 2).logits, ids).mean().backward()
+
+    backward("a")
+    critic(torch.ones(2)).sum().backward()
+    other.step()
+    backward("b")
+    before = {name: [p.detach().clone() for p in some] for name, some in own.items()}
+    for optimizer in optimizers.values():
+        optimizer.step()
+    moved = {name for name, some in own.items() if not all(map(torch.equal, some, before[name]))}
+    assert moved == {"a", "b"}
+    for optimizer in optimizers.values():
+        optimizer.zero_grad()
+    backward("c")
+    assert {n for n, o in optimizers.items() if (o.step(), own[n][0].grad is not None)[1]} == {"c"}
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_computed_again_is_routed_as_before(backend: str | None, reentrant: bool) -> None:
