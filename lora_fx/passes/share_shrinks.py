@@ -24,7 +24,6 @@ from lora_fx.graph import ops
 from lora_fx.rewrite.driver import graph_modules
 from lora_fx.rewrite.metadata import EXAMPLE, call, dtype, inherit
 
-
 _MOVED = (ops.block_diagonal, ops.perturb)
 
 
