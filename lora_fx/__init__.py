@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lora_fx.compiler.build import build as build
     from lora_fx.compiler.capture import capture as capture
     from lora_fx.compiler.compile import compile as compile
+    from lora_fx.compiler.convert import convert as convert
     from lora_fx.compiler.load import load as load
     from lora_fx.compiler.merge import merge as merge
     from lora_fx.diagnostics import Diagnostic as Diagnostic
@@ -27,6 +28,7 @@ _HOMES = {
     "build": "lora_fx.compiler.build",
     "capture": "lora_fx.compiler.capture",
     "compile": "lora_fx.compiler.compile",
+    "convert": "lora_fx.compiler.convert",
     "from_peft": "lora_fx.plan.peft",
     "load": "lora_fx.compiler.load",
     "merge": "lora_fx.compiler.merge",
@@ -41,6 +43,7 @@ __all__ = [
     "build",
     "capture",
     "compile",
+    "convert",
     "from_peft",
     "load",
     "merge",

@@ -12,6 +12,7 @@ def test_the_public_names() -> None:
         "build",
         "capture",
         "compile",
+        "convert",
         "from_peft",
         "load",
         "merge",

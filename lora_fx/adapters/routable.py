@@ -20,14 +20,13 @@ def unroutable(model: nn.Module, training: bool) -> list[Diagnostic]:
     if training:
         for fqn, site in storage.sites(model):
             for name, factors in site.lora_branches.items():
-                of_variants = {
+                learning = {
                     "velora": factors.direction,
                     "kasa": factors.diagonal,
                     "monteclora": factors.sampler,
                 }
-                for variant, own in of_variants.items():
-                    if own is not None:
-                        found[name] = f"is `{variant}` at `{fqn}`, and learns"
+                for variant in (word for word, held in learning.items() if held is not None):
+                    found[name] = f"is `{variant}` at `{fqn}`, and learns"
     return [
         Diagnostic(
             "not-routable",

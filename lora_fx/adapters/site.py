@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lora_fx.adapters.choice import Added, Choice, choose
 from lora_fx.adapters.routing import Routing
 from lora_fx.adapters.sampler import Sampler
+from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import ops
 from lora_fx.graph.convolution import Window
 from lora_fx.graph.room import owns_room, with_room
@@ -204,11 +205,6 @@ class Site(_Base):
         return choose(self.lora_kind, added, padding, output_scale(self), _window(self))
 
     @property
-    def has_active_branches(self) -> bool:
-        """Whether anything is added to what the base module computes."""
-        return bool(self.lora_choice.added)
-
-    @property
     def lora_turned(self) -> bool:
         """Whether the weight is (in, out): of `Conv1D`, and of an embedding."""
         return not isinstance(self, nn.Linear) and not is_convolution(self)
@@ -309,6 +305,11 @@ class ConvolutionSite(Site):
         return super(Site, self).forward(input, *args, **kwargs)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        shares = None if self.lora_routing is None else self.lora_routing.shares
+        if shares is not None and len(shares) > 1 and input.dim() < weight.dim():
+            message = "a convolution gets one sample without a batch, of a batch of several"
+            help = "give the model batches of one sample each"
+            raise LoraFxError((Diagnostic("rows-not-samples", message, help=help),))
         output = super()._conv_forward(input, weight, bias)  # type: ignore[misc]
         return self._announced(output, input) if weight is self.weight else output
 

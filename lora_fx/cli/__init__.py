@@ -22,6 +22,7 @@ COMMANDS = (
         "plan",
         "compile",
         "merge",
+        "convert",
         "show",
         "diff",
         "import",

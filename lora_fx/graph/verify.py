@@ -12,8 +12,11 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 _TOKENS = frozenset({"lora_fx::replace_rows", "lora_fx::replace_columns"})
 _SHRINKS = ("shrink", "compressed_shrink", "convolve", "lookup")
-_NAMES = (*_SHRINKS, "expand", "magnitude", "block_diagonal", "diagonal", "perturb", "share")
-_NAMES += ("stack_shrink", "stack_expand")
+_NAMES = (
+    *(*_SHRINKS, "expand", "magnitude", "share"),
+    *("block_diagonal", "diagonal", "perturb"),
+    *("stack_shrink", "stack_expand"),
+)
 _GROUPED = frozenset({"lora_fx::grouped"})
 _BRANCHES = frozenset(f"lora_fx::{name}" for name in _NAMES)
 _LEGAL: dict[Stage, frozenset[str]] = {

@@ -84,6 +84,8 @@ class _NamedModel:
             alias: fqn for fqn, aliases in modules.aliases.items() for alias in aliases
         }
         self.linears = modules.linears
+        named = modules.by_fqn.items()
+        self.embeddings = frozenset(fqn for fqn, m in named if isinstance(m, nn.Embedding))
         self.embedding, self.tied = _embedding(tree, modules)
         self.stacks: Mapping[str, int] = {stack.fqn: len(stack.layers) for stack in modules.stacks}
 

@@ -25,7 +25,7 @@ from lora_fx.adapters.peft.write import folder_config
 from lora_fx.adapters.routing import carry
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.auxiliary_loss import with_auxiliary_loss
-from lora_fx.runtime.combine_methods import CombineMethods
+from lora_fx.runtime.convert_methods import ConvertMethods
 from lora_fx.runtime.routed_call import run_routed
 from lora_fx.spec.together import together
 
@@ -38,7 +38,7 @@ else:
 _CHECKPOINT = partial(checkpoint, use_reentrant=False)
 
 
-class HuggingFace(CombineMethods, _Base):  # type: ignore[override]
+class HuggingFace(ConvertMethods, _Base):  # type: ignore[override]
     """Mixin for a compiled `PreTrainedModel`."""
 
     _hf_peft_config_loaded = True

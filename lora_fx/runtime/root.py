@@ -12,7 +12,7 @@ from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.adapters.routing import Routing, carry, checkpoint_routed
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
-from lora_fx.runtime.combine_methods import CombineMethods
+from lora_fx.runtime.convert_methods import ConvertMethods
 from lora_fx.runtime.facade import HuggingFace
 from lora_fx.runtime.generating import Generating
 from lora_fx.runtime.routed_call import INDICES, argument_of, run_routed
@@ -20,7 +20,7 @@ from lora_fx.runtime.routes import DEFAULT
 from lora_fx.runtime.unit import Compiled
 
 
-class Plain(CombineMethods):
+class Plain(ConvertMethods):
     """Mixin for a compiled model that is not a `PreTrainedModel`."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

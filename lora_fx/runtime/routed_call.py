@@ -80,7 +80,7 @@ def route_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rou
     if names is not None:
         rows = torch.tensor(routes.indices(_checked_names(names)), dtype=torch.int32)
     elif rows is not None:
-        _require_indices(rows)
+        _require_indices(rows, len(routes.names))
     elif model.lora_fx_default is None or model.lora_fx_routing.shares is not None:
         return Routed()
     else:
@@ -110,10 +110,13 @@ def _checked_names(names: Any) -> list[str]:
     raise _fault("names of adapters are a list of text, one for each sample", None)
 
 
-def _require_indices(rows: Any) -> None:
+def _require_indices(rows: Any, names: int) -> None:
+    """Look at values only where nothing has to be waited for."""
     is_whole = isinstance(rows, Tensor) and rows.ndim == 1 and not rows.is_floating_point()
     if not is_whole or rows.dtype is torch.bool:
         raise _fault(f"`{INDICES}` is a tensor (S,) of whole numbers, -1 for the base", None)
+    if rows.device.type == "cpu" and not bool(((rows >= -1) & (rows < names)).all()):
+        raise _fault(f"`{INDICES}` are from -1, the base, to {names - 1}", None)
 
 
 def _require_routable(model: Any) -> None:

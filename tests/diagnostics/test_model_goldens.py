@@ -210,6 +210,7 @@ CASES: dict[str, Callable[[], object]] = {
         "lora 1 adapter a { rank = 20 target q_proj } adapter b { rank = 15 target q_proj }",
         backend=None,
     ).add_weighted_adapter(["a", "b"], [1.0, 0.5], "both", "cat"),
+    "cannot-convert": lambda: model().convert_adapter("default", "small", 1.5),
     "cannot-swap": lambda: model(adapter="rank = 2").hotswap_adapter(saved(), "default"),
     "cannot-rescale": lambda: model().rescale_adapter_scale(float("nan")).__enter__(),
     "cannot-merge": lambda: lora_fx.compile(

@@ -284,3 +284,24 @@ def test_each_sample_of_a_mixed_batch_is_as_it_is_alone(backend: str | None) -> 
                     alone = model(pixel_values=images[i : i + 1]).logits[0]
             assert relative(got[i], alone) < 1e-5
             assert all(relative(got[j], alone) > 1e-2 for j in range(3) if j != i)
+
+
+class OneByOne(nn.Sequential):
+    """Convolves each sample by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self[0](sample) for sample in x])
+
+
+def test_samples_without_a_batch_are_not_mixed() -> None:
+    """Their channels would be taken for samples: here there are as many of both."""
+    case = CASES["1d"]
+    text = """lora 1 adapter one { rank = 5  init = random  target class "Conv1d" }
+    route { default -> one }"""
+    model: Any = lora_fx.compile(OneByOne(*case.layer()), text, backend=None).eval()
+    x = torch.cat([case.x(), case.x()[:2]])
+    with pytest.raises(lora_fx.LoraFxError, match="one sample without a batch"):
+        model(x, adapter_names=["one", "__base__", "one", "one", "one"])
+    want = model(x)
+    with model.disable_adapter():
+        assert relative(model(x), want) > 1e-2

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -30,7 +30,7 @@ def dense(model: Any, shares: dict[str, float], ids: Tensor) -> Tensor:
         for name, share in shares.items():
             if name in site.lora_branches:
                 delta = share * effective_delta(site, name).double()
-                weight += delta if isinstance(site, torch.nn.Linear) else delta.t()
+                weight += delta if isinstance(site, nn.Linear) else delta.t()
     return base(input_ids=ids).logits
 
 
@@ -75,6 +75,31 @@ def test_samples_of_the_base_are_the_base_bit_for_bit(backend: str | None) -> No
     assert relative(base, without) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("backend", [None, "eager"])
+@torch.no_grad()
+def test_in_other_dtypes(backend: str | None, dtype: torch.dtype) -> None:
+    model, ids = mixed(backend=backend).to(dtype), samples()
+    got = model(input_ids=ids, adapter_names=NAMES).logits
+    assert got.dtype is dtype
+    bound = 5 * torch.finfo(dtype).eps if dtype is torch.bfloat16 else 1e-12
+    for i in (0, 1, 2, 4, 5):
+        assert relative(got[i], alone(model, NAMES[i], input_ids=ids[i : i + 1])[0]) < bound
+    with model.disable_adapter():
+        assert torch.equal(got[2], model(input_ids=ids).logits[2])
+
+
+@torch.no_grad()
+def test_a_whole_model_in_one_graph() -> None:
+    model, ids = mixed(f"{SPEC}\ncompile {{ unit = model }}", backend="eager"), samples()
+    want = mixed(backend=None)(input_ids=ids, adapter_names=NAMES).logits
+    assert relative(model(input_ids=ids, adapter_names=NAMES).logits, want) < 1e-5
+    other = [*NAMES[1:], NAMES[0]]
+    before = counters["stats"]["unique_graphs"]
+    assert relative(model(input_ids=ids, adapter_names=other).logits, want) > 1e-2
+    assert counters["stats"]["unique_graphs"] == before
+
+
 @torch.no_grad()
 def test_indices_are_rows_of_the_names() -> None:
     model, ids = mixed(backend=None), samples()
@@ -116,6 +141,8 @@ def test_merged_adapters_are_refused_and_afterwards_all_is_well() -> None:
         ({"adapter_names": ["a"] * 8, "adapter_indices": torch.zeros(8).int()}, "both"),
         ({"adapter_indices": torch.zeros(8)}, "whole numbers"),
         ({"adapter_indices": torch.zeros(7).int()}, "for 7 samples, and 8 samples"),
+        ({"adapter_indices": torch.full((8,), 6)}, "from -1, the base, to 5"),
+        ({"adapter_indices": torch.full((8,), -2)}, "from -1, the base, to 5"),
     ],
 )
 @torch.no_grad()
@@ -206,7 +233,7 @@ def changed(model: Any, shares: dict[str, float], ids: Tensor) -> Tensor:
 def test_any_module_is_routed() -> None:
     """Not a `PreTrainedModel`, and in two dimensions."""
     torch.manual_seed(0)
-    base = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
+    base = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
     spec = """lora 1
 adapter a { rank = 2 init = random target "0" }
 adapter b { rank = 1 init = random target linear }"""
@@ -296,3 +323,28 @@ def test_adapters_that_come_and_go(tmp_path: Path) -> None:
     with pytest.raises(LoraFxError, match="has rank 6, and `max_rank` is 5"):
         small.load_adapter(tmp_path / "wide" / "w", "w")
     assert "w" not in small.lora_fx_adapters
+
+
+CONVOLVING = """lora 1
+adapter a { rank = 2 scaling = 2 lora_bias = true init = random target linear, class "Conv2d" }
+adapter b { rank = 1 scaling = 2 variant = dora init = random target class "Conv2d" }
+"""
+
+
+@pytest.mark.parametrize("backend", [None, "eager", "inductor"])
+@torch.no_grad()
+def test_convolutions_are_routed(backend: str | None) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 4, 2), nn.Flatten()
+    base = nn.Sequential(*layers, nn.Linear(4 * 6 * 4, 5)).eval()
+    model = lora_fx.compile(base, CONVOLVING, backend=backend).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_" in name and "magnitude" not in name:
+            parameter.normal_(std=0.3)
+    x = torch.randn(4, 3, 7, 5)
+    names = ["b", "__base__", "a", "b"]
+    got = model(x, adapter_names=names)
+    for i, name in enumerate(names):
+        model.set_adapter([] if name == "__base__" else name)
+        assert relative(got[i], model(x[i : i + 1])[0]) < 1e-5
+        assert relative(got[i], base(x[i : i + 1])[0]) > 1e-2 or name == "__base__"

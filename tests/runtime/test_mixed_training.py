@@ -1,5 +1,6 @@
 """Mixed batches train: each adapter as it would by its own samples alone, and absent ones not."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,6 +154,14 @@ def test_the_specs_own_checkpointing(checkpoint: str) -> None:
     assert_as_apart(gradients(model), want)
 
 
+def test_a_whole_model_that_recomputes_in_its_graph() -> None:
+    ids = samples(len(TRAINED))
+    model = mixed(f"{SPEC}\ncompile {{ unit = model }}", backend="eager").train()
+    want = one_by_one(mixed(backend=None).train(), ids)
+    checkpointing(model, False)
+    assert_as_apart(at_once(model, ids), want)
+
+
 def test_a_model_that_recomputed_before_it_was_compiled() -> None:
     ids = samples(len(TRAINED))
     base = llama(2)
@@ -192,3 +201,16 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     with pytest.raises(LoraFxError, match="in 2 processes"):
         model(input_ids=ids, adapter_names=["a", "b"])
+
+
+def test_a_loaded_adapter_that_learns_otherwise_is_refused(tmp_path: Path) -> None:
+    """Here of KaSA, whose regularisation would be that of no sample."""
+    kasa = lora_fx.compile(
+        llama(2), "lora 1 adapter k { rank = 2 variant = kasa target o_proj }", backend=None
+    )
+    kasa.save_pretrained(tmp_path)
+    model, ids = mixed(SPEC.replace("target linear", "target q_proj"), backend=None), tokens(2, 5)
+    model.load_adapter(tmp_path / "k", "k", is_trainable=True)
+    assert model(input_ids=ids, adapter_names=["a", "k"]).logits.isfinite().all()
+    with pytest.raises(LoraFxError, match="is `kasa` at"):
+        model.train()(input_ids=ids, adapter_names=["a", "a"])

@@ -106,9 +106,9 @@ def combined(model: nn.Module, name: str, mix: Mix, recipe: Recipe) -> Combined:
         for fqn, found in there.items()
         for generator in (generator_of(recipe.seed, name, fqn),)
     }
-    sites = tuple(_site(name, found[0][0], values[fqn]) for fqn, found in there.items())
-    plan = _plan(name, sites, mix)
-    return Combined(plan, values, *_of_base(model, plan, weights))
+    sites = tuple(site_of(name, found[0][0], values[fqn]) for fqn, found in there.items())
+    plan = plan_of(name, sites, mix)
+    return Combined(plan, values, *of_base(model, plan, weights))
 
 
 def _values(
@@ -169,7 +169,8 @@ def _vanishing(fqn: str, parts: Sequence[Part]) -> Iterator[Diagnostic]:
         yield Diagnostic("cannot-combine", message, help=help)
 
 
-def _site(name: str, like: SitePlan, values: Mapping[str, Tensor]) -> SitePlan:
+def site_of(name: str, like: SitePlan, values: Mapping[str, Tensor]) -> SitePlan:
+    """Return the plan of a new adapter's site with these tensors; its scaling is 1."""
     A, *_ = values.values()
     rank = A.shape[0] // like.layer.experts
     return replace(
@@ -192,7 +193,8 @@ def _site(name: str, like: SitePlan, values: Mapping[str, Tensor]) -> SitePlan:
     )
 
 
-def _plan(name: str, sites: tuple[SitePlan, ...], mix: Mix) -> AdapterPlan:
+def plan_of(name: str, sites: tuple[SitePlan, ...], mix: Mix) -> AdapterPlan:
+    """Return the plan of a new adapter with what those of a mix train of the base."""
     plans = [plan for plan, _ in mix]
     words = [plan.bias for plan in plans]
     modules = {m.fqn: m for plan in plans for m in plan.modules}
@@ -222,7 +224,7 @@ def _inside(fqn: str, modules: Mapping[str, object]) -> bool:
     return is_inside(fqn, modules.keys() - {fqn})
 
 
-def _of_base(
+def of_base(
     model: nn.Module, plan: AdapterPlan, weights: Mapping[str, float]
 ) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
     """Return the values of copies and biases, by module and name, and of rows, by module."""

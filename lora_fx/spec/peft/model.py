@@ -22,7 +22,7 @@ class Model(Protocol):
     `modules` and `parameters` are dotted names in module order, shared modules once. `aliases` maps
     every name of a module to that one. `linears` is what PEFT's `all-linear` adapts, `stacks` the
     lists of layers with their lengths. `tied` are the modules that share the weight of `embedding`,
-    by which the tokens enter.
+    by which the tokens enter; `embeddings` are all embeddings.
     """
 
     type: str | None
@@ -30,6 +30,7 @@ class Model(Protocol):
     parameters: Sequence[str]
     aliases: Mapping[str, str]
     linears: frozenset[str]
+    embeddings: frozenset[str]
     stacks: Mapping[str, int]
     embedding: str | None
     tied: frozenset[str]

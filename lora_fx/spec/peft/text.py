@@ -13,6 +13,7 @@ from lora_fx.spec.peft.known import Known
 from lora_fx.spec.peft.model import Model
 from lora_fx.spec.peft.moe import with_stacked_experts
 from lora_fx.spec.peft.pattern_rules import pattern_rules, pattern_rules_on
+from lora_fx.spec.peft.rule import Rule
 from lora_fx.spec.peft.targets import target_rules, target_rules_on
 from lora_fx.spec.peft.trained import token_statements, train_statements, train_statements_on
 from lora_fx.spec.peft.tying import with_tied_embedding
@@ -34,7 +35,7 @@ def to_text(config: PeftConfig, model: Model | None = None) -> str:
     trained = train_statements_on(known) if known else train_statements(config)
     parts = (
         [f"{name} = {value}" for name, value in attributes(config).items()],
-        [rule.text() for rule in (*targets, *patterns)],
+        [rule.text() for rule in (*targets, *patterns, *_without_dropout(known))],
         [*trained, *token_statements(config, known)],
     )
     body = "\n\n".join("\n".join(part) for part in parts if part)
@@ -56,6 +57,13 @@ def _with_targets(config: PeftConfig, model: Model | None) -> PeftConfig:
         raise unknown_model(config)
     wanted = default_targets(config, model.type)
     return replace(config, values={**config.values, "target_modules": wanted})
+
+
+def _without_dropout(known: Known | None) -> Iterator[Rule]:
+    """Yield the statement for embeddings, at which PEFT leaves dropout out."""
+    if known is not None and known.config.get("lora_dropout"):
+        for rule in known.first_exact((), known.sites & known.model.embeddings):
+            yield replace(rule, settings={"dropout": "0"})
 
 
 def _refuse(known: Known) -> None:

@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tests.architectures import ARCHITECTURES
 from tests.by_peft import step
 from tests.dense import relative
 from tests.example_inputs import example_inputs
+from tests.tiny import llama, tokens
 
 TENSORS = "adapter_model.safetensors"
 STACKED = ("qwen3_moe", "deepseek_v3")
@@ -63,6 +65,23 @@ def test_to_peft_and_back(name: str, tmp_path: Path) -> None:
     again.save_pretrained(tmp_path / "moved")
     with pytest.raises(AssertionError):
         assert_same_bytes(tensors(tmp_path / "moved"), tensors(tmp_path / "ours"))
+
+
+def test_dropout_beside_an_embedding_which_has_none(tmp_path: Path) -> None:
+    """PEFT has one for the adapter, and leaves it out at embeddings."""
+    text = """lora 1 adapter default { rank = 3  alpha = 5  init = random
+    target q_proj { dropout = 0.25 }  target embed_tokens, v_proj }"""
+    model = lora_fx.compile(llama(2), text, backend=None)
+    model.save_pretrained(tmp_path / "ours")
+    theirs = through_peft(llama(2), tmp_path / "ours", tmp_path / "peft")
+    for folder, of_v_proj in (("ours", 0), ("peft", 0.25)):
+        again: Any = lora_fx.load(tmp_path / folder, base=llama(2), backend=None)
+        inner = again.model
+        dropped = [inner.embed_tokens, inner.layers[1].self_attn.v_proj]
+        dropped.append(inner.layers[1].self_attn.q_proj)
+        found = [site.lora_arithmetic["default"].dropout for site in dropped]
+        assert found == [0, of_v_proj, 0.25]
+        assert relative(again.eval()(tokens()).logits, theirs(tokens()).logits) < 1e-5
 
 
 @pytest.mark.parametrize("name", STACKED)
