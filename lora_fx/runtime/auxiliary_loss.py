@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.kasa import regularization
@@ -48,19 +50,30 @@ def _of_draws(sampler: Sampler, arguments: Mapping[str, Any]) -> Tensor:
     return total if w is None else total + w.square().sum()
 
 
-def with_auxiliary_loss(result: Any, extra: Tensor, inputs: Mapping[str, Any]) -> Any:
+def with_auxiliary_loss(
+    model: PreTrainedModel, result: Any, extra: Tensor, inputs: Mapping[str, Any]
+) -> Any:
     """Return a model's result with the extra loss in its `loss`, if it has one.
 
     Where a batch is passed in parts, whose losses are divided by its `num_items_in_batch`, each
-    part has the share that its labels are of them.
+    part has the share that its labels are of them, counted as `Trainer` counts these.
     """
     is_tuple = isinstance(result, tuple)
     if inputs.get("labels") is None if is_tuple else result.get("loss") is None:
         return result
-    items, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
+    items, labels = inputs.get("num_items_in_batch"), _targets(model, inputs)
     if items is not None and labels is not None:
-        extra = extra * (labels[..., 1:] != _IGNORED).sum() / items
+        extra = extra * (labels != _IGNORED).sum() / items
     if is_tuple:
         return (result[0] + extra.to(result[0]), *result[1:])
     result["loss"] = result["loss"] + extra.to(result["loss"])
     return result
+
+
+def _targets(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor | None:
+    """Return the labels that a loss is of: a causal language model's has none for the first."""
+    shifted, labels = inputs.get("shift_labels"), inputs.get("labels")
+    if shifted is not None or labels is None:
+        return shifted
+    is_causal = LOSS_MAPPING.get(model.loss_type or "") is ForCausalLMLoss
+    return labels[..., 1:] if is_causal and not model.config.is_encoder_decoder else labels

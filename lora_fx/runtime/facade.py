@@ -126,7 +126,7 @@ class HuggingFace(CombineMethods, _Base):  # type: ignore[override]
             kwargs["use_cache"] = False
         result = run_routed(self, super().forward, args, kwargs)
         extra = self.auxiliary_loss() if self.training and torch.is_grad_enabled() else None
-        return result if extra is None else with_auxiliary_loss(result, extra, kwargs)
+        return result if extra is None else with_auxiliary_loss(self, result, extra, kwargs)
 
     def _set_gradient_checkpointing(  # type: ignore[override]
         self,

@@ -1,6 +1,7 @@
 """Adapters inside `nn.TransformerEncoderLayer` act in evaluation as they do in training."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -81,3 +82,17 @@ def test_a_mixed_batch() -> None:
     assert relative(got[[0, 2]], alone[[0, 2]]) < 1e-6
     assert relative(got[1], encoder()(x())[1]) < 1e-6
     assert relative(got[1], alone[1]) > 1e-2
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_in_a_mixed_batch_where_none_is_active(backend: str | None) -> None:
+    model: Any = lora_fx.compile(encoder(), SPEC, backend=backend)
+    with torch.no_grad():
+        want = model(x())
+        model.set_adapter([])
+        assert torch.equal(model(x()), encoder()(x()))
+        got = model(x(), adapter_names=["a", "__base__", "a"])
+        assert relative(got[::2], want[::2]) < 1e-6
+        assert relative(got[1], encoder()(x())[1]) < 1e-6
+        assert relative(want[1], encoder()(x())[1]) > 1e-2
+        assert torch.equal(model(x()), encoder()(x()))

@@ -10,7 +10,14 @@ import torch
 from peft import KasaConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import (
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
 
 import lora_fx
 from lora_fx.adapters import storage
@@ -214,6 +221,36 @@ def test_the_parts_of_a_batch_add_up_to_one_regularisation(tmp_path: Path) -> No
     alone.auxiliary_loss().backward()
     d = next(t for n, t in live_tensors(alone, "default").items() if "diag" in n)
     assert d.grad.norm() > 0
+
+
+def classifier() -> tuple[nn.Module, Tensor]:
+    config = LlamaConfig(**{**llama(1).config.to_dict(), "pad_token_id": 0, "num_labels": 3})
+    return LlamaForSequenceClassification(config), torch.tensor([0, 2, 1])
+
+
+def encoder_decoder() -> tuple[nn.Module, Tensor]:
+    settings = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+    config = T5Config(vocab_size=128, decoder_start_token_id=0, dropout_rate=0.0, **settings)
+    return T5ForConditionalGeneration(config), tokens(3, 5)
+
+
+@pytest.mark.parametrize("make", [classifier, encoder_decoder])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_no_label_is_left_out_where_none_is_shifted(make: Any, samples: int) -> None:
+    base, labels = make()
+    labels = labels[:samples]
+    target = "q_proj" if make is classifier else "q"
+    text = f"lora 1 adapter default {{ rank = 2 {KASA} target {target} }}"
+    model: Any = lora_fx.compile(base, text, backend=None)
+    inputs = {"input_ids": tokens(3, 7)[:samples], "labels": labels}
+    items = torch.tensor(labels.numel())
+    got = model.train()(**inputs, num_items_in_batch=items).loss
+    without = model.eval()(**inputs, num_items_in_batch=items).loss
+    assert model.auxiliary_loss() > 1e-2
+    assert relative(got - without, model.auxiliary_loss()) < 1e-4
+    half = model.train()(**inputs, num_items_in_batch=2 * items).loss
+    without = model.eval()(**inputs, num_items_in_batch=2 * items).loss
+    assert relative(half - without, model.auxiliary_loss() / 2) < 1e-4
 
 
 def test_plan_counts_what_is_held() -> None:

@@ -21,7 +21,7 @@ def parameter_groups(model: nn.Module, optimizer: OptimizerSpec) -> list[dict[st
         "A and others": optimizer.lr,
     }
     roles, wide = _roles(model), _parameters(model, nn.Embedding)
-    vectors = _parameters(model, Vector)  # (1, out, 1…) of a convolution
+    vectors = _parameters(model, Vector)  # (1, out, 1…) of a convolution, and yet vectors
     groups: dict[tuple[str, bool, int], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
