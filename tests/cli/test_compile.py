@@ -59,7 +59,10 @@ def test_notes_go_to_stderr(
     [
         ("lora 1 adapter x { target none }", "unmatched-target"),
         ("lora 1 adapter x { target }", "syntax-error"),
-        ("lora 1 adapter x { target q_proj } quantize linear { method = nf4 }", "not-supported-yet"),
+        (
+            "lora 1 adapter x { target linear } quantize linear { method = nf4 }",
+            "not-supported-yet",
+        ),
     ],
 )
 def test_what_is_wrong_goes_to_stderr(
