@@ -20,6 +20,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    default_data_collator,
 )
 
 import lora_fx
@@ -97,13 +98,7 @@ def asking(question: Question) -> list[dict[str, str]]:
     ]
 
 
-def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Join samples into a batch: numbers become tensors, adapter names a list."""
-    return {
-        name: values if name == "adapter_names" else torch.tensor(values)
-        for name in samples[0]
-        for values in [[sample[name] for sample in samples]]
-    }
+collate = lora_fx.RoutedCollator(default_data_collator)
 
 
 def train(model: PreTrainedModel, samples: Samples, steps: int, folder: Path) -> None:
