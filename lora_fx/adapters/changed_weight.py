@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters import copies, storage
-from lora_fx.adapters.site import Change, Factors, Site
+from lora_fx.adapters.factors import Change, Factors
+from lora_fx.adapters.site import Site
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.offloaded import values_of
 from lora_fx.plan.rules import AdapterPlan

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lora_fx.adapters.factors import Arithmetic, Factors
 from lora_fx.graph.structure import Branch, Structure
-
-if TYPE_CHECKING:
-    from lora_fx.adapters.site import Arithmetic, Factors
 
 
 @dataclass(frozen=True)
@@ -18,8 +16,8 @@ class Added:
     weight does.
     """
 
-    factors: "Factors"
-    arithmetic: "Arithmetic"
+    factors: Factors
+    arithmetic: Arithmetic
     column: int | None = None
     rest: bool = False
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from lora_fx.adapters import copies, magnitudes, storage, token_rows
 from lora_fx.adapters.changed_weight import rebase
+from lora_fx.adapters.factors import Arithmetic
 from lora_fx.adapters.peft.keys import is_near, live_tensors
 from lora_fx.adapters.peft.plain import PREFIX, plain
 from lora_fx.adapters.sampler import LAST
-from lora_fx.adapters.site import Arithmetic, Site
+from lora_fx.adapters.site import Site
 from lora_fx.plan.folding import numberless
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan

@@ -1,16 +1,14 @@
 """A marked module: an adaptable call that announces itself to the tracer as `lora_fx::site`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.choice import Added, Choice, choose
+from lora_fx.adapters.factors import Arithmetic, Change, Direction, Factors
 from lora_fx.adapters.routing import Routing
-from lora_fx.adapters.sampler import Sampler
-from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import ops
 from lora_fx.graph.convolution import Window
 from lora_fx.graph.room import owns_room, with_room
@@ -20,48 +18,6 @@ if TYPE_CHECKING:
     _Base = nn.Module
 else:
     _Base = object
-
-
-Holder = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-
-
-@dataclass(frozen=True)
-class Compression:
-    """What VeLoRA keeps of an input: `graph/velora.py`. `init` is PEFT's `init_type`."""
-
-    groups: int
-    scale: float
-    init: str
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """How one adapter's branch computes here.
-
-    `scaling` is the number that multiplies B A x; `alpha` and `rslora` say where it came from.
-    `blocks` are the numbers of blocks on the diagonals of A and B, `drawn` of how many samples
-    MonteCLoRA's noise is in training, and its scale.
-    """
-
-    alpha: float
-    scaling: float
-    rslora: bool
-    dropout: float
-    compute: str
-    blocks: tuple[int, int] = (1, 1)
-    compression: Compression | None = None
-
-    def times(self, factor: float) -> "Arithmetic":
-        """Return the same with another scaling."""
-        return self if factor == 1 else replace(self, scaling=self.scaling * factor)
-
-    drawn: tuple[int, float] = (0, 0.0)
-
-    @property
-    def kept(self) -> tuple[int, float]:
-        """How many groups of an input are kept for the gradient of A, 0 if all of it, and how."""
-        kept = self.compression
-        return (0, 1.0) if kept is None else (kept.groups, kept.scale)
 
 
 class Site(_Base):
@@ -85,8 +41,8 @@ class Site(_Base):
     lora_scalings: Tensor
     lora_arithmetic: dict[str, Arithmetic]
     lora_active: tuple[str, ...]
-    lora_branches: dict[str, "Factors"]
-    lora_followed: tuple[tuple["Direction", int, bool], ...]
+    lora_branches: dict[str, Factors]
+    lora_followed: tuple[tuple[Direction, int, bool], ...]
     lora_choice: Choice
     lora_mixed: Choice | None = None
     lora_mixed_scalings: Tensor
@@ -209,7 +165,7 @@ class Site(_Base):
         """Whether the weight is (in, out): of `Conv1D`, and of an embedding."""
         return not isinstance(self, nn.Linear) and not is_convolution(self)
 
-    def branches_with(self, adapters: tuple[str, ...]) -> list[tuple["Factors", Arithmetic]]:
+    def branches_with(self, adapters: tuple[str, ...]) -> list[tuple[Factors, Arithmetic]]:
         """Return all that adds to the weight that is here while these adapters are active.
 
         What an adapter took out of the weight comes first, where that adapter is not active, or as
@@ -260,23 +216,6 @@ class Site(_Base):
             self.weight.data = with_room(self.weight.detach())
 
 
-@dataclass(frozen=True)
-class Change:
-    """What `adapter` took out of a base weight: scaling * B A of these factors, which are frozen.
-
-    `base` is the fingerprint of the weight before that. What was `removed` the adapter does not
-    start with (KaSA). Where the weight was `replaced`, by a
-    quantised one, these factors are the best of their rank for what it has lost.
-    """
-
-    adapter: str
-    factors: "Factors"
-    arithmetic: Arithmetic
-    base: str
-    replaced: bool = False
-    removed: bool = False
-
-
 def output_scale(module: nn.Module) -> float:
     """Return what an embedding multiplies its output by (Gemma, BART), 1 for anything else."""
     if not isinstance(module, nn.Embedding):
@@ -291,97 +230,3 @@ def is_convolution(module: nn.Module) -> TypeGuard[nn.Conv1d | nn.Conv2d | nn.Co
 
 def _window(module: nn.Module) -> Window | None:
     return Window.of(module) if is_convolution(module) else None
-
-
-class ConvolutionSite(Site):
-    """Mixin for a convolution: announced where the weight meets the input.
-
-    A subclass of it that prepares its input first, and then convolves, is adapted there. One that
-    convolves with another weight is not, which `runtime/uncalled.py` refuses.
-    """
-
-    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Apply the base module."""
-        return super(Site, self).forward(input, *args, **kwargs)
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        shares = None if self.lora_routing is None else self.lora_routing.shares
-        if shares is not None and len(shares) > 1 and input.dim() < weight.dim():
-            message = "a convolution gets one sample without a batch, of a batch of several"
-            help = "give the model batches of one sample each"
-            raise LoraFxError((Diagnostic("rows-not-samples", message, help=help),))
-        output = super()._conv_forward(input, weight, bias)  # type: ignore[misc]
-        return self._announced(output, input) if weight is self.weight else output
-
-
-class Vector(nn.Module):
-    """Holds a `weight` that is trained: DoRA's magnitudes (out,), or KaSA's diagonal (r,).
-
-    A convolution's magnitudes are (1, out, 1…).
-    """
-
-    def __init__(self, weight: Tensor, trainable: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=trainable)
-
-
-class Direction(nn.Module):
-    """Holds VeLoRA's direction `weight` (width,), which is zero until there is an input."""
-
-    weight: Tensor
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-
-
-@dataclass(frozen=True)
-class Factors:
-    """The modules that hold one branch's A (r, in) and B (out, r), and what else it has.
-
-    Of a convolution they are convolutions too: A (r, in, k…), B (out, r / groups, 1…).
-    Of a `tied` branch they are those of the embedding whose weight the layer shares: there its
-    delta is the transposed one, A is Bᵀ and B is Aᵀ.
-    """
-
-    A: Holder
-    B: Holder
-    magnitude: Vector | None = None
-    tied: bool = False
-    direction: Direction | None = None
-    diagonal: Vector | None = None
-    sampler: Sampler | None = None
-
-    def tensors(self, training: bool = False) -> list[Tensor]:
-        """Return A, B and, of those that there are, B's bias, magnitude, v, d and priors.
-
-        v and priors are of training alone.
-        """
-        if self.tied:
-            return [self.B.weight.t(), self.A.weight.t()]
-        bias = self.B.bias
-        m = self.magnitude
-        return [
-            self.A.weight,
-            self.B.weight,
-            *(() if bias is None else (bias,)),
-            *(() if m is None else (m.weight,)),
-            *(() if self.direction is None or not training else (self.direction.weight,)),
-            *(() if self.diagonal is None else (self.diagonal.weight,)),
-            *(() if self.sampler is None or not training else self.sampler.parameters()),
-        ]
-
-    def product(self) -> tuple[Tensor, Tensor]:
-        """Return A (r, in) and B (out, r), with the diagonal in B, as they lie in memory."""
-        A, B, *_ = self.tensors()
-        return A, B if self.diagonal is None else B * self.diagonal.weight
-
-    @property
-    def rank(self) -> int:
-        """The inner dimension."""
-        return self.A.weight.shape[0]
-
-    @property
-    def has_bias(self) -> bool:
-        """Whether B has a bias."""
-        return self.B.bias is not None

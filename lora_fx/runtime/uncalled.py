@@ -18,7 +18,8 @@ from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.site import ConvolutionSite, Site
+from lora_fx.adapters.convolution_site import ConvolutionSite
+from lora_fx.adapters.site import Site
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import ops
 from lora_fx.graph.inputs import named_input

@@ -1,0 +1,111 @@
+"""What a whole site computes, and a merge: their branches one after another, see `graph/ops.py`."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.graph import references
+from lora_fx.graph.convolution import by_channel, convolution
+from lora_fx.graph.structure import Structure
+
+
+def site(
+    y: Tensor,
+    x: Tensor,
+    params: list[Tensor],
+    scalings: Tensor,
+    structure: str,
+    base: Sequence[Tensor],
+    samples: Tensor | None = None,
+) -> Tensor:
+    """Add every branch of a site to its base output `y`; `params` is A₀, B₀, A₁, B₁, ….
+
+    Raises LoraFxError if dimension 0 of the input cannot be that of the samples.
+    """
+    if samples is not None and x.shape[0] != samples.shape[0]:
+        raise _rows_not_samples(x.shape[0], samples.shape[0])
+    parsed = Structure.parse(structure)
+    if parsed.is_stack:
+        return _stack(y, x, params, scalings, parsed, base)
+    return _layer(y, x, params, scalings, parsed, base, samples)
+
+
+def _stack(
+    y: Tensor,
+    x: Tensor,
+    params: list[Tensor],
+    scalings: Tensor,
+    parsed: Structure,
+    base: Sequence[Tensor],
+) -> Tensor:
+    offsets = base[0] if base else None
+    for i, (A, B, *_) in enumerate(parsed.params(params)):
+        compute = parsed.branches[i].compute
+        h = references.stack_shrink(x, A, offsets, compute)
+        y = references.stack_expand(y, h, B, scalings, i, compute, offsets)
+    return y
+
+
+def _layer(
+    y: Tensor,
+    x: Tensor,
+    params: list[Tensor],
+    scalings: Tensor,
+    parsed: Structure,
+    base: Sequence[Tensor],
+    samples: Tensor | None,
+) -> Tensor:
+    of_base, window = y, parsed.window
+    places = 0 if window is None else window.dimensions
+    for i, (A, B, bias, m, v, d, priors) in enumerate(parsed.params(params)):
+        branch = parsed.branches[i]
+        A, B = (
+            references.block_diagonal(factor, blocks) if blocks > 1 else factor
+            for factor, blocks in zip((A, B), branch.blocks, strict=True)
+        )
+        B = B if d is None else references.diagonal(B, d)
+        A = A if priors is None else references.perturb(A, priors[0], priors[1], branch.noise)
+        dropped = F.dropout(x, branch.dropout, training=True) if branch.dropout else x
+        if parsed.kind == "embedding":
+            h = references.lookup(x, A, parsed.padding, branch.compute)
+        elif v is not None:
+            compression = v, branch.groups, branch.scale, 0.0, branch.compute
+            h = references.compressed_shrink(dropped, A, *compression)
+        elif window is not None:
+            h = references.convolve(dropped, A, 0.0, branch.compute, str(window))
+        else:
+            h = references.shrink(dropped, A, 0.0, branch.compute)
+        share = None
+        if samples is not None and branch.column is not None:
+            share = references.share(samples, branch.column, branch.rest, h.ndim)
+        alone = y is of_base and not branch.dropout and share is None
+        y = references.expand(y, h, B, scalings, i, branch.compute, bias, share)
+        if m is not None:
+            W, *of_layer = (base[0],) if branch.dropout else base
+            own = of_base
+            if branch.dropout:
+                own = convolution(dropped, W, window) if window else F.linear(dropped, W)
+            u = y if alone else references.expand(own, h, B, scalings, i, branch.compute)
+            W, A, B = (tensor.flatten(1) for tensor in (W, A, B))
+            norms = references.norms(W, A, B, scalings, i, parsed.factor)
+            m, norms, *of_layer = (by_channel(t, places) for t in (m, norms, *of_layer))
+            y = references.magnitude(y, u, m, norms, of_layer[0] if of_layer else None, share)
+    return y
+
+
+def _rows_not_samples(rows: int, samples: int) -> LoraFxError:
+    message = "a mixed batch reaches an adapted module in rows that are not its samples"
+    note = f"dimension 0 of its input has {rows} rows, and there are {samples} samples"
+    help = "adapt other modules, or call the model with one adapter at a time: `set_adapter`"
+    return LoraFxError((Diagnostic("rows-not-samples", message, notes=(note,), help=help),))
+
+
+def merge(W: Tensor, params: list[Tensor], scalings: Tensor, structure: str) -> Tensor:
+    """Add every branch to a weight in the dtype of the scalings, and round once, to its own."""
+    parsed = Structure.parse(structure)
+    merged = W.to(scalings.dtype)
+    for i, (A, B, *_) in enumerate(parsed.params(params)):
+        merged = references.delta(merged, A, B, scalings[i], parsed.transposed)
+    return merged.to(W.dtype)
