@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lora_fx.adapters import copies, magnitudes, storage, token_rows
 from lora_fx.adapters.changed_weight import rebase
 from lora_fx.adapters.factors import Arithmetic
-from lora_fx.adapters.peft.keys import is_near, live_tensors
+from lora_fx.adapters.peft.keys import depth_of, inner_prefix, is_near, live_tensors
 from lora_fx.adapters.peft.plain import PREFIX, plain
 from lora_fx.adapters.sampler import LAST
 from lora_fx.adapters.site import Site
@@ -36,27 +36,28 @@ class Swap:
     tensors: Mapping[str, Tensor]
 
     def sites(self) -> dict[str, SitePlan]:
-        """Return its sites by fqn, as plain LoRA over the base's own weights."""
-        return {site.fqn: site for site in plain(self.plan).sites}
+        """Return its sites by name, as plain LoRA over the base's own weights."""
+        return {site.name: site for site in plain(self.plan).sites}
 
     def at(self, site: SitePlan) -> dict[str, Tensor]:
         """Return the tensors of a site by PEFT's names."""
         names = (*site.tensors, *_KEPT, *(f"{storage.SAMPLER}.{name}" for name in LAST))
-        keys = {name: f"{PREFIX}{site.fqn}.{name}" for name in names}
+        where = f"{PREFIX}{inner_prefix(site.fqn, depth_of(self.plan)[site.name])}"
+        keys = {name: f"{where}{name}" for name in names}
         return {name: self.tensors[key] for name, key in keys.items() if key in self.tensors}
 
 
 def obstacles(present: AdapterPlan, new: Swap, model: nn.Module) -> Iterator[str]:
     """Yield why the new adapter does not fit into the one that is there."""
-    placed, there = dict(storage.sites(model)), {site.fqn: site for site in present.sites}
-    for fqn, site in new.sites().items():
-        if fqn not in there:
-            yield f"it adapts `{numberless(site.name)}`, which the one that is there does not"
+    placed, there = dict(storage.sites(model)), {site.name: site for site in present.sites}
+    for name, site in new.sites().items():
+        if name not in there:
+            yield f"it adapts `{numberless(name)}`, which the one that is there does not"
             continue
-        yield from _obstacles_at(there[fqn], site, placed[fqn], new.at(site))
-    same = {(site.fqn, site.rank) for site in new.plan.sites if site.variant.name == "kasa"}
+        yield from _obstacles_at(there[name], site, placed[name], new.at(site))
+    same = {(site.name, site.rank) for site in new.plan.sites if site.variant.name == "kasa"}
     for site in present.sites:
-        if site.variant.name == "kasa" and (site.fqn, site.rank) not in same:
+        if site.variant.name == "kasa" and (site.name, site.rank) not in same:
             yield f"it is no `kasa` of rank {site.rank} at `{numberless(site.name)}`"
     for name in _trained(new.plan).keys() - _trained(present):
         yield f"it trains `{numberless(name)}`, which the one that is there does not"
@@ -111,7 +112,7 @@ def swap(present: AdapterPlan, new: Swap, model: nn.Module) -> None:
     """Put the new adapter's values and scalings in place. It fits: there are no `obstacles`."""
     name, placed, sites = present.name, dict(storage.sites(model)), new.sites()
     for planned in present.sites:
-        site, own = placed[planned.fqn], sites.get(planned.fqn)
+        site, own = placed[planned.name], sites.get(planned.name)
         if planned.takes_from_base and site.lora_change is not None:
             start = site.lora_change.factors
             rebase(site, torch.zeros_like(start.A.weight), torch.zeros_like(start.B.weight))
@@ -128,12 +129,19 @@ def swap(present: AdapterPlan, new: Swap, model: nn.Module) -> None:
             if isinstance(module, nn.Embedding):
                 _swap_rows(module, held, rows.get(fqn, ()), _tensor(new, fqn, "token_adapter"))
                 of_sites.add(id(held.weight))
+    trained = {_outside(key): tensor for key, tensor in new.tensors.items()}
     for key, tensor in live_tensors(model, name).items():
         if id(tensor) not in of_sites and not tensor._is_view():
-            fqn, _, leaf = key.replace(".base_layer.", ".").rpartition(".")
+            place = _outside(f"{PREFIX}{key}")
+            fqn, _, leaf = place.removeprefix(PREFIX).rpartition(".")
             base = copies.base_tensor(model.get_submodule(fqn), leaf)
             assert base is not None
-            tensor.copy_(new.tensors.get(f"{PREFIX}{key}", base))
+            tensor.copy_(trained.get(place, base))
+
+
+def _outside(key: str) -> str:
+    """Return the name of a tensor of the base whether or not an adapter adapts its module."""
+    return key.replace(".base_layer", "")
 
 
 def _swap_site(
@@ -171,15 +179,17 @@ def _swap_site(
 def _with_rank(A: Tensor, B: Tensor, rank: int, there: SitePlan) -> tuple[Tensor, Tensor]:
     """Return factors of the rank that is there, with the same product, of the same blocks.
 
-    Of a convolution, in the same groups.
+    Of a convolution, in the same groups; of a stack, of the same experts.
     """
-    room, blocks = there.rank, _blocks(there)
-    count, of_B = max(*blocks, there.layer.groups), max(blocks[1], there.layer.groups)
-    places = torch.arange(rank)
-    places = places // (rank // count) * (room // count) + places % (rank // count)
+    blocks, groups, experts = _blocks(there), there.layer.groups, there.layer.experts
+    room, rank = there.rank * experts, rank * experts
+    count, of_B = max(*blocks, groups, experts), max(blocks[1], groups)
+    rows = torch.arange(rank)
+    places = rows // (rank // count) * (room // count) + rows % (rank // count)
+    in_B = places if of_B == experts == 1 else rows[: rank // of_B]
     wide_A = A.new_zeros(room, *A.shape[1:]).index_copy(0, places, A)
     wide_B = B.new_zeros(B.shape[0], room // of_B, *B.shape[2:])
-    return wide_A, wide_B.index_copy(1, torch.arange(rank // of_B) if of_B > 1 else places, B)
+    return wide_A, wide_B.index_copy(1, in_B, B)
 
 
 def _scaled(old: Arithmetic, new: SitePlan, rank: int) -> Arithmetic:

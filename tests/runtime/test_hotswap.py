@@ -10,6 +10,7 @@ import lora_fx
 from lora_fx.adapters.peft.keys import live_tensors
 from tests.adapters.convolutions import CASES
 from tests.adapters.kinds import scatter
+from tests.adapters.test_experts import KINDS as EXPERTS
 from tests.dense import relative
 from tests.runtime.test_combine import loaded_by_peft
 from tests.runtime.test_merge import logits
@@ -31,6 +32,10 @@ PAIRS = {  # the adapter that is there, and the one that takes its place
     "biases": (
         f"rank = 6 bias = all lora_bias = true {TWO}",
         "rank = 2 bias = lora_only lora_bias = true target up_proj",
+    ),
+    "biases where nothing is adapted": (
+        f"rank = 6 bias = all {TWO}",
+        "rank = 2 bias = all target up_proj",
     ),
     "embeddings": ("rank = 6 target embed_tokens, q_proj", "rank = 2 target embed_tokens"),
     "copies": (
@@ -148,6 +153,33 @@ def test_convolutions(case: str, variant: str, tmp_path: Path) -> None:
     assert relative(found[4](x), want) < 1e-5
     assert relative(before, want) > 1e-3
     assert graphs() == made
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_experts(name: str, tmp_path: Path) -> None:
+    """Of a smaller rank, one of both stacks only: each expert gets what is its own."""
+    kind, found = EXPERTS[name], {}
+    for rank, stacks in (5, "{gate_up_proj,down_proj}"), (2, "down_proj"):
+        target = f'rank = {rank} init = random target parameter "**.experts.{stacks}"'
+        model: Any = lora_fx.compile(
+            kind.base(), f"lora 1 adapter default {{ {target} }}", backend="eager"
+        ).eval()
+        scatter(model)
+        found[rank] = model
+    found[2].save_pretrained(tmp_path)
+    want, before = (logits(found[rank]) for rank in (2, 5))
+    made = graphs()
+    found[5].hotswap_adapter(tmp_path)
+    assert relative(logits(found[5]), want) < 1e-5
+    assert relative(before, want) > 1e-3
+    assert graphs() == made
+    with pytest.raises(lora_fx.LoraFxError, match="gate_up_proj`, which the one"):
+        found[2].hotswap_adapter(saved_again(found[5], tmp_path / "again"))
+
+
+def saved_again(model: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    return folder
 
 
 def test_some_sites_with_magnitudes(tmp_path: Path) -> None:

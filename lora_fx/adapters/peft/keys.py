@@ -59,9 +59,9 @@ def live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     for fqn, module in storage.base_modules(model, itself=True).items():
         here = {n: s for n, s in storage.sites_at(module).items() if adapter in s.lora_arithmetic}
         for depth, site in enumerate(reversed(here.values())):
-            prefix = _inside(fqn, depth)
+            prefix = inner_prefix(fqn, depth)
             found |= {f"{prefix}{name}": t for name, t in _of_site(site, adapter)}
-        inner = _inside(fqn, len(here))
+        inner = inner_prefix(fqn, len(here))
         if copies.has(module, adapter):
             own = copies.tensors(module, adapter)
             found |= {f"{inner}{name}": tensor for name, tensor in own.items()}
@@ -79,7 +79,7 @@ def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for site in plain(plan).sites:
         shapes = _shapes_at(site, dora).items()
-        prefix = _inside(site.fqn, depths[site.name])
+        prefix = inner_prefix(site.fqn, depths[site.name])
         found |= {f"{prefix}{name}": _empty(*shape) for name, shape in shapes}
         if site.tie:
             for fqn in _tied(model, site.fqn):
@@ -92,12 +92,14 @@ def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
             for name in copies.own_names(module):
                 tensor = copies.base_tensor(module, name)
                 assert tensor is not None
-                found[f"{_inside(fqn, adapted[fqn])}{name}"] = tensor.detach().to("meta")
+                found[f"{inner_prefix(fqn, adapted[fqn])}{name}"] = tensor.detach().to("meta")
     for bias in plan.biases:
         fqn, _, name = bias.name.rpartition(".")
-        found[f"{_inside(fqn, adapted[fqn])}{name}"] = _empty(bias.parameters)
+        found[f"{inner_prefix(fqn, adapted[fqn])}{name}"] = _empty(bias.parameters)
     for rows in plan.tokens:
-        found[f"{_inside(rows.fqn, adapted[rows.fqn])}{_ROWS}"] = _empty(len(rows.ids), rows.width)
+        found[f"{inner_prefix(rows.fqn, adapted[rows.fqn])}{_ROWS}"] = _empty(
+            len(rows.ids), rows.width
+        )
     return {f"{PREFIX}{name}": tensor for name, tensor in found.items()}
 
 
@@ -137,7 +139,7 @@ def embeddings(model: nn.Module, adapted: Mapping[str, int]) -> dict[str, nn.Mod
         return {}
     ends = (input_embedding(model), model.get_output_embeddings())
     return {
-        f"{PREFIX}{_inside(fqn, adapted.get(fqn, 0))}weight": module
+        f"{PREFIX}{inner_prefix(fqn, adapted.get(fqn, 0))}weight": module
         for fqn, module in storage.base_modules(model).items()
         if any(module is end for end in ends) and copies.base_tensor(module, "weight") is not None
     }
@@ -225,7 +227,7 @@ def is_near(m: Tensor, norms: Tensor) -> bool:
     return torch.allclose(m.to(norms), norms, rtol=max(1e-4, 4 * torch.finfo(m.dtype).eps))
 
 
-def _inside(fqn: str, depth: int) -> str:
+def inner_prefix(fqn: str, depth: int) -> str:
     """Return what the names of a module's tensors begin with below so many `base_layer`s."""
     return (f"{fqn}." if fqn else "") + "base_layer." * depth
 
