@@ -74,6 +74,7 @@ class CombineMethods(LiveMethods):
     def _add_combined(self, name: str, weights: dict[str, float], recipe: Recipe) -> None:
         mix = [(self.lora_fx_adapters[adapter], weight) for adapter, weight in weights.items()]
         new = combined(self, name, mix, recipe)
+        self._require_rank(new.plan)
         with undone_on_error(self):
             new.bind(self)
             self.lora_fx_adapters = {**self.lora_fx_adapters, name: new.plan}

@@ -67,6 +67,7 @@ class ConvertMethods(CombineMethods):
         return errors
 
     def _add(self, new: Combined) -> None:
+        self._require_rank(new.plan)
         with undone_on_error(self):
             new.bind(self)
             self.lora_fx_adapters = {**self.lora_fx_adapters, new.plan.name: new.plan}

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from lora_fx.adapters import storage
 from lora_fx.adapters.hotswap import Swap, obstacles, swap
 from lora_fx.adapters.merged import Merged
@@ -52,7 +54,8 @@ class LiveMethods(MergeMethods):
         """Multiply the scaling of every adapter inside the block: W + c s B A (PEFT's helper).
 
         Where an init took s B₀ A₀ out of the weight that is W + c s (B A − B₀ A₀). Blocks inside
-        each other multiply. Saving writes the scalings of outside. Raises LoraFxError for a
+        each other multiply. Saving writes the scalings of outside; merging and unloading are
+        refused inside. Raises LoraFxError for a
         multiplier that is no finite number, if an adapter is merged, and for one that has norms of
         a weight that it changed.
         """
@@ -74,6 +77,14 @@ class LiveMethods(MergeMethods):
             help = "merge outside of `rescale_adapter_scale`"
             raise LoraFxError((Diagnostic("cannot-merge", message, help=help),))
         return super()._merged_with(chosen, safe, progressbar)
+
+    def unload(self) -> nn.Module:
+        """Make this model the plain one that it was, see `MergeMethods`; not while it is scaled."""
+        if any(site.lora_multiplier != 1 for _, site in storage.sites(self)):
+            message = "scalings are multiplied for a while, which ends in the compiled model"
+            help = "unload outside of `rescale_adapter_scale`"
+            raise LoraFxError((Diagnostic("cannot-rescale", message, help=help),))
+        return super().unload()
 
     def _multiplied(self, multiplier: float) -> list[tuple[storage.Site, float]]:
         before = [(site, site.lora_multiplier) for _, site in storage.sites(self)]

@@ -324,6 +324,12 @@ def test_adapters_that_come_and_go(tmp_path: Path) -> None:
     with pytest.raises(LoraFxError, match="has rank 6, and `max_rank` is 5"):
         small.load_adapter(tmp_path / "wide" / "w", "w")
     assert "w" not in small.lora_fx_adapters
+    names = list(small.lora_fx_adapters)
+    with pytest.raises(LoraFxError, match="has rank 6, and `max_rank` is 5"):
+        small.convert_adapter(names[0], "w", 6)
+    with pytest.raises(LoraFxError, match="and `max_rank` is 5"):
+        small.add_weighted_adapter(names, [1.0] * len(names), "w", "svd", svd_rank=6)
+    assert list(small.lora_fx_adapters) == names
 
 
 CONVOLVING = """lora 1

@@ -74,3 +74,17 @@ def test_what_is_refused() -> None:
         model.rescale_adapter_scale(0.4).__enter__()
     with pytest.raises(lora_fx.LoraFxError, match="has norms of"):
         compiled("init = pissa variant = dora").rescale_adapter_scale(0.4).__enter__()
+
+
+def test_the_model_is_not_unloaded_inside() -> None:
+    """What ends the block is a method of the compiled model."""
+    model = compiled()
+    whole = logits(model)
+    with (
+        pytest.raises(lora_fx.LoraFxError, match="unload outside"),
+        model.rescale_adapter_scale(0.4),
+    ):
+        model.unload()
+    assert (logits(model) == whole).all()
+    model.unload()
+    assert (logits(model) == logits(llama(2).eval())).all()

@@ -23,6 +23,7 @@ from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.spec.peft.read import read_config
 from lora_fx.spec.together import together
 
+_OF_RANK = ("target_parameters", "kasa_config", "monteclora_config", "use_bdlora")
 _PAIRS = {"lora_A.weight": "lora_B.weight", "lora_embedding_A": "lora_embedding_B"}
 
 
@@ -31,9 +32,13 @@ def subtract_mutated_init(folder: str | Path, initial: str | Path, out: str | Pa
 
     `initial` is the adapter before training. Ranks are doubled, scalings stay, rsLoRA's and those
     of patterns too. The folder appears when it is whole. Raises LoraFxError if the two folders are
-    not of one adapter.
+    not of one adapter, or of one whose init took no B₀ A₀ out of the base, or of parameters or a
+    variant that is not of twice the rank by rows alone.
     """
     config = dict(read_config(Path(folder)).values)
+    faults = list(_unlike(config, read_config(Path(initial)).values))
+    if faults:
+        raise LoraFxError(faults)
     trained, start = load_file(Path(folder) / TENSORS), load_file(Path(initial) / TENSORS)
     faults = list(_faults(trained, start))
     if faults:
@@ -70,6 +75,19 @@ def _doubled(config: Mapping[str, Any]) -> dict[str, Any]:
         **dict.fromkeys(("corda_config", "eva_config", "lora_ga_config"), None),
         "loftq_config": {},
     }
+
+
+def _unlike(config: Mapping[str, Any], initial: Mapping[str, Any]) -> Iterator[Diagnostic]:
+    """Yield what of an adapter is no B A that starts as what was taken out of the base."""
+    for name in (name for name in _OF_RANK if config.get(name)):
+        message = f"the adapter has `{name}`, with which no init of PEFT's changes the base"
+        yield Diagnostic("cannot-convert", message, help="load the folder over the base as it is")
+    inits = dict.fromkeys(one.get("init_lora_weights", True) for one in (config, initial))
+    for init in (init for init in inits if init in (False, "loftq")):
+        message = (
+            f"`init_lora_weights` is `{json.dumps(init)}`, which takes no B₀ A₀ out of the base"
+        )
+        yield Diagnostic("cannot-convert", message, help="load the folder over the base as it is")
 
 
 def _faults(trained: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Iterator[Diagnostic]:

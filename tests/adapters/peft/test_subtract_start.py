@@ -23,6 +23,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "copies": {"modules_to_save": ["norm"], "bias": "lora_only"},
     "rows": {"trainable_token_indices": [3, 7]},
     "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "random": {"init_lora_weights": False},
 }
 
 
@@ -41,7 +42,7 @@ def written(feature: str, folder: Path) -> Any:
     return model
 
 
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("feature", [name for name in FEATURES if name != "random"])
 def test_it_computes_what_was_trained(feature: str, tmp_path: Path) -> None:
     want = logits(written(feature, tmp_path))
     lora_fx.subtract_mutated_init(tmp_path / "trained", tmp_path / "initial", tmp_path / "plain")
@@ -77,3 +78,29 @@ def test_folders_of_two_adapters_are_refused(tmp_path: Path) -> None:
             tmp_path / "one" / "trained", tmp_path / "two" / "initial", tmp_path / "out"
         )
     assert not (tmp_path / "out").exists()
+
+
+REFUSED = {
+    "target_parameters": 'target parameter "**.q_proj.weight"',
+    "kasa_config": "variant = kasa target q_proj",
+    "monteclora_config": "variant = monteclora target q_proj",
+    "use_bdlora": 'rank = 4 variant = bdlora(a = ["q_proj"], blocks = 2) target q_proj',
+    "init_lora_weights": "init = loftq target q_proj",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_such_start_is_refused(name: str, tmp_path: Path) -> None:
+    """Of experts, and of blocks, the rows would be others'."""
+    text = f"lora 1 adapter default {{ {REFUSED[name]} }}"
+    model: Any = lora_fx.compile(llama(2), text, backend=None)
+    model.save_pretrained(tmp_path / "one")
+    with pytest.raises(lora_fx.LoraFxError, match=name):
+        lora_fx.subtract_mutated_init(tmp_path / "one", tmp_path / "one", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_random_start_is_no_part_of_the_base(tmp_path: Path) -> None:
+    written("random", tmp_path)
+    with pytest.raises(lora_fx.LoraFxError, match="is `false`"):
+        lora_fx.subtract_mutated_init(tmp_path / "trained", tmp_path / "initial", tmp_path / "out")
