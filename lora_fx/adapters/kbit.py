@@ -17,7 +17,9 @@ def prepare_for_kbit_training(
 
     `norms`: parameters of one dimension, norms and biases. Of embeddings and the head float32 holds
     nothing that 16 bits do not, they are not trained, and take twice the memory: `all` upcasts them
-    too, which is PEFT's `prepare_model_for_kbit_training`. Packed weights stay. Checkpointing,
+    too, which is PEFT's `prepare_model_for_kbit_training`. With `norms` what they give is float32,
+    which a head in 16 bits multiplies only under autocast, as of `Trainer(bf16=True)`; `all` runs
+    without it. Packed weights stay. Checkpointing,
     which PEFT's function switches on, is `checkpoint` in the spec or `Trainer`'s own. Raises
     ValueError for another word.
     """

@@ -55,3 +55,12 @@ def test_packed_weights_stay_and_adapters_are_trained_through_them() -> None:
     assert all(p.grad.norm() > 0 for p in adapted.parameters() if p.requires_grad)
     with adapted.disable_adapter():
         assert relative(adapted(tokens()).logits, want) < 1e-6
+
+
+def test_a_head_in_16_bits_wants_autocast() -> None:
+    model = nf4(short())
+    lora_fx.prepare_for_kbit_training(model)
+    with pytest.raises(RuntimeError, match="dtype"):
+        model(tokens())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(tokens()).logits.isfinite().all()
