@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lora_fx
 from lora_fx.adapters import storage
-from lora_fx.graph import ops
+from lora_fx.graph import references
 from lora_fx.graph.row_norms import row_norms
 from lora_fx.passes.aten import accumulate_products as sums
 from tests.adapters.kinds import scatter
@@ -92,7 +92,7 @@ def test_gradients_beside_finite_differences(monkeypatch: pytest.MonkeyPatch) ->
     def norms_at_the_point(W: Tensor, A: Tensor, B: Tensor, scaling: Tensor) -> Tensor:
         return fixed.setdefault(A.data_ptr(), row_norms(W, A, B, scaling))
 
-    monkeypatch.setattr(ops, "row_norms", norms_at_the_point)
+    monkeypatch.setattr(references, "row_norms", norms_at_the_point)
 
     def loss() -> Tensor:
         return model(IDS).square().mean()
