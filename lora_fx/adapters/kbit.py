@@ -11,17 +11,16 @@ _EVERY = "its products are in float32, as PEFT's are"
 
 
 def prepare_for_kbit_training(
-    model: nn.Module, upcast: Literal["norms", "all"] = "norms"
+    model: nn.Module, upcast: Literal["norms", "all"] = "all"
 ) -> dict[str, str]:
     """Freeze a model and upcast what is in 16 bits to float32, in place; return what, and why.
 
-    `norms`: parameters of one dimension, norms and biases. Of embeddings and the head float32 holds
-    nothing that 16 bits do not, they are not trained, and take twice the memory: `all` upcasts them
-    too, which is PEFT's `prepare_model_for_kbit_training`. With `norms` what they give is float32,
-    which a head in 16 bits multiplies only under autocast, as of `Trainer(bf16=True)`; `all` runs
-    without it. Packed weights stay. Checkpointing,
-    which PEFT's function switches on, is `checkpoint` in the spec or `Trainer`'s own. Raises
-    ValueError for another word.
+    `all` is PEFT's `prepare_model_for_kbit_training`. `norms` leaves out what has more than one
+    dimension, embeddings and the head: float32 holds nothing of them that 16 bits do not, and takes
+    twice the memory; but what norms give is float32 then, which a head in 16 bits multiplies only
+    under autocast, as of `Trainer(bf16=True)`. Packed weights stay. Checkpointing, which PEFT's
+    function switches on, is `checkpoint` in the spec or `Trainer`'s own. Raises ValueError for
+    another word.
     """
     if upcast not in ("norms", "all"):
         raise ValueError(f"`upcast` is `norms` or `all`, not {upcast!r}")

@@ -19,7 +19,7 @@ def short() -> Any:
 
 def test_all_is_what_peft_upcasts() -> None:
     ours, theirs = short(), short()
-    found = lora_fx.prepare_for_kbit_training(ours, "all")
+    found = lora_fx.prepare_for_kbit_training(ours)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         prepare_model_for_kbit_training(theirs, use_gradient_checkpointing=False)
@@ -31,7 +31,7 @@ def test_all_is_what_peft_upcasts() -> None:
 
 def test_norms_and_biases_are_what_costs_little() -> None:
     model = short()
-    found = lora_fx.prepare_for_kbit_training(model)
+    found = lora_fx.prepare_for_kbit_training(model, "norms")
     for name, parameter in model.named_parameters():
         few = parameter.dim() == 1
         assert (name in found) == few
@@ -59,8 +59,10 @@ def test_packed_weights_stay_and_adapters_are_trained_through_them() -> None:
 
 def test_a_head_in_16_bits_wants_autocast() -> None:
     model = nf4(short())
-    lora_fx.prepare_for_kbit_training(model)
+    lora_fx.prepare_for_kbit_training(model, "norms")
     with pytest.raises(RuntimeError, match="dtype"):
         model(tokens())
     with torch.autocast("cpu", torch.bfloat16):
         assert model(tokens()).logits.isfinite().all()
+    lora_fx.prepare_for_kbit_training(model)
+    assert model(tokens()).logits.dtype is torch.float32
