@@ -84,10 +84,7 @@ def expand(
     dtype = compute_dtype(compute, h.dtype)
     with _arithmetic(h, compute):
         scaled = None if bias is None else (bias * scalings[branch]).to(dtype)
-        if B.dtype.itemsize > dtype.itemsize:  # the cast rounds B, scaled or not
-            B = B * scalings[branch]
-        else:
-            h = h * scalings[branch]
+        h, B = _scaled(h, B, scalings[branch], dtype)
         if share is not None and scaled is None:
             h = h * share
         delta = pointwise(h.to(dtype), B.to(dtype), scaled)
@@ -123,10 +120,7 @@ def stack_expand(
     """Add one branch as `expand` does, by the matrices of a stack B (n, out, r)."""
     dtype = compute_dtype(compute, h.dtype)
     with _arithmetic(h, compute):
-        if B.dtype.itemsize > dtype.itemsize:  # the cast rounds B, scaled or not
-            B = B * scalings[branch]
-        else:
-            h = h * scalings[branch]
+        h, B = _scaled(h, B, scalings[branch], dtype)
         h, B = h.to(dtype), B.to(dtype)
         if offsets is None:
             delta = torch.matmul(h, B.mT)
@@ -201,6 +195,13 @@ def delta(W: Tensor, A: Tensor, B: Tensor, scaling: Tensor | None, transposed: b
     if scaling is not None:
         B = B * scaling
     return torch.addmm(W, A.t(), B.t()) if transposed else torch.addmm(W, B, A)
+
+
+def _scaled(h: Tensor, B: Tensor, scaling: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scale B where it is cast to a smaller dtype, which rounds it anyway, and else h."""
+    if B.dtype.itemsize > dtype.itemsize:
+        return h, B * scaling
+    return h * scaling, B
 
 
 def _arithmetic(x: Tensor, compute: str):

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.bind import activate, bind, remove, require_compatible
 from lora_fx.adapters.peft.folders import local
-from lora_fx.adapters.peft.keys import expected_shapes, live_tensors, overwrite, without_values
+from lora_fx.adapters.peft.keys import live_tensors, overwrite, without_values
 from lora_fx.adapters.peft.read import Loaded, read
 from lora_fx.adapters.peft.task import task_of
 from lora_fx.adapters.peft.write import folder_config, write
@@ -21,31 +21,23 @@ from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.lora_fa import lora_fa_faults, with_frozen_A
 from lora_fx.plan.memory import count_elements
 from lora_fx.plan.offloaded import distinct_parameters
-from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
+from lora_fx.runtime.adapter_checks import AdapterChecks, check_name
 from lora_fx.runtime.auxiliary_loss import auxiliary_loss
 from lora_fx.runtime.routes import Routes, routes_of
 from lora_fx.runtime.saved_spec import save_spec
 from lora_fx.runtime.status import LayerStatus, ModelStatus, layer_status, model_status
 from lora_fx.spec.together import together
 
-if TYPE_CHECKING:
-    _Base = nn.Module
-else:
-    _Base = object
 
-
-class AdapterMethods(_Base):
+class AdapterMethods(AdapterChecks):
     """Mixin for the root of a compiled model.
 
     Active and trainable are two things: nothing here changes `requires_grad` or training mode of
     an adapter that is already there.
     """
 
-    lora_fx_plan: Plan
-    lora_fx_adapters: dict[str, AdapterPlan]
     lora_fx_active: tuple[str, ...]
-    lora_fx_merged: tuple[str, ...]
     lora_fx_enabled: bool
     lora_fx_watched: set[tuple[tuple[str, ...], bool]]
     lora_fx_routing: Routing
@@ -226,50 +218,6 @@ class AdapterMethods(_Base):
             site.lora_routing = self.lora_fx_routing
             site.route(self.lora_fx_routes.adapters)
 
-    def _require_base_unmerged(self, plan: AdapterPlan) -> None:
-        """Raise LoraFxError if an adapter changes weights while others are folded into them."""
-        if any(site.changes_base for site in plan.sites):
-            self._require_unmerged(self.lora_fx_merged)
-
-    def _require_unmerged(self, names: tuple[str, ...]) -> None:
-        """Raise LoraFxError if one of these adapters is folded into the weights."""
-        there = [name for name in self.lora_fx_merged if name in names]
-        if there:
-            message = f"adapter `{there[0]}` is merged into the weights"
-            help = "call `unmerge_adapter()` first"
-            raise LoraFxError((Diagnostic("adapter-merged", message, help=help),))
-
-    def _require_known(self, names: tuple[str, ...]) -> None:
-        known = ", ".join(f"`{name}`" for name in self.lora_fx_adapters)
-        help = f"the adapters are {known}" if known else "the model has none"
-        unknown = tuple(
-            Diagnostic("unknown-adapter", f"there is no adapter `{name}`", None, help=help)
-            for name in names
-            if name not in self.lora_fx_adapters
-        )
-        if unknown:
-            raise LoraFxError(unknown)
-
-    def _require_rank(self, plan: AdapterPlan) -> None:
-        """Raise LoraFxError if an adapter has a larger rank than the spec's `max_rank`."""
-        route = self.lora_fx_plan.spec.route
-        ranks = [site.rank for site in plan.sites]
-        if (
-            route is not None
-            and route.max_rank is not None
-            and max(ranks, default=0) > route.max_rank
-        ):
-            message = f"`{plan.name}` has rank {max(ranks)}, and `max_rank` is {route.max_rank}"
-            help = "write a larger `max_rank` in `route`, or compress the adapter: `rank = svd(…)`"
-            raise LoraFxError((Diagnostic("rank-too-large", message, help=help),))
-
-    def _require_same(self, adapter: str, new: AdapterPlan) -> None:
-        present = self.lora_fx_adapters[adapter]
-        if expected_shapes(present, self) != expected_shapes(new, self):
-            message = f"adapter `{adapter}` is there with other modules or ranks"
-            help = f'call `delete_adapter("{adapter}")` first, or load under another name'
-            raise LoraFxError((Diagnostic("adapter-exists", message, None, help=help),))
-
     def _overwrite(self, adapter: str, loaded: Loaded) -> None:
         """Put a file's values and scalings in the place of an adapter's own; dropout stays."""
         placed = dict(storage.sites(self))
@@ -294,12 +242,3 @@ def write_adapter(
     base = getattr(getattr(model, "config", None), "_name_or_path", None) or None
     config |= {"base_model_name_or_path": base, "task_type": task_of(model, plan)}
     write(folder, model, plan, config, save_embedding_layers, earlier)
-
-
-def check_name(name: str) -> None:
-    """Raise LoraFxError for what cannot name an adapter."""
-    taken = name in ("", "base", "__base__") or hasattr(nn.ModuleDict(), name)
-    if taken or set("./\\") & set(name):
-        message = f"`{name}` cannot name an adapter"
-        help = "choose a name without dots and slashes, not `base` and no word of `nn.ModuleDict`"
-        raise LoraFxError((Diagnostic("adapter-name", message, None, help=help),))

@@ -4,11 +4,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from lora_fx.adapters.combine.combine import Recipe, combined
+from lora_fx.adapters.combine.combine import combined
 from lora_fx.adapters.combine.operators import Method
+from lora_fx.adapters.combine.recipe import Recipe
 from lora_fx.adapters.undo import undone_on_error
 from lora_fx.diagnostics import Diagnostic, LoraFxError
-from lora_fx.runtime.adapter_methods import check_name
+from lora_fx.runtime.adapter_checks import check_name
 from lora_fx.runtime.live_methods import LiveMethods
 
 _PLAIN = ("cat", "linear", "svd")

@@ -6,7 +6,7 @@ from lora_fx.adapters.combine.intruders import reduced
 from lora_fx.adapters.combine.low_rank import Rank, is_rank
 from lora_fx.adapters.undo import undone_on_error
 from lora_fx.diagnostics import Diagnostic, LoraFxError
-from lora_fx.runtime.adapter_methods import check_name
+from lora_fx.runtime.adapter_checks import check_name
 from lora_fx.runtime.combine_methods import CombineMethods
 
 

@@ -8,8 +8,9 @@ from torch import nn
 
 from lora_fx.adapters import copies
 from lora_fx.adapters.bind import activate, remove
-from lora_fx.adapters.combine.combine import Combined, Recipe, combined
+from lora_fx.adapters.combine.combine import Combined, combined
 from lora_fx.adapters.combine.operators import Method
+from lora_fx.adapters.combine.recipe import Recipe
 from lora_fx.adapters.mergeable import require_mergeable
 from lora_fx.plan.merge_sources import base_sources
 from lora_fx.plan.rules import AdapterPlan

@@ -1,7 +1,8 @@
 """One call of a compiled model in which every sample has its own adapter.
 
 Names become rows of a small table here, on the host: to the graph they are numbers, the shares of
-the adapters in each sample, and none of them is ever read back from a device.
+the adapters in each sample, and none of them is read back from a device; but for indices that a
+call in training brings on one.
 """
 
 from collections.abc import Callable

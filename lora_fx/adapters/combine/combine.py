@@ -1,6 +1,6 @@
 """Whole adapters combined into the plan and the values of a new one."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,43 +13,29 @@ from lora_fx.adapters.combine.factors import (
     clamp,
     combine,
     combine_biases,
-    merges_any_ranks,
-    rank_of,
 )
-from lora_fx.adapters.combine.gains import LEAST, common_gain, with_gain
-from lora_fx.adapters.combine.operators import Method
+from lora_fx.adapters.combine.gains import common_gain, with_gain
+from lora_fx.adapters.combine.obstacles import (
+    dora_and_biased,
+    of_branches,
+    replaced_and_adapted,
+    vanishing,
+)
 from lora_fx.adapters.combine.part import Part, part_of
+from lora_fx.adapters.combine.recipe import Recipe
 from lora_fx.adapters.combine.trained import combined_copy, combined_rows
 from lora_fx.adapters.init import generator_of
 from lora_fx.adapters.magnitudes import oriented_weight
 from lora_fx.adapters.parameter_site import ParameterSite, join
-from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.diagnostics import LoraFxError
 from lora_fx.graph.exact import exact_products
 from lora_fx.plan.alike import once_each
-from lora_fx.plan.folding import numberless
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.selectors import is_inside
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.expressions import Word
 
-_SUMS = ("lora", "dora", "bdlora", "velora", "kasa", "monteclora")
 Mix = Sequence[tuple[AdapterPlan, float]]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How adapters are combined: `rank` compresses the result, `clamped` limits its values.
-
-    `dtype` is that of the result, else that of the parts, and at least float32.
-    With `bounded` a rank beyond what a layer has room for is refused.
-    """
-
-    method: Method
-    rank: int | None = None
-    clamped: float | None = None
-    seed: int = 0
-    dtype: torch.dtype | None = None
-    bounded: bool = True
 
 
 @dataclass(frozen=True)
@@ -87,9 +73,9 @@ def combined(model: nn.Module, name: str, mix: Mix, recipe: Recipe) -> Combined:
             there.setdefault(site.name, []).append((site, weight))
     there = {fqn: there[fqn] for fqn in sorted(there, key=order.__getitem__)}
     weights = {plan.name: weight for plan, weight in mix}
-    faults = [fault for found in there.values() for fault in _faults(found, recipe)]
-    faults += _dora_and_biased(site for found in there.values() for site, _ in found)
-    faults += _replaced_and_adapted(model, there, weights)
+    faults = [fault for found in there.values() for fault in of_branches(found, recipe)]
+    faults += dora_and_biased(site for found in there.values() for site, _ in found)
+    faults += replaced_and_adapted(model, there, weights)
     if faults:
         raise LoraFxError(once_each(faults))
     placed = dict(storage.sites(model))
@@ -98,7 +84,7 @@ def combined(model: nn.Module, name: str, mix: Mix, recipe: Recipe) -> Combined:
         fqn: [part_of(placed[fqn], site.adapter, weight) for site, weight in found]
         for fqn, found in there.items()
     }
-    faults = [fault for fqn, here in parts.items() for fault in _vanishing(fqn, here)]
+    faults = [fault for fqn, here in parts.items() for fault in vanishing(fqn, here)]
     if faults:
         raise LoraFxError(once_each(faults))
     values = {
@@ -158,15 +144,6 @@ def _of_matrix(
 ) -> Factors:
     A, B = combine(recipe.method, parts, recipe.rank, generator, groups)
     return (A, B) if recipe.clamped is None else clamp((A, B), recipe.clamped)
-
-
-def _vanishing(fqn: str, parts: Sequence[Part]) -> Iterator[Diagnostic]:
-    """Yield a fault if the weights of DoRA adapters leave nothing of the base's weight."""
-    c = common_gain(parts)
-    if c is not None and c.abs().min() < LEAST:
-        message = f"these weights leave nothing of the base's weight at `{numberless(fqn)}`"
-        help = "a DoRA adapter scales that weight: choose weights that leave some of it"
-        yield Diagnostic("cannot-combine", message, help=help)
 
 
 def site_of(name: str, like: SitePlan, values: Mapping[str, Tensor]) -> SitePlan:
@@ -243,59 +220,3 @@ def of_base(
         for tokens in plan.tokens
     }
     return own, rows
-
-
-def _faults(found: Sequence[tuple[SitePlan, float]], recipe: Recipe) -> Iterator[Diagnostic]:
-    """Yield why branches of one site cannot be combined."""
-    first, method = found[0][0], recipe.method
-    where = numberless(first.name)
-    for site, _ in found:
-        if site.variant.name not in _SUMS:
-            message = f"`{site.adapter}` is `{site.variant.name}` at `{where}`, which is no sum"
-            yield Diagnostic("cannot-combine", message)
-        if site.replaces_base:
-            message = f"`{site.adapter}` has put another weight at `{where}`, and adds to that"
-            help = "merge it into the base instead"
-            yield Diagnostic("cannot-combine", message, help=help)
-    ranks, most = [site.rank_of_change for site, _ in found], first.layer.largest_rank
-    groups = first.layer.groups
-    each = min(most, first.layer.out_features // groups)
-    rank = recipe.rank or groups * rank_of(method, [r // groups for r in ranks], None, each)
-    if len(set(ranks)) > 1 and not merges_any_ranks(method):
-        listed = " and ".join(str(rank) for rank in dict.fromkeys(ranks))
-        message = f"`{method.name}` combines adapters of one rank; at `{where}` they have {listed}"
-        help = "`linear`, `cat` and `svd` combine any ranks"
-        yield Diagnostic("cannot-combine", message, help=help)
-    elif recipe.bounded and rank > most:
-        message = f"the result would have rank {rank} at `{where}`, where at most {most} is needed"
-        yield Diagnostic("cannot-combine", message, help=f"compress it to at most {most} by `svd`")
-    elif rank % groups:
-        message = f"the result would have rank {rank} at `{where}`, which has {groups} groups"
-        help = f"compress it to a multiple of {groups} by `svd`"
-        yield Diagnostic("cannot-combine", message, help=help)
-    if len({site.tie for site, _ in found}) > 1:
-        message = f"one adapter is tied at `{where}` and another is not"
-        yield Diagnostic("cannot-combine", message)
-
-
-def _dora_and_biased(sites: Iterable[SitePlan]) -> Iterator[Diagnostic]:
-    """Yield a fault if one adapter has magnitudes and another biases on B."""
-    named = {one: site.adapter for site in sites for one in (site.variant.name, site.lora_bias)}
-    if "dora" in named and True in named:
-        message = f"`{named['dora']}` is `dora`, and `{named[True]}` has `lora_bias`"
-        yield Diagnostic("cannot-combine", message, help="no adapter can have both")
-
-
-def _replaced_and_adapted(
-    model: nn.Module, sites: Mapping[str, object], weights: Mapping[str, float]
-) -> Iterator[Diagnostic]:
-    """Yield a fault where one adapter adds to what another has a version of its own of."""
-    for fqn, module in copies.holders(model):
-        for adapter in weights:
-            own = copies.tensors(module, adapter) if copies.has(module, adapter) else {}
-            rows = any(token_rows.rows_of(module, other) for other in weights)
-            adapts = (fqn in sites or rows) if "weight" in own else False
-            if adapts or any(f"{fqn}.{name}" in sites for name in own):
-                message = f"`{adapter}` trains `{numberless(fqn)}`, and another adapter adapts it"
-                help = "combine adapters that train and adapt the same modules"
-                yield Diagnostic("cannot-combine", message, help=help)

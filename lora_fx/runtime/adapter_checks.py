@@ -1,0 +1,76 @@
+"""What must hold before adapters of a compiled model are touched."""
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from lora_fx.adapters.peft.keys import expected_shapes
+from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.plan import Plan
+from lora_fx.plan.rules import AdapterPlan
+
+if TYPE_CHECKING:
+    _Base = nn.Module
+else:
+    _Base = object
+
+
+class AdapterChecks(_Base):
+    """Mixin for the root of a compiled model; what does not hold raises LoraFxError."""
+
+    lora_fx_plan: Plan
+    lora_fx_adapters: dict[str, AdapterPlan]
+    lora_fx_merged: tuple[str, ...]
+
+    def _require_base_unmerged(self, plan: AdapterPlan) -> None:
+        """Raise LoraFxError if an adapter changes weights while others are folded into them."""
+        if any(site.changes_base for site in plan.sites):
+            self._require_unmerged(self.lora_fx_merged)
+
+    def _require_unmerged(self, names: tuple[str, ...]) -> None:
+        """Raise LoraFxError if one of these adapters is folded into the weights."""
+        there = [name for name in self.lora_fx_merged if name in names]
+        if there:
+            message = f"adapter `{there[0]}` is merged into the weights"
+            help = "call `unmerge_adapter()` first"
+            raise LoraFxError((Diagnostic("adapter-merged", message, help=help),))
+
+    def _require_known(self, names: tuple[str, ...]) -> None:
+        known = ", ".join(f"`{name}`" for name in self.lora_fx_adapters)
+        help = f"the adapters are {known}" if known else "the model has none"
+        unknown = tuple(
+            Diagnostic("unknown-adapter", f"there is no adapter `{name}`", None, help=help)
+            for name in names
+            if name not in self.lora_fx_adapters
+        )
+        if unknown:
+            raise LoraFxError(unknown)
+
+    def _require_rank(self, plan: AdapterPlan) -> None:
+        """Raise LoraFxError if an adapter has a larger rank than the spec's `max_rank`."""
+        route = self.lora_fx_plan.spec.route
+        ranks = [site.rank for site in plan.sites]
+        if (
+            route is not None
+            and route.max_rank is not None
+            and max(ranks, default=0) > route.max_rank
+        ):
+            message = f"`{plan.name}` has rank {max(ranks)}, and `max_rank` is {route.max_rank}"
+            help = "write a larger `max_rank` in `route`, or compress the adapter: `rank = svd(…)`"
+            raise LoraFxError((Diagnostic("rank-too-large", message, help=help),))
+
+    def _require_same(self, adapter: str, new: AdapterPlan) -> None:
+        present = self.lora_fx_adapters[adapter]
+        if expected_shapes(present, self) != expected_shapes(new, self):
+            message = f"adapter `{adapter}` is there with other modules or ranks"
+            help = f'call `delete_adapter("{adapter}")` first, or load under another name'
+            raise LoraFxError((Diagnostic("adapter-exists", message, None, help=help),))
+
+
+def check_name(name: str) -> None:
+    """Raise LoraFxError for what cannot name an adapter."""
+    taken = name in ("", "base", "__base__") or hasattr(nn.ModuleDict(), name)
+    if taken or set("./\\") & set(name):
+        message = f"`{name}` cannot name an adapter"
+        help = "choose a name without dots and slashes, not `base` and no word of `nn.ModuleDict`"
+        raise LoraFxError((Diagnostic("adapter-name", message, None, help=help),))
