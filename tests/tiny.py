@@ -1,6 +1,8 @@
 """Tiny random models of real architectures, and the steps that tests compare."""
 
+import uuid
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -111,6 +113,11 @@ def checkpointing(model: PreTrainedModel, reentrant: bool) -> None:
     name = "activation_checkpointing_enable"
     enable = getattr(model, name, None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": reentrant})
+
+
+def uncached() -> AbstractContextManager[None]:
+    """Compile anew what is compiled in here, whatever the caches of earlier runs hold."""
+    return torch.compiler.config.patch(cache_key_tag=f"uncached {uuid.uuid4()}")
 
 
 def graphs() -> int:

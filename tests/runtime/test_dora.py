@@ -1,7 +1,6 @@
 """DoRA compiled: the same gradients, nothing as large as a weight on the way, no more graphs."""
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from tests.dense import relative
 from tests.odd_models import Varied
 from tests.runtime.artifact.made import build, one_program_each
 from tests.runtime.artifact.made import text as artifact_text
-from tests.tiny import assert_equal, checkpointing, graphs, llama, spec, step, tokens
+from tests.tiny import assert_equal, checkpointing, graphs, llama, spec, step, tokens, uncached
 
 DORA = "rank = 3  alpha = 5  variant = dora"
 
@@ -49,7 +48,7 @@ def compiled(backend: str | None, more: str = "", layers: int = 2) -> Any:
 def test_a_step_of_inductor(settings: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sums, "_LEAST", 0)
     text = f"lora 1 adapter default {{ {DORA} init = random target linear }}"
-    with torch.compiler.config.patch(cache_key_tag="sums of any size"):
+    with uncached():
         model = lora_fx.compile(llama(1), f"{text} compile {{ {settings} }}")
         marked = lora_fx.compile(llama(1), text, backend=None)
         for one in (model, marked):
@@ -195,7 +194,7 @@ def sizes_of(run: Callable[[Tensor], Tensor], model: nn.Module) -> set[int]:
     ids=["several", "bfloat16", "dropout"],
 )
 def test_nothing_of_inductor_is_as_large_as_a_weight(text: str, dtype: torch.dtype) -> None:
-    with torch.compiler.config.patch(cache_key_tag=f"not cached {time.time()}"):
+    with uncached():
         model = lora_fx.compile(untied().to(dtype), text)
         model.set_adapter(["default", "other"])
         model.up.train(), model.mix.train()

@@ -10,7 +10,7 @@ import lora_fx
 from lora_fx.compiler import pipeline
 from lora_fx.graph.room import ROOM
 from lora_fx.passes.aten import accumulate_products as sums
-from tests.tiny import SIZES, assert_differ, assert_equal, llama, step, tokens
+from tests.tiny import SIZES, assert_differ, assert_equal, llama, step, tokens, uncached
 
 TEXT = """lora 1
 adapter sql { rank = 3 alpha = 6 init = random target linear except lm_head }
@@ -22,7 +22,7 @@ adapter style { rank = 2 alpha = 5 init = random target q_proj, up_proj, down_pr
 def small_sums_too(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Rewrite sums of any size, and let no cache bring back what was compiled otherwise."""
     monkeypatch.setattr(sums, "_LEAST", 0)
-    with torch.compiler.config.patch(cache_key_tag="sums of any size"):
+    with uncached():
         yield
 
 
