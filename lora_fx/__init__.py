@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_fx.adapters.kbit import prepare_for_kbit_training as prepare_for_kbit_training
     from lora_fx.adapters.peft.subtract_start import (
         subtract_mutated_init as subtract_mutated_init,
     )
+    from lora_fx.adapters.weights.kbit import prepare_for_kbit_training as prepare_for_kbit_training
     from lora_fx.compiler.build import build as build
     from lora_fx.compiler.capture import capture as capture
     from lora_fx.compiler.compile import compile as compile
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from lora_fx.plan import plan as plan
     from lora_fx.plan.peft import from_peft as from_peft
     from lora_fx.runtime.optimizer.make import optimizer as optimizer
-    from lora_fx.runtime.routed_collator import RoutedCollator as RoutedCollator
+    from lora_fx.runtime.routing.collator import RoutedCollator as RoutedCollator
     from lora_fx.spec import parse as parse
 
 _HOMES = {
     "Diagnostic": "lora_fx.diagnostics",
     "LoraFxError": "lora_fx.diagnostics",
-    "RoutedCollator": "lora_fx.runtime.routed_collator",
+    "RoutedCollator": "lora_fx.runtime.routing.collator",
     "build": "lora_fx.compiler.build",
     "capture": "lora_fx.compiler.capture",
     "compile": "lora_fx.compiler.compile",
@@ -39,7 +39,7 @@ _HOMES = {
     "optimizer": "lora_fx.runtime.optimizer.make",
     "parse": "lora_fx.spec",
     "plan": "lora_fx.plan",
-    "prepare_for_kbit_training": "lora_fx.adapters.kbit",
+    "prepare_for_kbit_training": "lora_fx.adapters.weights.kbit",
     "subtract_mutated_init": "lora_fx.adapters.peft.subtract_start",
 }
 __all__ = [

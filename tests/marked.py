@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.factors import Arithmetic
-from lora_fx.adapters.site import Site
+from lora_fx.adapters.sites.factors import Arithmetic
+from lora_fx.adapters.sites.site import Site
 
 
 def add_adapter(

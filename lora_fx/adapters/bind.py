@@ -5,18 +5,20 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_fx.adapters import copies, encoder_layers, magnitudes, merged, storage, token_rows
-from lora_fx.adapters.changed_weight import change, require_changeable, restore
-from lora_fx.adapters.factors import Arithmetic, Compression
+from lora_fx.adapters import storage, token_rows
 from lora_fx.adapters.init import generator_of
 from lora_fx.adapters.init.direction import start_direction
-from lora_fx.adapters.kasa import truncate
-from lora_fx.adapters.mergeable import require_separate
-from lora_fx.adapters.offloaded_copies import keep_in_force
-from lora_fx.adapters.offloaded_parameters import show_parameters
-from lora_fx.adapters.parameter_site import ParameterSite
 from lora_fx.adapters.reachable import require_reachable
-from lora_fx.adapters.sampler import last_draw
+from lora_fx.adapters.sites import encoder_layers, magnitudes
+from lora_fx.adapters.sites.factors import Arithmetic, Compression
+from lora_fx.adapters.sites.kasa import truncate
+from lora_fx.adapters.sites.parameter_site import ParameterSite
+from lora_fx.adapters.sites.sampler import last_draw
+from lora_fx.adapters.weights import copies, merged
+from lora_fx.adapters.weights.changed_weight import change, require_changeable, restore
+from lora_fx.adapters.weights.mergeable import require_separate
+from lora_fx.adapters.weights.offloaded_copies import keep_in_force
+from lora_fx.adapters.weights.offloaded_parameters import show_parameters
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.offloaded import tied_names
 from lora_fx.plan.rules import AdapterPlan

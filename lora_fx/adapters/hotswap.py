@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lora_fx.adapters import copies, magnitudes, storage, token_rows
-from lora_fx.adapters.changed_weight import rebase
-from lora_fx.adapters.factors import Arithmetic
+from lora_fx.adapters import storage, token_rows
 from lora_fx.adapters.peft.keys import depth_of, inner_prefix, is_near, live_tensors
 from lora_fx.adapters.peft.plain import PREFIX, plain
-from lora_fx.adapters.sampler import LAST
-from lora_fx.adapters.site import Site
+from lora_fx.adapters.sites import magnitudes
+from lora_fx.adapters.sites.factors import Arithmetic
+from lora_fx.adapters.sites.sampler import LAST
+from lora_fx.adapters.sites.site import Site
+from lora_fx.adapters.weights import copies
+from lora_fx.adapters.weights.changed_weight import rebase
 from lora_fx.plan.folding import numberless
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan

@@ -2,8 +2,9 @@
 
 from torch import nn
 
-from lora_fx.adapters import copies, storage, token_rows
-from lora_fx.adapters.parameter_site import ParameterSite
+from lora_fx.adapters import storage, token_rows
+from lora_fx.adapters.sites.parameter_site import ParameterSite
+from lora_fx.adapters.weights import copies
 from lora_fx.diagnostics import Diagnostic
 
 

@@ -6,13 +6,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lora_fx.adapters.convolution_site import ConvolutionSite
 from lora_fx.adapters.dynamic_class import specialise
-from lora_fx.adapters.factors import Arithmetic, Direction, Factors, Holder, Vector
-from lora_fx.adapters.parameter_site import mark_parameter, parameter_sites
-from lora_fx.adapters.sampler import NAME as SAMPLER
-from lora_fx.adapters.sampler import PRIORS, Sampler
-from lora_fx.adapters.site import Site, is_convolution
+from lora_fx.adapters.sites.convolution_site import ConvolutionSite
+from lora_fx.adapters.sites.factors import Arithmetic, Direction, Factors, Holder, Vector
+from lora_fx.adapters.sites.parameter_site import mark_parameter, parameter_sites
+from lora_fx.adapters.sites.sampler import NAME as SAMPLER
+from lora_fx.adapters.sites.sampler import PRIORS, Sampler
+from lora_fx.adapters.sites.site import Site, is_convolution
 from lora_fx.plan.modules import outside_adapters
 from lora_fx.plan.offloaded import device_of
 

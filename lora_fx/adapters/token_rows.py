@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import specialise
-from lora_fx.adapters.site import Site, output_scale
+from lora_fx.adapters.sites.site import Site, output_scale
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import ops
 from lora_fx.plan.modules import outside_adapters

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.mergeable import require_mergeable, require_variants
+from lora_fx.adapters.weights.mergeable import require_mergeable, require_variants
 from lora_fx.compiler.capture import capture
 from lora_fx.compiler.compile import compile
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.program import Program
 from lora_fx.plan.skeleton import tree_of
 from lora_fx.plan.stacks import find_stacks
-from lora_fx.runtime.merge_program import merge_program
+from lora_fx.runtime.merging.program import merge_program
 from lora_fx.spec import parse
 
 _SAMPLES, _TOKENS = 5, 23

@@ -8,7 +8,7 @@ from lora_fx.adapters.bind import Start, bind
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.runtime.given_weights import bind_weights, read_weights
-from lora_fx.runtime.merge_statements import Adapters, run_merges
+from lora_fx.runtime.merging.statements import Adapters, run_merges
 
 Given = Mapping[str, Mapping[str, Tensor]]
 

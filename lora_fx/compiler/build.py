@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lora_fx.adapters.clone import clone
 from lora_fx.adapters.init.batches import Batches
+from lora_fx.adapters.weights.clone import clone
 from lora_fx.compiler.compile import compiled_tree
 from lora_fx.plan.merge_sources import require_base_kept
 from lora_fx.plan.plan import Plan

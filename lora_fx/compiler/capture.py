@@ -11,9 +11,9 @@ from lora_fx.compiler.pipeline import prepare, rewrite
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.inputs import mark_sizes
 from lora_fx.graph.program import Program
-from lora_fx.runtime.brought_in import brought_in
 from lora_fx.runtime.loss import TokenLosses
-from lora_fx.runtime.unit import Compiled, Unit, arguments_of
+from lora_fx.runtime.units.brought_in import brought_in
+from lora_fx.runtime.units.unit import Compiled, Unit, arguments_of
 
 
 def capture(model: nn.Module, *, layer: int = 0, dynamic: bool = False, **inputs: Any) -> Program:

@@ -5,13 +5,13 @@ from typing import TypeVar
 
 from torch import nn
 
-from lora_fx.adapters.augmented import augment
 from lora_fx.adapters.checkpoint import require_effect
-from lora_fx.adapters.clone import clone
 from lora_fx.adapters.init.batches import Batches
 from lora_fx.adapters.not_yet import require_supported
 from lora_fx.adapters.reachable import require_compilable, require_reachable
 from lora_fx.adapters.undo import undone_on_error
+from lora_fx.adapters.weights.augmented import augment
+from lora_fx.adapters.weights.clone import clone
 from lora_fx.compiler.bind import Given, bind_adapters, weights_of
 from lora_fx.compiler.pipeline import Backend, Pipeline
 from lora_fx.plan.merge_sources import require_weights
@@ -19,12 +19,12 @@ from lora_fx.plan.plan import Plan, plan_sites
 from lora_fx.plan.replication import replicate_layers
 from lora_fx.plan.sample_rows import require_sample_rows
 from lora_fx.plan.stacks import find_stacks
-from lora_fx.runtime.brought_in import bring_in
 from lora_fx.runtime.loss import compile_loss
 from lora_fx.runtime.progress import Report, progress_bar, silent
 from lora_fx.runtime.root import checkpoint_layers, make_root
 from lora_fx.runtime.starts import starts
-from lora_fx.runtime.unit import Unit, install_unit
+from lora_fx.runtime.units.brought_in import bring_in
+from lora_fx.runtime.units.unit import Unit, install_unit
 from lora_fx.spec import parse
 from lora_fx.spec.spec import Spec, SpecLike
 

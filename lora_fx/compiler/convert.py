@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_fx.adapters import copies, storage
+from lora_fx.adapters import storage
 from lora_fx.adapters.combine.low_rank import Rank, is_rank
 from lora_fx.adapters.peft.write import CONFIG
+from lora_fx.adapters.weights import copies
 from lora_fx.compiler.compile import compile
 from lora_fx.compiler.load import load
 from lora_fx.diagnostics import Diagnostic, LoraFxError

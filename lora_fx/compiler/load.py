@@ -5,8 +5,8 @@ from typing import TypeVar
 
 from torch import nn
 
-from lora_fx.adapters.clone import clone
 from lora_fx.adapters.peft.folders import adapter_folders, local
+from lora_fx.adapters.weights.clone import clone
 from lora_fx.compiler.compile import compile, compiled_tree
 from lora_fx.compiler.pipeline import Backend
 from lora_fx.diagnostics import Diagnostic, LoraFxError

@@ -6,7 +6,7 @@ from lora_fx.compiler.bind import weights_of
 from lora_fx.compiler.compile import plan_tree
 from lora_fx.runtime.artifact.base import place_of
 from lora_fx.runtime.given_weights import bind_weights
-from lora_fx.runtime.merge_statements import combine_statements
+from lora_fx.runtime.merging.statements import combine_statements
 from lora_fx.runtime.progress import Report, silent
 from lora_fx.runtime.root import make_root
 from lora_fx.runtime.streamed.mapped_model import map_model

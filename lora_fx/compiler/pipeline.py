@@ -27,7 +27,7 @@ from lora_fx.passes.share_shrinks import share_shrinks
 from lora_fx.rewrite.driver import apply
 from lora_fx.rules.expand_sites import ExpandSites
 from lora_fx.runtime.provenance import annotate
-from lora_fx.runtime.uncalled import require_called
+from lora_fx.runtime.units.uncalled import require_called
 from lora_fx.spec.spec import CompileSpec
 
 Backend = Literal["inductor", "eager"]

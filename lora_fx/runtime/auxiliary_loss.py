@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.kasa import regularization
-from lora_fx.adapters.sampler import Sampler
+from lora_fx.adapters.sites.kasa import regularization
+from lora_fx.adapters.sites.sampler import Sampler
 from lora_fx.graph.monteclora import divergence, mixture, variances
 from lora_fx.plan.rules import AdapterPlan
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.combine.low_rank import LowRank, Rank, low_rank
-from lora_fx.adapters.copies import own_names
+from lora_fx.adapters.weights.copies import own_names
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.kinds import layer_of
 

@@ -18,15 +18,16 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from lora_fx.adapters import copies, merged, storage
-from lora_fx.adapters.changed_weight import rebase_by_name
+from lora_fx.adapters import storage
 from lora_fx.adapters.peft.keys import adapter_tensors
 from lora_fx.adapters.peft.write import folder_config
 from lora_fx.adapters.routing import carry
+from lora_fx.adapters.weights import copies, merged
+from lora_fx.adapters.weights.changed_weight import rebase_by_name
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.auxiliary_loss import with_auxiliary_loss
-from lora_fx.runtime.convert_methods import ConvertMethods
-from lora_fx.runtime.routed_call import run_routed
+from lora_fx.runtime.methods.convert import ConvertMethods
+from lora_fx.runtime.routing.call import run_routed
 from lora_fx.spec.together import together
 
 if TYPE_CHECKING:

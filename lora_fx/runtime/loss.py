@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
-from lora_fx.runtime.unit import Unit, install_unit
+from lora_fx.runtime.units.unit import Unit, install_unit
 
 _DEFAULT = "ForCausalLM"  # of models that say nothing
 

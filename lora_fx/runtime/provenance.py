@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch.fx import GraphModule, Node
 
-from lora_fx.adapters.parameter_site import SITES
+from lora_fx.adapters.sites.parameter_site import SITES
 from lora_fx.graph import ops
 from lora_fx.graph.inputs import named_input
 from lora_fx.graph.structure import Structure

@@ -12,12 +12,12 @@ from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.adapters.routing import Routing, carry, checkpoint_routed
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
-from lora_fx.runtime.convert_methods import ConvertMethods
 from lora_fx.runtime.facade import HuggingFace
-from lora_fx.runtime.generating import Generating
-from lora_fx.runtime.routed_call import INDICES, argument_of, run_routed
-from lora_fx.runtime.routes import DEFAULT
-from lora_fx.runtime.unit import Compiled
+from lora_fx.runtime.methods.convert import ConvertMethods
+from lora_fx.runtime.routing.call import INDICES, argument_of, run_routed
+from lora_fx.runtime.routing.generating import Generating
+from lora_fx.runtime.routing.routes import DEFAULT
+from lora_fx.runtime.units.unit import Compiled
 
 
 class Plain(ConvertMethods):

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from lora_fx.adapters import copies, merged, storage, token_rows
+from lora_fx.adapters import storage, token_rows
 from lora_fx.adapters.dynamic_class import base_of
-from lora_fx.adapters.parameter_site import ParameterSite, parameter_sites
-from lora_fx.adapters.site import Site
+from lora_fx.adapters.sites.parameter_site import ParameterSite, parameter_sites
+from lora_fx.adapters.sites.site import Site
+from lora_fx.adapters.weights import copies, merged
 from lora_fx.plan.memory import count_elements, scales_of
 from lora_fx.plan.offloaded import distinct_parameters
 
 if TYPE_CHECKING:
-    from lora_fx.runtime.adapter_methods import AdapterMethods
+    from lora_fx.runtime.methods.adapters import AdapterMethods
 
 Trained = bool | Literal["irregular"]
 

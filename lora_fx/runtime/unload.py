@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lora_fx.adapters import copies, token_rows
+from lora_fx.adapters import token_rows
 from lora_fx.adapters.dynamic_class import base_of, generalise
-from lora_fx.adapters.merged import Merged
 from lora_fx.adapters.routing import unrouted
+from lora_fx.adapters.weights import copies
+from lora_fx.adapters.weights.merged import Merged
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.folding import numberless
 from lora_fx.plan.modules import input_embedding, outside_adapters

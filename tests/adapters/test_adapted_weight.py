@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lora_fx
 from lora_fx.adapters import storage
-from lora_fx.adapters.parameter_site import ParameterSite
+from lora_fx.adapters.sites.parameter_site import ParameterSite
 from tests.adapters.kinds import scatter
 from tests.dense import relative
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import lora_fx
 from lora_fx.adapters import storage
-from lora_fx.adapters.magnitudes import effective_delta
+from lora_fx.adapters.sites.magnitudes import effective_delta
 from tests.adapters.kinds import scatter
 from tests.dense import relative
 from tests.tiny import assert_equal, llama, step, tokens

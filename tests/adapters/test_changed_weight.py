@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import lora_fx
 from lora_fx.adapters import storage
-from lora_fx.adapters.changed_weight import original
 from lora_fx.adapters.peft.keys import live_tensors
+from lora_fx.adapters.weights.changed_weight import original
 from tests.adapters.kinds import scatter
 from tests.adapters.test_init_of_weight import PREFIX, compiled, peft, theirs
 from tests.dense import relative

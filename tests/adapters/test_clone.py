@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lora_fx.adapters.clone import clone
+from lora_fx.adapters.weights.clone import clone
 from tests.quantised import nf4
 from tests.tiny import llama
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import lora_fx
 from lora_fx.adapters import storage
-from lora_fx.adapters.magnitudes import effective_delta, oriented_weight
 from lora_fx.adapters.peft.keys import adapter_tensors, live_tensors
+from lora_fx.adapters.sites.magnitudes import effective_delta, oriented_weight
 from tests.adapters.kinds import scatter
 from tests.adapters.varied import IDS, compiled
 from tests.dense import relative

@@ -9,8 +9,8 @@ from peft import LoraConfig, get_peft_model
 
 import lora_fx
 from lora_fx.adapters import storage
-from lora_fx.adapters.changed_weight import original
-from lora_fx.adapters.magnitudes import effective_delta
+from lora_fx.adapters.sites.magnitudes import effective_delta
+from lora_fx.adapters.weights.changed_weight import original
 from lora_fx.diagnostics import LoraFxError
 from tests.adapters.kinds import scatter
 from tests.dense import relative

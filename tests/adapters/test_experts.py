@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 import lora_fx
 from lora_fx.adapters import storage
-from lora_fx.adapters.parameter_site import ParameterSite
 from lora_fx.adapters.peft.keys import live_tensors
+from lora_fx.adapters.sites.parameter_site import ParameterSite
 from tests.adapters.kinds import (
     Kind,
     by_peft,

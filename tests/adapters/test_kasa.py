@@ -21,8 +21,8 @@ from transformers import (
 
 import lora_fx
 from lora_fx.adapters import storage
-from lora_fx.adapters.changed_weight import original
 from lora_fx.adapters.peft.keys import live_tensors
+from lora_fx.adapters.weights.changed_weight import original
 from tests.adapters.kinds import PREFIX, Kind, by_peft, of, ours, scatter, state_of
 from tests.dense import relative
 from tests.example_inputs import example_inputs

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.factors import Arithmetic
+from lora_fx.adapters.sites.factors import Arithmetic
 from tests.marked import Block, add_adapter
 
 

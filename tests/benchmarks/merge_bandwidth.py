@@ -24,7 +24,7 @@ from rich.table import Table
 
 import lora_fx
 from lora_fx.adapters import storage
-from lora_fx.runtime.merged_tensors import merged_tensors
+from lora_fx.runtime.merging.tensors import merged_tensors
 from tests.benchmarks import decoders as d
 from tests.benchmarks.interleaved import Step, machine, milliseconds
 

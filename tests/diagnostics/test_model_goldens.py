@@ -271,7 +271,7 @@ def test_what_is_wrong(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     ):
         pytest.skip("torch 2.11 has only the limit of the process")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lora_fx.runtime.unit.GRAPHS_PER_UNIT", 1)
+    monkeypatch.setattr("lora_fx.runtime.units.unit.GRAPHS_PER_UNIT", 1)
     with pytest.raises(LoraFxError) as raised:
         CASES[name]()
     text = render(raised.value.diagnostics)

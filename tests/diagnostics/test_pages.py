@@ -104,7 +104,7 @@ def test_programs_and_commands(
         assert command(right, monkeypatch) == 0
         return
     assert language == "python"
-    monkeypatch.setattr("lora_fx.runtime.unit.GRAPHS_PER_UNIT", 2)
+    monkeypatch.setattr("lora_fx.runtime.units.unit.GRAPHS_PER_UNIT", 2)
     with pytest.raises(LoraFxError) as raised:
         run(wrong, code)
     assert {diagnostic.code for diagnostic in raised.value.diagnostics} == {code}

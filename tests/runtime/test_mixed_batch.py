@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lora_fx
 from lora_fx.adapters import storage
-from lora_fx.adapters.magnitudes import effective_delta
+from lora_fx.adapters.sites.magnitudes import effective_delta
 from lora_fx.diagnostics import LoraFxError
 from tests.dense import relative
 from tests.runtime.mixed import NAMES, SPEC, alone, mixed, samples

@@ -151,7 +151,7 @@ def test_many_architectures_in_one_process() -> None:
     reason="torch 2.11 has only the limit of the process",
 )
 def test_beyond_the_limit_it_fails_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_fx.runtime.unit.GRAPHS_PER_UNIT", 1)
+    monkeypatch.setattr("lora_fx.runtime.units.unit.GRAPHS_PER_UNIT", 1)
     model, _ = pair("layers", llama(2))
     with pytest.raises(lora_fx.LoraFxError, match="needs more than 1 graphs"):
         step(model, tokens())

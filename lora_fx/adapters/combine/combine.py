@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lora_fx.adapters import copies, storage, token_rows
+from lora_fx.adapters import storage, token_rows
 from lora_fx.adapters.bind import bind
 from lora_fx.adapters.combine.factors import (
     Factors,
@@ -25,8 +25,9 @@ from lora_fx.adapters.combine.part import Part, part_of
 from lora_fx.adapters.combine.recipe import Recipe
 from lora_fx.adapters.combine.trained import combined_copy, combined_rows
 from lora_fx.adapters.init import generator_of
-from lora_fx.adapters.magnitudes import oriented_weight
-from lora_fx.adapters.parameter_site import ParameterSite, join
+from lora_fx.adapters.sites.magnitudes import oriented_weight
+from lora_fx.adapters.sites.parameter_site import ParameterSite, join
+from lora_fx.adapters.weights import copies
 from lora_fx.diagnostics import LoraFxError
 from lora_fx.graph.exact import exact_products
 from lora_fx.plan.alike import once_each

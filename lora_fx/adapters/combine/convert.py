@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lora_fx.adapters import storage
 from lora_fx.adapters.combine.combine import Combined, of_base, plan_of, site_of
 from lora_fx.adapters.combine.low_rank import LowRank, Rank, low_rank
-from lora_fx.adapters.magnitudes import effective_delta, oriented_weight
+from lora_fx.adapters.sites.magnitudes import effective_delta, oriented_weight
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.exact import exact_products
 from lora_fx.plan.alike import once_each

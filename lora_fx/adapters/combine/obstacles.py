@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import nn
 
-from lora_fx.adapters import copies, token_rows
+from lora_fx.adapters import token_rows
 from lora_fx.adapters.combine.factors import (
     merges_any_ranks,
     rank_of,
@@ -12,6 +12,7 @@ from lora_fx.adapters.combine.factors import (
 from lora_fx.adapters.combine.gains import LEAST, common_gain
 from lora_fx.adapters.combine.part import Part
 from lora_fx.adapters.combine.recipe import Recipe
+from lora_fx.adapters.weights import copies
 from lora_fx.diagnostics import Diagnostic
 from lora_fx.plan.folding import numberless
 from lora_fx.plan.sites import SitePlan

@@ -13,8 +13,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from lora_fx.adapters.magnitudes import oriented_weight
-from lora_fx.adapters.site import Site
+from lora_fx.adapters.sites.magnitudes import oriented_weight
+from lora_fx.adapters.sites.site import Site
 from lora_fx.graph.row_norms import row_norms
 
 

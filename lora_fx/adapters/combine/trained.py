@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_fx.adapters import copies, token_rows
+from lora_fx.adapters import token_rows
+from lora_fx.adapters.weights import copies
 from lora_fx.plan.offloaded import values_of
 
 Weights = Mapping[str, float]  # of adapters, by name

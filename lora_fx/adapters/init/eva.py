@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_fx.adapters.changed_weight import fingerprint
 from lora_fx.adapters.init.batches import Batches, as_it_was, data_fault, on_device
 from lora_fx.adapters.init.principal import PrincipalComponents
+from lora_fx.adapters.weights.changed_weight import fingerprint
 from lora_fx.plan.sites import SitePlan
 
 _SEED = 42

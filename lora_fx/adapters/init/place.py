@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lora_fx.adapters.changed_weight import original
+from lora_fx.adapters.weights.changed_weight import original
 from lora_fx.plan.offloaded import device_of
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.expressions import Word

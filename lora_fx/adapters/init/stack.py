@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lora_fx.adapters.init.block_diagonal import Method
-from lora_fx.adapters.parameter_site import join
+from lora_fx.adapters.sites.parameter_site import join
 from lora_fx.plan.sites import SitePlan
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lora_fx.adapters import copies, storage
+from lora_fx.adapters import storage
 from lora_fx.adapters.init import initialise
 from lora_fx.adapters.peft.plain import doubled
+from lora_fx.adapters.weights import copies
 from lora_fx.plan.rules import AdapterPlan
 
 NAME = "changed_weights.safetensors"

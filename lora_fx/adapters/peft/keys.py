@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lora_fx.adapters import copies, magnitudes, storage, token_rows
+from lora_fx.adapters import storage, token_rows
 from lora_fx.adapters.bind import sharing_weight
-from lora_fx.adapters.changed_weight import rebase
 from lora_fx.adapters.peft.kept_weights import name_of
 from lora_fx.adapters.peft.plain import PREFIX, joined, plain, split
-from lora_fx.adapters.sampler import last_draw
+from lora_fx.adapters.sites import magnitudes
+from lora_fx.adapters.sites.sampler import last_draw
+from lora_fx.adapters.weights import copies
+from lora_fx.adapters.weights.changed_weight import rebase
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.velora import width_of
 from lora_fx.plan.modules import input_embedding

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.site import Site
+from lora_fx.adapters.sites.site import Site
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import CHANGES_BASE, TAKES_FROM_BASE, SitePlan
 from lora_fx.plan.variants import frozen, tensors

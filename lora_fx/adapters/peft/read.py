@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lora_fx.adapters import copies, storage
+from lora_fx.adapters import storage
 from lora_fx.adapters.not_yet import unsupported_parts
 from lora_fx.adapters.peft.kept_weights import with_weights
 from lora_fx.adapters.peft.keys import PREFIX, adapted, embeddings, expected_tensors
@@ -23,6 +23,7 @@ from lora_fx.adapters.peft.starts import (
     with_starts,
 )
 from lora_fx.adapters.peft.write import CONFIG, TENSORS
+from lora_fx.adapters.weights import copies
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Source, Span
 from lora_fx.plan.modules import modules_of
 from lora_fx.plan.offloaded import values_of

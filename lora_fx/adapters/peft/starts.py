@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_fx.adapters.changed_weight import fingerprint_of_base
 from lora_fx.adapters.init import initialise
 from lora_fx.adapters.peft.plain import Origin, doubled
+from lora_fx.adapters.weights.changed_weight import fingerprint_of_base
 from lora_fx.plan.changed_weights import changed_weight_faults
 from lora_fx.plan.modules import modules_of
 from lora_fx.plan.rules import AdapterPlan

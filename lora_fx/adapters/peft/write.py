@@ -9,12 +9,13 @@ from typing import Any, Literal
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lora_fx.adapters import copies, storage
-from lora_fx.adapters.changed_weight import changed_by
+from lora_fx.adapters import storage
 from lora_fx.adapters.peft.card import write_card
 from lora_fx.adapters.peft.kept_weights import write_weights
 from lora_fx.adapters.peft.keys import adapted, adapter_tensors, embeddings
 from lora_fx.adapters.peft.plain import header, plain
+from lora_fx.adapters.weights import copies
+from lora_fx.adapters.weights.changed_weight import changed_by
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.offloaded import values_of
 from lora_fx.plan.rules import AdapterPlan

@@ -20,8 +20,8 @@ import torch
 from torch._dynamo.guards import CheckFunctionManager
 from torch._ops import OpOverload
 
-from lora_fx.runtime import unit
-from lora_fx.runtime.layer_index import without_cache_indices
+from lora_fx.runtime.units import unit
+from lora_fx.runtime.units.layer_index import without_cache_indices
 
 _UNWRITABLE = frozenset(CheckFunctionManager.UNSUPPORTED_SERIALIZATION_GUARD_TYPES)
 _CODE = (

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lora_fx.runtime.artifact.ahead import AheadFunction
-from lora_fx.runtime.unit import Unit
+from lora_fx.runtime.units.unit import Unit
 
 Modes = tuple[bool, bool]
 

@@ -29,7 +29,7 @@ from lora_fx.runtime.artifact.manifest import Manifest, damaged, read_manifest
 from lora_fx.runtime.artifact.precompiled import Modes, Precompiled
 from lora_fx.runtime.artifact.trust import is_trusted
 from lora_fx.runtime.artifact.vector_isa import accept_loaded
-from lora_fx.runtime.unit import Compiled
+from lora_fx.runtime.units.unit import Compiled
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lora_fx.runtime.artifact.ahead import AheadFunction, compile_ahead, writable
-from lora_fx.runtime.unit import Unit
+from lora_fx.runtime.units.unit import Unit
 
 
 class Recorder:

@@ -14,7 +14,6 @@ from lora_fx.diagnostics import Span
 from lora_fx.graph.program import Program
 from lora_fx.graph.verify import STAGES
 from lora_fx.plan.lock import lock_of
-from lora_fx.runtime.adapter_methods import write_adapter
 from lora_fx.runtime.artifact import layout
 from lora_fx.runtime.artifact.base import Place, seen_from
 from lora_fx.runtime.artifact.entries import programs
@@ -23,8 +22,9 @@ from lora_fx.runtime.artifact.key import key_of
 from lora_fx.runtime.artifact.manifest import Function, Manifest, hashes, write_manifest
 from lora_fx.runtime.artifact.recorder import Recorder
 from lora_fx.runtime.artifact.trust import trust
+from lora_fx.runtime.methods.adapters import write_adapter
 from lora_fx.runtime.progress import Report
-from lora_fx.runtime.unit import Compiled
+from lora_fx.runtime.units.unit import Compiled
 from lora_fx.spec.flat import flat_text
 from lora_fx.spec.spec import EntrySpec, Spec
 

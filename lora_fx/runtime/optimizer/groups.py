@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.factors import Vector
+from lora_fx.adapters.sites.factors import Vector
 from lora_fx.spec.spec import OptimizerSpec
 
 

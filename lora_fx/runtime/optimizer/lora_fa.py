@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.site import Site
+from lora_fx.adapters.sites.site import Site
 from lora_fx.graph.exact import exact_products
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lora_fx.adapters import copies, storage, token_rows
-from lora_fx.adapters.merged import changed_by
-from lora_fx.adapters.site import Site
+from lora_fx.adapters import storage, token_rows
+from lora_fx.adapters.sites.site import Site
+from lora_fx.adapters.weights import copies
+from lora_fx.adapters.weights.merged import changed_by
 from lora_fx.diagnostics import Diagnostic, LoraFxError
-from lora_fx.runtime import merge_program
+from lora_fx.runtime.merging import program as merge_program
 from lora_fx.runtime.streamed.shards import Stored
 
 Change = Callable[[Tensor], Tensor]

@@ -9,7 +9,7 @@ import torch
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.folding import numberless
-from lora_fx.runtime.merged_tensors import is_finite
+from lora_fx.runtime.merging.tensors import is_finite
 from lora_fx.runtime.progress import Report
 from lora_fx.runtime.streamed.changes import Change
 from lora_fx.runtime.streamed.shards import Shard, append, begin, durable

@@ -8,7 +8,7 @@ import torch
 
 from lora_fx.adapters.peft.keys import adapter_tensors
 from lora_fx.diagnostics import Diagnostic, LoraFxError
-from lora_fx.runtime.adapter_methods import AdapterMethods, write_adapter
+from lora_fx.runtime.methods.adapters import AdapterMethods, write_adapter
 from lora_fx.runtime.progress import Report
 from lora_fx.runtime.streamed.changes import changes_of, require_there
 from lora_fx.runtime.streamed.shards import Shard

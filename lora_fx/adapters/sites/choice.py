@@ -1,0 +1,56 @@
+"""What a site adds to its base for one choice of adapters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lora_fx.adapters.sites.factors import Arithmetic, Factors
+from lora_fx.graph.structure import Branch, Structure
+
+
+@dataclass(frozen=True)
+class Added:
+    """One branch. In a mixed batch, `column` is that of the adapter's shares.
+
+    `rest`: it takes part by what that share is less than 1, as what an adapter took out of the
+    weight does.
+    """
+
+    factors: Factors
+    arithmetic: Arithmetic
+    column: int | None = None
+    rest: bool = False
+
+    @property
+    def branch(self) -> Branch:
+        """How it is computed in training."""
+        return Branch(
+            self.factors.rank,
+            self.arithmetic.dropout,
+            self.arithmetic.compute,
+            self.factors.has_bias,
+            self.factors.magnitude is not None,
+            self.arithmetic.blocks,
+            *self.arithmetic.kept,
+            self.factors.diagonal is not None,
+            *self.arithmetic.drawn,
+            self.column,
+            self.rest,
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """All branches and, in training and outside it, their structure."""
+
+    added: tuple[Added, ...]
+    training: str
+    evaluation: str
+
+
+def choose(kind: str, added: Sequence[Added], *layer: Any) -> Choice:
+    """Return the choice of these branches at a module; the `layer` is told as in `Structure`."""
+    training = tuple(one.branch for one in added)
+    evaluation = tuple(branch.evaluated() for branch in training)
+    texts = (str(Structure(kind, branches, *layer)) for branches in (training, evaluation))
+    return Choice(tuple(added), *texts)

@@ -1,0 +1,137 @@
+"""What an adapter keeps at a site, and how its branch computes there."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from lora_fx.adapters.sites.sampler import Sampler
+
+Holder = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What VeLoRA keeps of an input: `graph/velora.py`. `init` is PEFT's `init_type`."""
+
+    groups: int
+    scale: float
+    init: str
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How one adapter's branch computes here.
+
+    `scaling` is the number that multiplies B A x; `alpha` and `rslora` say where it came from.
+    `blocks` are the numbers of blocks on the diagonals of A and B, `drawn` of how many samples
+    MonteCLoRA's noise is in training, and its scale.
+    """
+
+    alpha: float
+    scaling: float
+    rslora: bool
+    dropout: float
+    compute: str
+    blocks: tuple[int, int] = (1, 1)
+    compression: Compression | None = None
+    drawn: tuple[int, float] = (0, 0.0)
+
+    def times(self, factor: float) -> "Arithmetic":
+        """Return the same with another scaling."""
+        return self if factor == 1 else replace(self, scaling=self.scaling * factor)
+
+    @property
+    def kept(self) -> tuple[int, float]:
+        """How many groups of an input are kept for the gradient of A, 0 if all of it, and how."""
+        kept = self.compression
+        return (0, 1.0) if kept is None else (kept.groups, kept.scale)
+
+
+class Vector(nn.Module):
+    """Holds a `weight` that is trained: DoRA's magnitudes (out,), or KaSA's diagonal (r,).
+
+    A convolution's magnitudes are (1, out, 1…).
+    """
+
+    def __init__(self, weight: Tensor, trainable: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=trainable)
+
+
+class Direction(nn.Module):
+    """Holds VeLoRA's direction `weight` (width,), which is zero until there is an input."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The modules that hold one branch's A (r, in) and B (out, r), and what else it has.
+
+    Of a convolution they are convolutions too: A (r, in, k…), B (out, r / groups, 1…).
+    Of a `tied` branch they are those of the embedding whose weight the layer shares: there its
+    delta is the transposed one, A is Bᵀ and B is Aᵀ.
+    """
+
+    A: Holder
+    B: Holder
+    magnitude: Vector | None = None
+    tied: bool = False
+    direction: Direction | None = None
+    diagonal: Vector | None = None
+    sampler: Sampler | None = None
+
+    def tensors(self, training: bool = False) -> list[Tensor]:
+        """Return A, B and, of those that there are, B's bias, magnitude, v, d and priors.
+
+        v and priors are of training alone.
+        """
+        if self.tied:
+            return [self.B.weight.t(), self.A.weight.t()]
+        bias = self.B.bias
+        m = self.magnitude
+        return [
+            self.A.weight,
+            self.B.weight,
+            *(() if bias is None else (bias,)),
+            *(() if m is None else (m.weight,)),
+            *(() if self.direction is None or not training else (self.direction.weight,)),
+            *(() if self.diagonal is None else (self.diagonal.weight,)),
+            *(() if self.sampler is None or not training else self.sampler.parameters()),
+        ]
+
+    def product(self) -> tuple[Tensor, Tensor]:
+        """Return A (r, in) and B (out, r), with the diagonal in B, as they lie in memory."""
+        A, B, *_ = self.tensors()
+        return A, B if self.diagonal is None else B * self.diagonal.weight
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension."""
+        return self.A.weight.shape[0]
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether B has a bias."""
+        return self.B.bias is not None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What `adapter` took out of a base weight: scaling * B A of these factors, which are frozen.
+
+    `base` is the fingerprint of the weight before that. What was `removed` the adapter does not
+    start with (KaSA). Where the weight was `replaced`, by a quantised one, these factors are the
+    best of their rank for what it has lost.
+    """
+
+    adapter: str
+    factors: Factors
+    arithmetic: Arithmetic
+    base: str
+    replaced: bool = False
+    removed: bool = False

@@ -1,0 +1,59 @@
+"""DoRA's magnitudes: where they start, and the weight that an adapter with them stands for."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from lora_fx.adapters.sites.site import Site
+from lora_fx.adapters.weights import copies
+from lora_fx.graph.row_norms import row_norms
+from lora_fx.plan.offloaded import values_of
+
+
+def start(site: Site, factors: Iterable[Tensor], scaling: float) -> Tensor:
+    """Return the norms (out,) of the rows of W + s B A, with which m / n is 1; A and B come first.
+
+    Of an embedding, and of `Conv1D`, the rows of the weight that is (out, in). Of a convolution,
+    the norms of its output channels, (1, out, 1…).
+    """
+    A, B, *_ = factors
+    norms = row_norms(oriented_weight(site).to(A.device), A.flatten(1), B.flatten(1), scaling)
+    return norms.view(1, -1, *(1,) * (A.dim() - 2)) if A.dim() > 2 else norms
+
+
+@torch.no_grad()
+def begin(site: Site, adapter: str) -> None:
+    """Let the magnitudes of an adapter that is here start, on the weight that is here."""
+    factors, scaling = site.lora_branches[adapter], site.lora_arithmetic[adapter].scaling
+    assert factors.magnitude is not None
+    factors.magnitude.weight.copy_(start(site, (factors.A.weight, factors.B.weight), scaling))
+
+
+@torch.no_grad()
+def effective_delta(site: Site, adapter: str, weight: Tensor | None = None) -> Tensor:
+    """Return what an adapter adds to a weight, (out, in), in float32 or its wider dtype.
+
+    s B A, or with a magnitude m `diag(m / ‖W + s B A‖) (W + s B A) - W`, the norms of rows: Liu et
+    al. 2024, arXiv 2402.09353, eq. 5. W (out, in) is the given weight, by default the base's own,
+    whatever is merged or in force. A convolution's `in` are its inputs at all places of the kernel.
+    """
+    factors, scaling = site.lora_branches[adapter], site.lora_arithmetic[adapter].scaling
+    A, B = factors.product()
+    blocks = site.lora_arithmetic[adapter].blocks
+    A, B = (torch.block_diag(*t.flatten(1).chunk(n)) for t, n in zip((A, B), blocks, strict=True))
+    wide = torch.promote_types(A.dtype, torch.float32)
+    delta = scaling * (B.to(wide) @ A.to(wide))
+    if factors.magnitude is None:
+        return delta
+    W = (oriented_weight(site) if weight is None else weight).to(A.device)
+    gain = factors.magnitude.weight.flatten().to(wide) / row_norms(W, A, B, scaling)
+    return torch.addcmul(gain[:, None] * delta, (gain - 1)[:, None], W.to(wide))
+
+
+def oriented_weight(site: Site) -> Tensor:
+    """Return the values of the base's weight as (out, in), wherever they are."""
+    weight = copies.base_tensor(site, "weight")
+    assert weight is not None
+    values = values_of(site, "weight", weight)
+    return values.t() if site.lora_turned else values.flatten(1)

@@ -1,0 +1,232 @@
+"""A marked module: an adaptable call that announces itself to the tracer as `lora_fx::site`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from lora_fx.adapters.routing import Routing
+from lora_fx.adapters.sites.choice import Added, Choice, choose
+from lora_fx.adapters.sites.factors import Arithmetic, Change, Direction, Factors
+from lora_fx.graph import ops
+from lora_fx.graph.convolution import Window
+from lora_fx.graph.room import owns_room, with_room
+from lora_fx.graph.velora import mean_direction
+
+if TYPE_CHECKING:
+    _Base = nn.Module
+else:
+    _Base = object
+
+
+class Site(_Base):
+    """Mixin for a base module that carries adapters (see `dynamic_class.specialise`).
+
+        y = base(x) + sum over active adapters of scaling * (B A drop(x) + b)
+
+    or, with a magnitude m, of (m / ‖W + scaling * B A‖ - 1) * W drop(x) and what is above times the
+    same quotient (Liu et al. 2024, arXiv 2402.09353, eq. 5: the norms are of rows, and constants),
+    for a linear layer, in either layout of its weight, an embedding, whose x is one-hot, or a
+    convolution, where A is one and B stands at each place of its output. With a diagonal d (KaSA)
+    B diag(d) stands for B. Where an adapter's factors lie, `storage` knows. With no active adapter
+    the module computes what its base class computes, bit for bit, or to rounding where an adapter
+    has changed the weight.
+
+    In a mixed batch each sample, along dimension 0, has its own shares of the adapters, which
+    multiply what they add.
+    """
+
+    lora_kind: str
+    lora_scalings: Tensor
+    lora_arithmetic: dict[str, Arithmetic]
+    lora_active: tuple[str, ...]
+    lora_branches: dict[str, Factors]
+    lora_followed: tuple[tuple[Direction, int, bool], ...]
+    lora_choice: Choice
+    lora_mixed: Choice | None = None
+    lora_mixed_scalings: Tensor
+    lora_routing: Routing | None = None
+    weight: Tensor
+    lora_room: bool = False
+    lora_change: "Change | None" = None
+    lora_in_weights: tuple[str, ...] = ()
+    lora_multiplier: float = 1.0
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply the base module, then announce the active branches."""
+        output = super().forward(input, *args, **kwargs)
+        return self._announced(output, input)
+
+    def _announced(self, output: Tensor, input: Tensor) -> Tensor:
+        """Return a base output with the branches of this call, announced to the tracer."""
+        shares = None if self.lora_routing is None else self.lora_routing.shares
+        if shares is not None and self.lora_mixed is not None:
+            return self._add(output, input, self.lora_mixed, self.lora_mixed_scalings, shares)
+        if not self.lora_choice.added:
+            return output
+        if self.lora_followed and self.training and torch.is_grad_enabled():
+            self._follow(input)
+        return self._add(output, input, self.lora_choice, self.lora_scalings)
+
+    def _add(
+        self,
+        output: Tensor,
+        input: Tensor,
+        choice: Choice,
+        scalings: Tensor,
+        shares: Tensor | None = None,
+    ) -> Tensor:
+        """Announce what is added to the base's output."""
+        if not choice.added:
+            return output
+        params = [t for one in choice.added for t in one.factors.tensors(self.training)]
+        key = choice.training if self.training else choice.evaluation
+        base = self._base() if any(one.factors.magnitude for one in choice.added) else []
+        samples = () if shares is None else (shares.to(input.device),)
+        return ops.site(output, input, params, scalings, key, base, *samples)
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether any adapter is computed here in the running call."""
+        routed = self.lora_routing is not None and self.lora_routing.shares is not None
+        return bool(self.lora_mixed.added if routed and self.lora_mixed else self.lora_active)
+
+    @property
+    def adds(self) -> bool:
+        """Whether anything is added to what the base module computes in the running call."""
+        routed = self.lora_routing is not None and self.lora_routing.shares is not None
+        choice = self.lora_mixed if routed and self.lora_mixed is not None else self.lora_choice
+        return bool(choice.added)
+
+    def _follow(self, input: Tensor) -> None:
+        """Let VeLoRA's directions follow the input."""
+        for direction, groups, once in self.lora_followed:
+            v, mean = direction.weight, mean_direction(input, groups)
+            v.copy_(torch.where(torch.any(v), v, mean) if once else mean)
+
+    def _base(self) -> list[Tensor]:
+        """Return the weight as (out, in), or (out, in, k…), and the bias if there is one."""
+        weight = self.weight.t() if self.lora_turned else self.weight
+        bias = getattr(self, "bias", None)
+        return [weight] if bias is None else [weight, bias]
+
+    def lora_rank(self, adapter: str) -> int:
+        """Return the inner dimension of an adapter's branch."""
+        return self.lora_branches[adapter].rank
+
+    @property
+    def lora_place(self) -> tuple[nn.Module, str]:
+        """The module that the weight belongs to, and its name there."""
+        return self, "weight"  # type: ignore[return-value]
+
+    def activate(self, adapters: tuple[str, ...], in_weights: tuple[str, ...] = ()) -> None:
+        """Let these adapters, of those present here, take part in the forward, in this order.
+
+        Those that are merged `in_weights` are in the weight that is here.
+        """
+        self.lora_in_weights = in_weights
+        self.lora_active = tuple(name for name in adapters if name in self.lora_arithmetic)
+        branches = self.branches_with(adapters)
+        self.lora_choice = self._choose([Added(*branch) for branch in branches])
+        self.lora_followed = tuple(
+            (factors.direction, kept.groups, kept.init == "batch_average_once")
+            for factors, arithmetic in branches
+            if factors.direction is not None
+            and (kept := arithmetic.compression) is not None
+            and kept.init != "random"
+        )
+        self._place_scalings()
+
+    def route(self, adapters: tuple[str, ...]) -> None:
+        """Say which adapter each column of the shares of a mixed batch is of."""
+        c, change = self.lora_multiplier, self.lora_change
+        added = [
+            Added(self.lora_branches[name], self.lora_arithmetic[name].times(c), column)
+            for column, name in enumerate(adapters)
+            if name in self.lora_arithmetic
+        ]
+        if change is not None and change.adapter not in adapters:
+            added.insert(0, Added(change.factors, change.arithmetic))
+        elif change is not None:
+            column = adapters.index(change.adapter)
+            if c != 1:
+                added.insert(0, Added(change.factors, change.arithmetic.times(1 - c), column))
+            added.insert(0, Added(change.factors, change.arithmetic, column, rest=True))
+        self.lora_mixed = self._choose(added)
+        self._place_scalings()
+
+    def _choose(self, added: Sequence[Added]) -> Choice:
+        padding = getattr(self, "padding_idx", None)
+        return choose(self.lora_kind, added, padding, output_scale(self), _window(self))
+
+    @property
+    def lora_turned(self) -> bool:
+        """Whether the weight is (in, out): of `Conv1D`, and of an embedding."""
+        return not isinstance(self, nn.Linear) and not is_convolution(self)
+
+    def branches_with(self, adapters: tuple[str, ...]) -> list[tuple[Factors, Arithmetic]]:
+        """Return all that adds to the weight that is here while these adapters are active.
+
+        What an adapter took out of the weight comes first, where that adapter is not active, or as
+        much of it as a multiplier leaves: the weight and these branches together are what the
+        module computes.
+        """
+        c, change = self.lora_multiplier, self.lora_change
+        present = [name for name in adapters if name in self.lora_arithmetic]
+        found = [(self.lora_branches[n], self.lora_arithmetic[n].times(c)) for n in present]
+        if change is not None and change.adapter not in self.lora_in_weights:
+            share = 1 - c if change.adapter in present else 1.0
+            if share:
+                found.insert(0, (change.factors, change.arithmetic.times(share)))
+        return found
+
+    def _place_scalings(self) -> None:
+        """Scalings are float32 on the parameters' device, whatever the module is cast to.
+
+        An embedding that scales its output scales the branches with it.
+        """
+        factor = output_scale(self)
+        for name, choice in (("", self.lora_choice), ("_mixed", self.lora_mixed)):
+            if choice is not None:
+                device = choice.added[0].factors.A.weight.device if choice.added else None
+                values = [one.arithmetic.scaling * factor for one in choice.added]
+                scalings = torch.tensor(values, dtype=torch.float32, device=device)
+                self.register_buffer(f"lora{name}_scalings", scalings, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self._place_scalings()
+        self.keep_room()
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        self.keep_room()
+
+    def make_room(self) -> None:
+        """Move the base weight (out, in) to where it has room, and again whenever it is moved."""
+        wide = with_room(self.weight.detach())
+        self._parameters["weight"] = nn.Parameter(wide, self.weight.requires_grad)
+        self.lora_room = True
+
+    def keep_room(self) -> None:
+        """Make room beside the weight in force anew where it was packed."""
+        if self.lora_room and not owns_room(self.weight):
+            self.weight.data = with_room(self.weight.detach())
+
+
+def output_scale(module: nn.Module) -> float:
+    """Return what an embedding multiplies its output by (Gemma, BART), 1 for anything else."""
+    if not isinstance(module, nn.Embedding):
+        return 1.0
+    return float(getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0)))
+
+
+def is_convolution(module: nn.Module) -> TypeGuard[nn.Conv1d | nn.Conv2d | nn.Conv3d]:
+    """Whether a module is a convolution that can be a site."""
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+
+def _window(module: nn.Module) -> Window | None:
+    return Window.of(module) if is_convolution(module) else None

@@ -1,0 +1,194 @@
+"""A base weight that the init of an adapter changes, in storage of its own.
+
+    W_res = W − s B₀ A₀
+
+The site keeps A₀ (r, in) and B₀ (out, r), frozen, as the adapter starts. With the adapter the
+module computes `W_res x + s B A x`; without it `W_res x + s B₀ A₀ x`, which is `W x` to rounding,
+whatever other adapters do. `Site.branches_with` tells what adds to W_res in either case, and
+`original` is W. At most one adapter changes a weight, and none that several modules share.
+
+KaSA takes out what is smallest of the weight, with a scaling of 1, and starts elsewhere.
+LoftQ puts a quantised weight there: s B₀ A₀ is as much of what that loses as rank r can hold.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from hashlib import sha256
+
+import torch
+from torch import Tensor, nn
+
+from lora_fx.adapters import storage
+from lora_fx.adapters.sites.factors import Change, Factors
+from lora_fx.adapters.sites.site import Site
+from lora_fx.adapters.weights import copies
+from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.offloaded import values_of
+from lora_fx.plan.rules import AdapterPlan
+
+_START = ("lora_start_A", "lora_start_B")
+
+
+def require_changeable(model: nn.Module, plan: AdapterPlan) -> None:
+    """Raise LoraFxError if an adapter changes or trains a weight that another one changes.
+
+    And if it changes one that another one trains.
+    """
+    faults = list(_faults(model, plan))
+    if faults:
+        raise LoraFxError(faults)
+
+
+def _faults(model: nn.Module, plan: AdapterPlan) -> Iterator[Diagnostic]:
+    for site in plan.sites:
+        module = model.get_submodule(site.fqn)
+        others = [changer] if (changer := changed_by(module)) else _trainers(module)
+        for other in others if site.changes_base else ():
+            message = f"`{other}` and `{plan.name}` both change the weight of `{site.fqn}`"
+            yield Diagnostic("adapter-conflict", message, help="use one of them in a model")
+        if changer and storage.MAGNITUDE in site.tensors:
+            yield _norms(plan.name, changer, site.fqn)
+        for other in _with_magnitudes(module) if site.changes_base else ():
+            yield _norms(other, plan.name, site.fqn)
+    for trained in plan.modules:
+        for fqn, module in model.get_submodule(trained.fqn).named_modules():
+            other = changed_by(module)
+            if other is not None:
+                name = f"{trained.fqn}.{fqn}".strip(".")
+                message = f"`{plan.name}` trains `{name}`, the weight of which `{other}` changes"
+                yield Diagnostic("adapter-conflict", message, help="use one of them in a model")
+
+
+def _norms(adapter: str, changer: str, fqn: str) -> Diagnostic:
+    message = f"`{adapter}` has norms of the weight of `{fqn}`, which `{changer}` changes"
+    return Diagnostic("adapter-conflict", message, help="use one of them in a model")
+
+
+def _with_magnitudes(module: nn.Module) -> list[str]:
+    branches = module.lora_branches if isinstance(module, Site) else {}
+    return [name for name, factors in branches.items() if factors.magnitude is not None]
+
+
+def _trainers(module: nn.Module) -> list[str]:
+    found = copies.adapters_of(module) if copies.is_held(module) else []
+    return [name for name in found if "weight" in copies.tensors(module, name)]
+
+
+def changed_by(module: nn.Module) -> str | None:
+    """Return the adapter that changed the weight of a module, None if none did."""
+    change = module.lora_change if isinstance(module, Site) else None
+    return None if change is None else change.adapter
+
+
+@torch.no_grad()
+def change(
+    site: Site,
+    adapter: str,
+    weight: Tensor | None = None,
+    removed: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """Take what an adapter that is here adds out of the base weight.
+
+    Or the product of the A₀ and B₀ that are `removed`. `weight`, in the layout of the base's, is
+    put there instead if it is given.
+    """
+    factors, arithmetic = site.lora_branches[adapter], site.lora_arithmetic[adapter]
+    base, arithmetic = fingerprint(site.weight), replace(arithmetic, dropout=0.0)
+    own = (factors.A.weight, factors.B.weight)
+    kept = own if removed is None else [t.to(like) for t, like in zip(removed, own, strict=True)]
+    arithmetic = arithmetic if removed is None else replace(arithmetic, scaling=1.0)
+    start = _keep(site, adapter, *(tensor.detach().clone() for tensor in kept))
+    how = weight is not None, removed is not None
+    site.lora_change = Change(adapter, start, arithmetic, base, *how)
+    _put(site, _plus(site, site.weight, -1) if weight is None else weight.to(site.weight))
+
+
+@torch.no_grad()
+def rebase(site: Site, A: Tensor, B: Tensor, weight: Tensor | None = None) -> None:
+    """Let the adapter that changed the weight have started as these; the base stays what it is.
+
+    `weight` is what that start has left of it, if it is known.
+    """
+    change = site.lora_change
+    assert change is not None
+    arithmetic = replace(site.lora_arithmetic[change.adapter], dropout=0.0)
+    arithmetic = change.arithmetic if change.removed else arithmetic
+    old = (change.factors.A.weight, change.factors.B.weight)
+    same = all(torch.equal(a, b.to(a)) for a, b in zip(old, (A, B), strict=True))
+    if same and arithmetic.scaling == change.arithmetic.scaling and weight is None:
+        return
+    base = _plus(site, site.weight.double(), 1)
+    new = [value.to(like).clone() for value, like in zip((A, B), old, strict=True)]
+    start = _keep(site, change.adapter, *new)
+    site.lora_change = replace(
+        change, factors=start, arithmetic=arithmetic, replaced=weight is not None
+    )
+    _put(site, (_plus(site, base, -1) if weight is None else weight).to(site.weight))
+
+
+def rebase_by_name(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Let adapters have started as A₀ and B₀ in a model's state say, under its own names."""
+    for fqn, site in storage.sites(model):
+        if site.lora_change is not None:
+            names = (f"{fqn}.{name}.{site.lora_change.adapter}.weight" for name in _START)
+            rebase(site, *(state[name] for name in names))
+
+
+@torch.no_grad()
+def restore(site: Site) -> None:
+    """Put back what the adapter that changed the weight took out of it; to rounding."""
+    _put(site, _plus(site, site.weight, 1))
+    site.lora_change = None
+    for name in _START:
+        delattr(site, name)
+    site.activate(site.lora_active)
+
+
+def original(module: nn.Module) -> Tensor:
+    """Return the base weight as it was before an adapter changed it: exactly, or to rounding."""
+    weight = copies.base_tensor(module, "weight")
+    assert weight is not None
+    if isinstance(module, Site) and module.lora_change is not None:
+        return _plus(module, weight.detach(), 1)
+    return values_of(module, "weight", weight)
+
+
+def fingerprint_of_base(module: nn.Module) -> str:
+    """Return the fingerprint of a module's weight before any adapter changed it."""
+    if isinstance(module, Site) and module.lora_change is not None:
+        return module.lora_change.base
+    return fingerprint(original(module))
+
+
+def fingerprint(weight: Tensor) -> str:
+    """Return dtype, shape and a hash of the values, which a meta tensor has none of."""
+    data = b""
+    if not weight.is_meta:
+        data = weight.detach().cpu().contiguous().view(torch.uint8).numpy().data
+    shape = "x".join(map(str, weight.shape))
+    return f"{str(weight.dtype).removeprefix('torch.')} {shape} {sha256(data).hexdigest()}"
+
+
+def _plus(site: Site, weight: Tensor, sign: int) -> Tensor:
+    """Return weight ± s B₀ A₀, computed in float64, in the dtype and layout of `weight`."""
+    change = site.lora_change
+    assert change is not None
+    factors = change.factors.A.weight, change.factors.B.weight
+    A, B = (factor.detach().double().flatten(1) for factor in factors)
+    delta = sign * change.arithmetic.scaling * (B @ A)
+    delta = delta.T if site.lora_turned else delta.view(weight.shape)
+    return (weight.detach().double() + delta).to(weight.dtype)
+
+
+def _keep(site: Site, adapter: str, A: Tensor, B: Tensor) -> Factors:
+    factors = Factors(storage.factor(A, None, False), storage.factor(B, None, False))
+    for name, factor in zip(_START, (factors.A, factors.B), strict=True):
+        setattr(site, name, nn.ModuleDict({adapter: factor}).train(site.training))
+    return factors
+
+
+def _put(site: Site, weight: Tensor) -> None:
+    """Make this the base weight: a new Parameter, so that the one that was there stays as it is."""
+    trained = site.weight.requires_grad
+    site._parameters["weight"] = nn.Parameter(weight.contiguous(), requires_grad=trained)
+    site.keep_room()

@@ -1,0 +1,1 @@
+"""Adapters folded into weights in memory: the program, the statements, the tensors."""

@@ -1,0 +1,1 @@
+"""The methods of a compiled model, by what they are for."""

@@ -1,0 +1,244 @@
+"""Adapters by name on a compiled model: PEFT's method names, on any `nn.Module`."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lora_fx.adapters import storage
+from lora_fx.adapters.bind import activate, bind, remove, require_compatible
+from lora_fx.adapters.peft.folders import local
+from lora_fx.adapters.peft.keys import live_tensors, overwrite, without_values
+from lora_fx.adapters.peft.read import Loaded, read
+from lora_fx.adapters.peft.task import task_of
+from lora_fx.adapters.peft.write import folder_config, write
+from lora_fx.adapters.routing import Routing
+from lora_fx.adapters.undo import undone_on_error
+from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.lora_fa import lora_fa_faults, with_frozen_A
+from lora_fx.plan.memory import count_elements
+from lora_fx.plan.offloaded import distinct_parameters
+from lora_fx.plan.rules import AdapterPlan
+from lora_fx.runtime.auxiliary_loss import auxiliary_loss
+from lora_fx.runtime.methods.checks import AdapterChecks, check_name
+from lora_fx.runtime.routing.routes import Routes, routes_of
+from lora_fx.runtime.saved_spec import save_spec
+from lora_fx.runtime.status import LayerStatus, ModelStatus, layer_status, model_status
+from lora_fx.spec.together import together
+
+
+class AdapterMethods(AdapterChecks):
+    """Mixin for the root of a compiled model.
+
+    Active and trainable are two things: nothing here changes `requires_grad` or training mode of
+    an adapter that is already there.
+    """
+
+    lora_fx_active: tuple[str, ...]
+    lora_fx_enabled: bool
+    lora_fx_watched: set[tuple[tuple[str, ...], bool]]
+    lora_fx_routing: Routing
+    lora_fx_routes: Routes
+    lora_fx_sited: tuple[str, ...]  # the adapted modules
+    lora_fx_rows_known: tuple[str, ...]  # those of which it is known that their rows are samples
+    lora_fx_default: int | None
+    lora_fx_present: set[str] | None
+
+    def active_adapters(self) -> list[str]:
+        """Return the adapters that take part in the forward, in the order they are added up."""
+        return list(self.lora_fx_active)
+
+    def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
+        """Make these adapters the active ones; several add up.
+
+        From now on, they are what a call without names gets, whatever `default` in the spec says.
+        Raises LoraFxError for names that are unknown or stand twice.
+        """
+        names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
+        self._require_known(names)
+        if len(set(names)) < len(names):
+            message = f"an adapter is named twice: {', '.join(f'`{name}`' for name in names)}"
+            raise LoraFxError((Diagnostic("adapter-twice", message, None),))
+        require_compatible(self, names, self.lora_fx_merged)
+        self.lora_fx_active, self.lora_fx_default = names, None
+        self._activate()
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Compute the base model inside the block; afterwards everything is as it was."""
+        before = self.lora_fx_enabled
+        self.lora_fx_enabled = False
+        self._activate()
+        try:
+            yield
+        finally:
+            self.lora_fx_enabled = before
+            self._activate()
+
+    def disable_adapters(self) -> None:
+        """Compute the base model until `enable_adapters`."""
+        self.lora_fx_enabled = False
+        self._activate()
+
+    def enable_adapters(self) -> None:
+        """Let the active adapters take part again."""
+        self.lora_fx_enabled = True
+        self._activate()
+
+    def load_adapter(
+        self, model_id: str | Path, adapter_name: str = "default", is_trainable: bool = False
+    ) -> None:
+        """Load a PEFT folder or hub id under a name, all of it or nothing; not activated.
+
+        For a name that is already there only values and scalings are replaced, and only if the
+        folder has the same modules and ranks. Raises LoraFxError naming every fault; the model is
+        then bit-identical to before.
+        """
+        if adapter_name not in self.lora_fx_adapters:
+            check_name(adapter_name)
+        self._require_unmerged((adapter_name,))
+        loaded = read(local(model_id), adapter_name, self, self._layers())
+        if adapter_name in self.lora_fx_adapters:
+            self._require_same(adapter_name, loaded.plan)
+            self._require_base_unmerged(self.lora_fx_adapters[adapter_name])
+        self._require_base_unmerged(loaded.plan)
+        self._require_rank(loaded.plan)
+        with undone_on_error(self, live_tensors(self, adapter_name).values()):
+            if adapter_name not in self.lora_fx_adapters:
+                plan = self._planned(loaded.plan.with_trainable(is_trainable))
+                bind(self, plan, without_values)
+                self.lora_fx_adapters = {**self.lora_fx_adapters, adapter_name: plan}
+            self._overwrite(adapter_name, loaded)
+
+    def _planned(self, plan: AdapterPlan) -> AdapterPlan:
+        """Return an adapter's plan as the spec's optimizer trains it."""
+        optimizer = self.lora_fx_plan.spec.optimizer
+        faults = lora_fa_faults((plan,), optimizer)
+        if faults:
+            raise LoraFxError(faults)
+        return with_frozen_A(plan, optimizer)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter; if none stays active, the first one left becomes active.
+
+        Raises LoraFxError, with nothing changed, while what is merged keeps that from being so.
+        """
+        self._require_known((adapter_name,))
+        self._require_unmerged((adapter_name,))
+        self._require_base_unmerged(self.lora_fx_adapters[adapter_name])
+        left = {n: plan for n, plan in self.lora_fx_adapters.items() if n != adapter_name}
+        active = tuple(name for name in self.lora_fx_active if name != adapter_name)
+        active = active or tuple(left)[:1]
+        require_compatible(self, active, self.lora_fx_merged)
+        self.lora_fx_adapters, self.lora_fx_active = left, active
+        route = self.lora_fx_plan.spec.route
+        if route and route.default and adapter_name in (t.name for t in route.default.terms):
+            self.lora_fx_default = None
+        self._activate()
+        remove(self, adapter_name)
+        self._route()
+        self.lora_fx_watched = set()
+
+    def get_layer_status(self) -> list[LayerStatus]:
+        """Return what adapters have of each module: active, merged, trained, ranks, bytes."""
+        return layer_status(self)
+
+    def get_model_status(self) -> ModelStatus:
+        """Return what adapters the model has, which act, learn or are merged, and its bytes."""
+        return model_status(self)
+
+    def print_trainable_parameters(self) -> None:
+        """Print trainable and total parameter counts, as PEFT does."""
+        parameters = list(distinct_parameters(self))
+        total = sum(count_elements(p) for p in parameters)
+        trainable = sum(count_elements(p) for p in parameters if p.requires_grad)
+        print(
+            f"trainable params: {trainable:,d} || all params: {total:,d} "
+            f"|| trainable%: {100 * trainable / total:.4f}"
+        )
+
+    def save_adapters(
+        self, folder: str | Path, save_embedding_layers: bool | Literal["auto"] = "auto"
+    ) -> None:
+        """Write each adapter as a PEFT folder: `default` in the folder itself, others below it.
+
+        With `save_embedding_layers` the weights of input and output embeddings are written too;
+        `auto` does so for an adapter that adapts one of them. All files appear together, in the
+        place of those that are there. Raises LoraFxError, with nothing written, if an adapter
+        trains modules that PEFT has no names for.
+        """
+        with together(Path(folder)) as beside:
+            self._write_adapters(beside, Path(folder), save_embedding_layers)
+
+    def _write_adapters(
+        self, beside: Path, folder: Path, save_embedding_layers: bool | Literal["auto"]
+    ) -> None:
+        """Write every adapter and the spec, to be moved into `folder`."""
+        for plan in self._plans():
+            inside = "." if plan.name == "default" else plan.name
+            write_adapter(self, plan, beside / inside, save_embedding_layers, folder / inside)
+        save_spec(beside, folder, self.lora_fx_plan.spec)
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Return what variants of the active adapters add to the loss of a batch, None if nothing.
+
+        KaSA's regularisation, MonteCLoRA's divergence. A Hugging Face model adds it to its loss in
+        training by itself.
+        """
+        on = self.lora_fx_active if self.lora_fx_enabled else ()
+        return auxiliary_loss(self, [self.lora_fx_adapters[name] for name in on])
+
+    def _plans(self) -> list[AdapterPlan]:
+        return list(self.lora_fx_adapters.values())
+
+    def _layers(self) -> list[int] | None:
+        layer_map = self.lora_fx_plan.layer_map
+        return list(layer_map.old) if layer_map else None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Keep in force what is: torch may put a new parameter into every module."""
+        super()._apply(fn, recurse)
+        self._activate()
+        return self
+
+    def _activate(self) -> None:
+        on = self.lora_fx_enabled
+        activate(self, self.lora_fx_active if on else (), self.lora_fx_merged if on else ())
+        self._route()
+
+    def _route(self) -> None:
+        """Let every site know the columns of the adapters that there are."""
+        self.lora_fx_routes = routes_of(tuple(self.lora_fx_adapters), self.lora_fx_plan.spec.route)
+        sites = dict(storage.sites(self))
+        self.lora_fx_sited = tuple(sites)
+        for site in sites.values():
+            site.lora_routing = self.lora_fx_routing
+            site.route(self.lora_fx_routes.adapters)
+
+    def _overwrite(self, adapter: str, loaded: Loaded) -> None:
+        """Put a file's values and scalings in the place of an adapter's own; dropout stays."""
+        placed = dict(storage.sites(self))
+        for site in loaded.plan.sites:
+            here = placed[site.name]
+            new = {"alpha": site.alpha, "scaling": site.scaling, "rslora": site.rslora}
+            arithmetic = replace(here.lora_arithmetic[adapter], **new)
+            storage.compute_as(self, here, adapter, arithmetic)
+        overwrite(self, adapter, loaded.tensors)
+        self._activate()
+
+
+def write_adapter(
+    model: AdapterMethods,
+    plan: AdapterPlan,
+    folder: Path,
+    save_embedding_layers: bool | Literal["auto"],
+    earlier: Path,
+) -> None:
+    """Write one adapter of a model as a PEFT folder that takes the place of an `earlier` one."""
+    config = folder_config(model, plan, model._layers())
+    base = getattr(getattr(model, "config", None), "_name_or_path", None) or None
+    config |= {"base_model_name_or_path": base, "task_type": task_of(model, plan)}
+    write(folder, model, plan, config, save_embedding_layers, earlier)

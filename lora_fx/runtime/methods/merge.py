@@ -1,0 +1,148 @@
+"""Adapters folded into the weights of a compiled model, and out of them again."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from lora_fx.adapters import storage
+from lora_fx.adapters.bind import require_compatible
+from lora_fx.adapters.undo import undone_on_error
+from lora_fx.adapters.weights import merged
+from lora_fx.adapters.weights.changed_weight import restore
+from lora_fx.adapters.weights.mergeable import require_mergeable, require_variants
+from lora_fx.adapters.weights.merged import Merged
+from lora_fx.runtime.merging.tensors import merged_tensors, require_finite
+from lora_fx.runtime.methods.adapters import AdapterMethods
+from lora_fx.runtime.unload import put_for_good, require_unloadable, strip, untie, with_rows
+
+_MERGED = ("lora", "dora", "bdlora", "velora", "kasa", "monteclora")  # variants
+
+
+class MergeMethods(AdapterMethods):
+    """Mixin for the root of a compiled model: PEFT's names.
+
+    A merged adapter takes part as if it were active, and its products cost nothing: they are in
+    the weights. What it trained of the base itself, copies of modules, biases and rows, is in
+    force as that of an active one is. Active adapters that are not merged add up with it.
+    """
+
+    def merge_adapter(
+        self,
+        adapter_names: str | Sequence[str] | None = None,
+        safe_merge: bool = True,
+        progressbar: bool = False,
+    ) -> None:
+        """Fold adapters into the weights, by default the active ones; others stay merged.
+
+        W' = W + Σ s B A, for all merged adapters as they are now, computed in the widest dtype of
+        all and at least float32, and rounded once. W is kept beside W': `unmerge_adapter` puts it
+        back bit for bit. Training then leaves merged adapters as they are.
+
+        Raises LoraFxError, with nothing changed, for weights that cannot be merged into (shared,
+        offloaded, packed), and, with `safe_merge`, if any of the results is not finite.
+        """
+        chosen = self._chosen(adapter_names)
+        results = self._merged_with(chosen, safe_merge, progressbar)
+        with undone_on_error(self):
+            self._fold(results, chosen)
+
+    def unmerge_adapter(self) -> None:
+        """Put the weights back that were there before any adapter was merged: the very tensors."""
+        with undone_on_error(self):
+            self._unfold()
+
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = True,
+        adapter_names: str | Sequence[str] | None = None,
+    ) -> nn.Module:
+        """Make this model a plain one of its original class, with adapters in its weights.
+
+        They are those that are merged and the given ones, by default the active. Modules, biases
+        and rows that they trained stand in the place of the base's; if input and output embeddings
+        differ then, the config says that they are not tied. The model that was compiled keeps its
+        weights. Nothing of lora_fx is left: `save_pretrained` writes a model. Returns it.
+
+        Raises LoraFxError as `merge_adapter` does, with nothing changed.
+        """
+        chosen = self._chosen(adapter_names)
+        names = self._together(chosen)
+        require_unloadable(self, names)
+        with undone_on_error(self):
+            self.lora_fx_active, self.lora_fx_enabled = (), True
+            merged.drop(self)
+            _restore(self, names)
+            self._fold(self._merged_with(names, safe_merge, progressbar), names)
+            rows = with_rows(self, names)
+            if safe_merge:
+                require_finite(self, rows)
+            put_for_good(rows)
+            untie(self)
+            strip(self)
+        return self
+
+    def unload(self) -> nn.Module:
+        """Make this model the plain one that it was: adapters, merged or not, are left out.
+
+        Modules, biases and rows are the base's own again, bit for bit; weights that an init has
+        changed to rounding. Returns it.
+        """
+        with undone_on_error(self):
+            self.lora_fx_active = ()
+            self._unfold()
+            _restore(self, ())
+            strip(self)
+        return self
+
+    def merged_adapters(self) -> list[str]:
+        """Return the adapters that are folded into the weights."""
+        return list(self.lora_fx_merged)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load by name; refused while adapters are merged, whose values would go astray."""
+        self._require_unmerged(self.lora_fx_merged)
+        return super().load_state_dict(*args, **kwargs)
+
+    def _chosen(self, names: str | Sequence[str] | None) -> tuple[str, ...]:
+        if names is None:
+            return self.lora_fx_active
+        chosen = (names,) if isinstance(names, str) else tuple(names)
+        self._require_known(chosen)
+        return chosen
+
+    def _merged_with(self, chosen: tuple[str, ...], safe: bool, progressbar: bool) -> Merged:
+        """Compute what all tensors are with these adapters and those that are merged in them."""
+        names = self._together(chosen)
+        require_variants((self.lora_fx_adapters[name] for name in names), _MERGED)
+        require_mergeable(self, names)
+        require_compatible(self, self.lora_fx_active, names)
+        results = merged_tensors(self, names, progressbar)
+        if safe:
+            require_finite(self, results)
+        return results
+
+    def _together(self, chosen: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.lora_fx_merged, *chosen)))
+
+    def _fold(self, results: Merged, chosen: tuple[str, ...]) -> None:
+        merged.drop(self)
+        merged.keep(results)
+        self._set_merged(self._together(chosen))
+
+    def _unfold(self) -> None:
+        merged.drop(self)
+        self._set_merged(())
+
+    def _set_merged(self, names: tuple[str, ...]) -> None:
+        self.lora_fx_merged = names
+        self.lora_fx_watched = set()
+        self._activate()
+
+
+def _restore(model: nn.Module, kept: tuple[str, ...]) -> None:
+    """Put back what the inits of all adapters but these have taken out of weights."""
+    for _, site in storage.sites(model):
+        if site.lora_change is not None and site.lora_change.adapter not in kept:
+            restore(site)

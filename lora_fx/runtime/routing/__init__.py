@@ -1,0 +1,1 @@
+"""Calls in which every sample of a batch has an adapter of its own."""

@@ -1,0 +1,148 @@
+"""One call of a compiled model in which every sample has its own adapter.
+
+Names become rows of a small table here, on the host: to the graph they are numbers, the shares of
+the adapters in each sample, and none of them is read back from a device; but for indices that a
+call in training brings on one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_fx.adapters.routable import unroutable
+from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.sample_rows import require_sample_rows
+from lora_fx.runtime.routing.present import note_present
+from lora_fx.runtime.units.uncalled import run_watched
+from lora_fx.spec.spec import RouteSpec
+
+INDICES = "adapter_indices"
+NAMES = "adapter_names"
+_SAMPLES = ("input_ids", "inputs_embeds", "decoder_input_ids", "pixel_values", "input_features")
+
+
+def argument_of(route: RouteSpec | None) -> str:
+    """Return the keyword of `forward` and `generate` that takes the names."""
+    return route.argument if route else NAMES
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What a call says: which rows of the table its samples have, and what that gives them.
+
+    `rows` (S,), int32, are on the host, unless the call brought them on a device; `shares`
+    (S, adapters), float32, lie where the samples do. Both are None if nothing is routed, `shares`
+    also while adapters are disabled.
+    """
+
+    rows: Tensor | None = None
+    shares: Tensor | None = None
+
+
+def run_routed(
+    model: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run a model with the adapters that the call names, or those that are active.
+
+    Inside a call that is routed already, that routing stays unless there is another one.
+    """
+    if torch.compiler.is_compiling():
+        return run_watched(model, forward, args, kwargs)
+    call = route_call(model, args, kwargs)
+    routing = model.lora_fx_routing
+    with routing.of(routing.shares if call.rows is None else call.shares):
+        result = run_watched(model, forward, args, kwargs)
+    if torch.is_grad_enabled():
+        _note(model, call, result)
+    return result
+
+
+def _note(model: Any, call: "Routed", result: Any) -> None:
+    route = model.lora_fx_plan.spec.route
+    if call.shares is not None and call.rows is not None:
+        note_present(model, result, model.lora_fx_routes.present(call.rows.tolist()))
+    elif route and route.train and model.lora_fx_enabled:
+        note_present(model, result, set(model.lora_fx_active))
+
+
+def route_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Routed:
+    """Take the routing out of a call's arguments, or the default where it has none.
+
+    Raises LoraFxError for what cannot be routed so; nothing has been changed then.
+    """
+    route, routes = model.lora_fx_plan.spec.route, model.lora_fx_routes
+    names, rows = kwargs.pop(argument_of(route), None), kwargs.pop(INDICES, None)
+    first = _first(args, kwargs)
+    if names is not None and rows is not None:
+        raise _fault(f"the call has both `{argument_of(route)}` and `{INDICES}`", "give one")
+    if names is not None:
+        rows = torch.tensor(routes.indices(_checked_names(names)), dtype=torch.int32)
+    elif rows is not None:
+        _require_indices(rows, len(routes.names))
+    elif model.lora_fx_default is None or model.lora_fx_routing.shares is not None:
+        return Routed()
+    else:
+        rows = torch.full((1 if first is None else len(first),), model.lora_fx_default)
+    if first is not None and len(rows) != len(first):
+        raise _fault(
+            f"there are names of adapters for {len(rows)} samples, and {len(first)} samples",
+            "give one name for each sample of the batch",
+        )
+    if not model.lora_fx_enabled:
+        return Routed(rows)
+    _require_routable(model)
+    shares = routes.table.to(rows.device)[rows.long()]
+    return Routed(rows, shares if first is None else shares.to(first.device, non_blocking=True))
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the tensor that says how many samples there are, and where."""
+    known = [kwargs[name] for name in _SAMPLES if name in kwargs]
+    given = (value for value in (*known, *args, *kwargs.values()) if isinstance(value, Tensor))
+    return next((tensor for tensor in given if tensor.ndim), None)
+
+
+def _checked_names(names: Any) -> list[str]:
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        return list(names)
+    raise _fault("names of adapters are a list of text, one for each sample", None)
+
+
+def _require_indices(rows: Any, names: int) -> None:
+    """Look at values only where nothing has to be waited for."""
+    is_whole = isinstance(rows, Tensor) and rows.ndim == 1 and not rows.is_floating_point()
+    if not is_whole or rows.dtype is torch.bool:
+        raise _fault(f"`{INDICES}` is a tensor (S,) of whole numbers, -1 for the base", None)
+    if rows.device.type == "cpu" and not bool(((rows >= -1) & (rows < names)).all()):
+        raise _fault(f"`{INDICES}` are from -1, the base, to {names - 1}", None)
+
+
+def _require_routable(model: Any) -> None:
+    model._require_unmerged(model.lora_fx_merged)
+    route = model.lora_fx_plan.spec.route
+    if model.training and torch.is_grad_enabled() and not (route and route.train):
+        message = "a batch of several adapters is trained, and the spec does not say so"
+        raise _fault(message, "write `route { train = true }`, or call `model.eval()`")
+    if model.training and _processes() > 1:
+        raise _fault(
+            f"a batch of several adapters is trained in {_processes()} processes",
+            "they would have to agree on which adapters are absent, and do not yet: train in one",
+        )
+    faults = unroutable(model, model.training)
+    if faults:
+        raise LoraFxError(faults)
+    if model.lora_fx_rows_known != model.lora_fx_sited:
+        require_sample_rows(model.lora_fx_plan, model.lora_fx_sited)
+        model.lora_fx_rows_known = model.lora_fx_sited
+
+
+def _processes() -> int:
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if there else 1
+
+
+def _fault(message: str, help: str | None) -> LoraFxError:
+    return LoraFxError((Diagnostic("bad-routing", message, help=help),))
