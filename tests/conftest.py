@@ -1,12 +1,19 @@
 """What many tests share: the real models."""
 
+import getpass
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lora_fx.runtime.artifact import trust
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # Inductor may load a library that another process is still writing ("file too short").
+    own = Path(tempfile.gettempdir(), f"inductor-{getpass.getuser()}-{worker}")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(own)
 
 
 @pytest.fixture(scope="session", autouse=True)

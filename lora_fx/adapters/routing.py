@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 
@@ -45,6 +46,24 @@ class Routing:
         finally:
             self.shares = before
             self._running.remove(thread)
+
+    @property
+    def shares_around(self) -> Tensor | None:
+        """The shares of the call that is running, None between calls."""
+        return self.shares if self._running else None
+
+    def in_backward(self, shares: Tensor) -> None:
+        """Route what the backward pass that is running computes again, until it ends.
+
+        What checkpoints by itself calls parts of the model then, after the call has ended.
+        """
+        if not self._running and self.shares is not shares:
+            self.shares = shares
+            Variable._execution_engine.queue_callback(self._forget)
+
+    def _forget(self) -> None:
+        if not self._running:
+            self.shares = None
 
 
 def carry(module: nn.Module, routing: Routing) -> None:

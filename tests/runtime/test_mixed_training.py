@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import lora_fx
 from lora_fx.diagnostics import LoraFxError
@@ -164,22 +165,78 @@ def test_what_is_computed_again_is_routed_as_before(backend: str | None, reentra
         model.eval()(input_ids=ids, adapter_names=["b"] * len(ids))
         model(input_ids=ids)
     model.train()
-    model.lora_fx_routing.shares = torch.zeros(len(ids), 4)
+    model.lora_fx_routing.shares = torch.zeros(len(ids), 4)  # what was before
     loss.backward()
-    model.lora_fx_routing.shares = None
     assert_as_apart(gradients(model), want)
 
 
-@pytest.mark.parametrize("checkpoint", ["layers", "budget(0.3)"])
-def test_the_specs_own_checkpointing(checkpoint: str) -> None:
+class Recomputing(nn.Module):
+    """Checkpoints by itself what lies between its ends."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.up, self.down = nn.Linear(5, 6), nn.Linear(6, 7), nn.Linear(7, 3)
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(checkpoint(self.middle, self.first(x), use_reentrant=self.reentrant))
+
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.up(torch.tanh(x)))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_model_that_checkpoints_by_itself(reentrant: bool) -> None:
+    """It is called again once the call has ended, and nothing is left of that afterwards."""
+    text = """lora 1 route { train = true }
+    adapter a { rank = 2 init = random target linear }
+    adapter b { rank = 3 init = random target linear }"""
+    model = lora_fx.compile(Recomputing(reentrant), text, backend=None).train()
+    x, rows = torch.randn(3, 4, 5), ["a", "__base__", "b"]
+    weights = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
+
+    def own(name: str) -> dict[str, Tensor]:
+        keys = (n for n, p in model.named_parameters() if f".{name}." in n and p.requires_grad)
+        return {key: model.get_parameter(key).grad.clone() for key in keys}
+
+    want = {}
+    for index, name in ((0, "a"), (2, "b")):
+        model.zero_grad()
+        model.set_adapter(name)
+        (model(x[index : index + 1]).square() * weights[index]).sum().backward()
+        want |= own(name)
+    model.zero_grad()
+    (model(x, adapter_names=rows).square() * weights).sum().backward()
+    assert_as_apart(own("a") | own("b"), want)
+    assert model.lora_fx_routing.shares is None
+
+
+def test_a_backward_pass_that_fails_leaves_no_routing() -> None:
+    text = "lora 1 route { train = true } adapter a { rank = 2 init = random target linear }"
+    model = lora_fx.compile(Recomputing(True), text, backend=None).train()
+    x = torch.randn(2, 4, 5)
+    want = model(x).detach()
+    output = model(x, adapter_names=["a", "__base__"])
+    model.up.lora_A["a"].weight.register_hook(_fail)
+    with pytest.raises(RuntimeError, match="as it was asked to"):
+        output.sum().backward()
+    assert torch.equal(model(x), want)
+
+
+def _fail(_: Tensor) -> None:
+    raise RuntimeError("as it was asked to")
+
+
+@pytest.mark.parametrize("how", ["layers", "budget(0.3)"])
+def test_the_specs_own_checkpointing(how: str) -> None:
     ids = samples(len(TRAINED))
-    model = mixed(f"{SPEC}\ncompile {{ checkpoint = {checkpoint} }}").train()
+    model = mixed(f"{SPEC}\ncompile {{ checkpoint = {how} }}").train()
     want = one_by_one(mixed(backend=None).train(), ids)
     model.zero_grad()
     loss = losses(model(input_ids=ids, adapter_names=TRAINED).logits, ids).sum()
-    model.lora_fx_routing.shares = torch.zeros(len(ids), 4)
+    model.lora_fx_routing.shares = torch.zeros(len(ids), 4)  # what was before
     loss.backward()
-    model.lora_fx_routing.shares = None
     assert_as_apart(gradients(model), want)
 
 

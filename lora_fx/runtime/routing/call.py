@@ -53,7 +53,7 @@ def run_routed(
         return run_watched(model, forward, args, kwargs)
     call = route_call(model, args, kwargs)
     routing = model.lora_fx_routing
-    with routing.of(routing.shares if call.rows is None else call.shares):
+    with routing.of(routing.shares_around if call.rows is None else call.shares):
         result = run_watched(model, forward, args, kwargs)
     if torch.is_grad_enabled():
         _note(model, call, result)
@@ -63,7 +63,7 @@ def run_routed(
 def _note(model: Any, call: "Routed", result: Any) -> None:
     route = model.lora_fx_plan.spec.route
     if call.shares is not None and call.rows is not None:
-        note_present(model, result, model.lora_fx_routes.present(call.rows.tolist()))
+        note_present(model, result, model.lora_fx_routes.present(call.rows.tolist()), call.shares)
     elif route and route.train and model.lora_fx_enabled:
         note_present(model, result, set(model.lora_fx_active))
 
@@ -82,7 +82,7 @@ def route_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rou
         rows = torch.tensor(routes.indices(_checked_names(names)), dtype=torch.int32)
     elif rows is not None:
         _require_indices(rows, len(routes.names))
-    elif model.lora_fx_default is None or model.lora_fx_routing.shares is not None:
+    elif model.lora_fx_default is None or model.lora_fx_routing.shares_around is not None:
         return Routed()
     else:
         rows = torch.full((1 if first is None else len(first),), model.lora_fx_default)

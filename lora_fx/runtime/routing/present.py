@@ -19,10 +19,11 @@ _installed: list[Any] = []
 _models: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
-def note_present(model: Any, result: Any, adapters: set[str]) -> None:
+def note_present(model: Any, result: Any, adapters: set[str], shares: Tensor | None = None) -> None:
     """Note, once a backward pass through a result begins, that samples of these adapters were.
 
-    Forgotten are adapters of earlier passes whose gradients have been cleared since.
+    What the pass computes again is routed by `shares`. Forgotten are adapters of earlier passes
+    whose gradients have been cleared since.
     """
     _before_every_step()
     _models.add(model)
@@ -34,6 +35,8 @@ def note_present(model: Any, result: Any, adapters: set[str]) -> None:
         model = seen()
         if model is not None:
             model.lora_fx_present = (model.lora_fx_present or set()) | adapters
+            if shares is not None:
+                model.lora_fx_routing.in_backward(shares)
 
     for tensor in tree_leaves(result):
         if isinstance(tensor, Tensor) and tensor.requires_grad:
