@@ -43,8 +43,8 @@ def config_of(
     if they were repeated. Of what PEFT has one value for the adapter, it is that of the first site,
     and the largest dropout. Raises LoraFxError if PEFT has no names for what is trained as a whole.
     """
-    adapted = [site.fqn for site in adapter.sites if site.parameter is None]
-    parameters = [site.name for site in adapter.sites if site.parameter is not None]
+    adapted = list(dict.fromkeys(s.target for s in adapter.sites if not s.is_parameter))
+    parameters = [site.name for site in adapter.sites if site.is_parameter]
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "target_modules": names.targets(adapted, modules) if adapted else [],
@@ -63,8 +63,8 @@ def config_of(
 def _values(sites: Sequence[SitePlan]) -> dict[str, Any]:
     first = sites[0]
     rslora = names.commonest(site.rslora for site in sites)
-    ranks = {site.name: site.rank for site in sites}
-    alphas = {s.name: names.alpha_of(s.alpha, s.scaling, s.rank, rslora) for s in sites}
+    ranks = {site.target: site.rank for site in sites}
+    alphas = {s.target: names.alpha_of(s.alpha, s.scaling, s.rank, rslora) for s in sites}
     r, alpha = names.commonest(ranks.values()), names.commonest(alphas.values())
     return {
         "r": r,

@@ -58,16 +58,19 @@ class Site(_Base):
         output = super().forward(input, *args, **kwargs)
         return self._announced(output, input)
 
-    def _announced(self, output: Tensor, input: Tensor) -> Tensor:
-        """Return a base output with the branches of this call, announced to the tracer."""
+    def _announced(self, output: Tensor, input: Tensor, rows: slice | None = None) -> Tensor:
+        """Return a base output with the branches of this call, announced to the tracer.
+
+        The output may be that of some of the weight's rows.
+        """
         shares = None if self.lora_routing is None else self.lora_routing.shares
         if shares is not None and self.lora_mixed is not None:
-            return self._add(output, input, self.lora_mixed, self.lora_mixed_scalings, shares)
+            return self._add(output, input, self.lora_mixed, self.lora_mixed_scalings, shares, rows)
         if not self.lora_choice.added:
             return output
         if self.lora_followed and self.training and torch.is_grad_enabled():
             self._follow(input)
-        return self._add(output, input, self.lora_choice, self.lora_scalings)
+        return self._add(output, input, self.lora_choice, self.lora_scalings, rows=rows)
 
     def _add(
         self,
@@ -76,11 +79,12 @@ class Site(_Base):
         choice: Choice,
         scalings: Tensor,
         shares: Tensor | None = None,
+        rows: slice | None = None,
     ) -> Tensor:
         """Announce what is added to the base's output."""
         if not choice.added:
             return output
-        params = [t for one in choice.added for t in one.factors.tensors(self.training)]
+        params = [t for one in choice.added for t in one.factors.tensors(self.training, rows)]
         key = choice.training if self.training else choice.evaluation
         base = self._base() if any(one.factors.magnitude for one in choice.added) else []
         samples = () if shares is None else (shares.to(input.device),)
