@@ -18,9 +18,9 @@ class Layer:
     """One layer that can be adapted, or one parameter of a module, seen as a map of features.
 
     `transposed` is Hugging Face's `Conv1D`, whose weight is (in, out); `attention` is
-    `nn.MultiheadAttention`, or one of its matrices; an embedding's inputs are its rows. `experts` counts the matrices that
-    a parameter stacks, `groups` and `kernel` are a convolution's. A `packed` weight is in 4 or 8
-    bits. A parameter is `turned` where it is (experts, in, out).
+    `nn.MultiheadAttention`, or one of its matrices; an embedding's inputs are its rows. `experts`
+    counts the matrices that a parameter stacks, `groups` and `kernel` are a convolution's. A
+    `packed` weight is in 4 or 8 bits. A parameter is `turned` where it is (experts, in, out).
     """
 
     kind: Kind

@@ -123,7 +123,7 @@ def _sites(
         raise LoraFxError((_unsupported_layer(name, modules, rule),))
     if isinstance(attention := modules.by_fqn.get(name), nn.MultiheadAttention):
         parts = [(f"{name}.{part.inside}".strip("."), part) for part in parts_of(attention)]
-        for fqn, part in parts:
+        for fqn, _ in parts:
             if fqn in taken:
                 message = f"`{name}` is adapted, and `{fqn}` in it is trained as a whole"
                 there = ((taken[fqn], "trained here"),)

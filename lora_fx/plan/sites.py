@@ -53,6 +53,11 @@ class SitePlan:
         return self.fqn if self.parameter is None else f"{self.fqn}.{self.parameter}".lstrip(".")
 
     @property
+    def weight(self) -> str:
+        """The name of the weight in its module."""
+        return self.parameter or "weight"
+
+    @property
     def is_parameter(self) -> bool:
         """Whether a parameter is adapted for itself, and not as one of a module's."""
         return self.parameter is not None and self.layer.kind != "attention"

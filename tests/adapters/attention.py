@@ -1,4 +1,4 @@
-"""`nn.MultiheadAttention` with adapters, and the same with W + s B A in the place of its weights."""
+"""`nn.MultiheadAttention` with adapters, and with W + s B A in the place of its weights."""
 
 import copy
 from typing import Any
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import lora_fx
 from lora_fx.adapters import storage
+from lora_fx.adapters.sites.factors import Factors
 
 SPEC = "lora 1 adapter a { rank = 3  alpha = 6  init = random  target attn }"
 E, HEADS, KEYS, VALUES = 12, 4, 10, 9  # wide
@@ -44,17 +45,31 @@ def attending(dtype: torch.dtype = torch.float64, **how: Any) -> Attending:
 
 
 def dense(model: Any, base: nn.Module, *adapters: str) -> nn.Module:
-    """The base with W + Σ s B A in float64, of what the adapters are now."""
+    """The base with W + Σ s B A in float64, of what the adapters are now.
+
+    With magnitudes, of one adapter, each row has its own; what an init took out is left out.
+    """
     twin = copy.deepcopy(base).double()
     for name, site in storage.sites(model):
-        module, weight = site.lora_place
+        weight, change = site.lora_place[1], site.lora_change
         fqn = name if weight == "weight" else name.rpartition(".")[0]
         parameter = twin.get_submodule(fqn).get_parameter(weight)
         for adapter in adapters or ("a",):
             if adapter in site.lora_branches:
-                A, B = (t.detach().double() for t in site.lora_branches[adapter].product())
-                parameter.data = parameter + site.lora_arithmetic[adapter].scaling * (B @ A)
+                branch = site.lora_branches[adapter]
+                W = parameter + site.lora_arithmetic[adapter].scaling * _product(branch)
+                if change is not None and change.adapter == adapter:
+                    W = W - change.arithmetic.scaling * _product(change.factors)
+                if branch.magnitude is not None:
+                    m = branch.magnitude.weight.detach().double()
+                    W = (m / W.norm(dim=1))[:, None] * W
+                parameter.data = W
     return twin
+
+
+def _product(branch: Factors) -> Tensor:
+    A, B = (factor.weight.detach().double() for factor in (branch.A, branch.B))
+    return B @ A
 
 
 def compiled(base: nn.Module, text: str = SPEC, backend: str | None = None) -> Any:
@@ -66,7 +81,7 @@ def some(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tens
 
 
 def inputs(attention: nn.MultiheadAttention, kind: str = "different", **how: Any) -> list[Tensor]:
-    """Query, key and value in the layout of a module: one tensor, two or three; or without batch."""
+    """Query, key and value in a module's layout: one tensor, two or three; or without batch."""
     batch = () if kind == "unbatched" else (N,)
 
     def one(length: int, width: int, seed: int) -> Tensor:

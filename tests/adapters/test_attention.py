@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import lora_fx
 from lora_fx.adapters import storage
 from tests.adapters.attention import (
     HEADS,
@@ -189,9 +190,116 @@ def test_several_adapters_add_up() -> None:
     assert relative(model(*given)[0], dense(model, base, "a")(*given)[0]) > 1e-2
 
 
-def test_a_subclass_that_attends_in_its_own_way_is_refused() -> None:
-    import lora_fx
+def moved(model: nn.Module) -> nn.Module:
+    """With every trained tensor away from where it starts."""
+    torch.manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    return model
 
+
+@pytest.mark.parametrize("init", ["default", "gaussian", "orthogonal", "pissa", "olora"])
+@pytest.mark.parametrize("module", ["plain", "separate"])
+@pytest.mark.parametrize("variant", ["lora", "dora"])
+def test_every_init(init: str, module: str, variant: str) -> None:
+    """It starts as the base, whose weight some change, and goes its own way."""
+    base = attending(**MODULES[module])
+    text = SPEC.replace("rank = 3", "rank = 4  scaling = rslora")
+    text = text.replace("init = random", f"init = {init}  variant = {variant}")
+    model, given = compiled(base, text), inputs(base.attn)
+    changed = init in ("pissa", "olora")
+    exact = init in ("default", "gaussian") and variant == "lora"
+    near = FLOAT64 if exact else 1e-6  # of what is kept in float32
+    assert relative(model(*given)[0], base(*given)[0]) < near
+    assert all((site.lora_change is not None) == changed for _, site in storage.sites(model))
+    moved(model)
+    with model.disable_adapter():
+        assert relative(model(*given)[0], base(*given)[0]) < near
+    want = dense(model, base)(*given)[0]
+    assert relative(model(*given)[0], want) < 1e-6
+    assert relative(base(*given)[0], want) > 1e-2
+    if changed:
+        A = dict(storage.sites(model))["attn.out_proj"].lora_change
+        assert A is not None
+        assert relative(model.attn.out_proj.weight, base.attn.out_proj.weight) > 1e-2
+    before = model(*given)[0]
+    model.merge_adapter()
+    assert relative(model(*given)[0], want) < 1e-6
+    model.unmerge_adapter()
+    assert torch.equal(model(*given)[0], before)
+    model.unload()
+    assert type(model.attn) is nn.MultiheadAttention
+    assert relative(model(*given)[0], base(*given)[0]) < near
+
+
+def test_pissa_starts_with_the_best_of_each_weight() -> None:
+    base = attending()
+    model = compiled(base, SPEC.replace("random", "pissa"))
+    for name, weight in (("in_proj_weight", base.attn.in_proj_weight), ("out_proj", None)):
+        site = dict(storage.sites(model))[f"attn.{name}"]
+        U, values, V = torch.linalg.svd(base.attn.out_proj.weight if weight is None else weight)
+        best = U[:, :3] @ values[:3].diag() @ V[:3]
+        A, B = (f.weight.double() for f in (site.lora_branches["a"].A, site.lora_branches["a"].B))
+        assert relative(site.lora_arithmetic["a"].scaling * B @ A, best) < 1e-6
+
+
+def test_gradients_of_dora_are_those_of_weights_with_constant_norms() -> None:
+    base = attending()
+    model = moved(compiled(base, SPEC.replace("random", "random  variant = dora")))
+    given, weights = inputs(base.attn), {}
+    leaves = {n: p.detach().double().requires_grad_() for n, p in trained(model).items()}
+    for name, place in (
+        ("attn.lora_parameters.in_proj_weight", "attn.in_proj_weight"),
+        ("attn.out_proj", "attn.out_proj.weight"),
+    ):
+        A, B, m = (leaves[f"{name}.lora_{n}.a.weight"] for n in ("A", "B", "magnitude_vector"))
+        W = base.get_parameter(place) + 2 * B @ A
+        weights[place] = (m / W.detach().norm(dim=1))[:, None] * W
+    direction = some(L, N, E, seed=9)
+    want = torch.func.functional_call(base, weights, tuple(given))[0]
+    (want * direction).sum().backward()
+    got = model(*given)[0]
+    (got * direction).sum().backward()
+    assert relative(got, want) < 1e-6
+    for name, parameter in trained(model).items():
+        assert parameter.grad is not None
+        assert leaves[name].grad is not None
+        assert relative(parameter.grad, leaves[name].grad) < 1e-5, name  # type: ignore[arg-type]
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_dropout_is_of_what_each_projection_gets(backend: str | None) -> None:
+    """Of the branches alone: W x stays whole."""
+    base = attending(torch.float32, batch_first=True)
+    model = compiled(base, SPEC.replace("random", "random  dropout = 40%"), backend).train()
+    (x, *_) = given = inputs(base.attn, "same", dtype=torch.float32)
+    sites = dict(storage.sites(model))
+    torch.manual_seed(5)
+    got = model(*given, need_weights=False)[0]
+    torch.manual_seed(5)
+    qkv = _with_dropout(sites["attn.in_proj_weight"], x, base.attn.in_proj_bias)
+    q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))
+    attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    out = sites["attn.out_proj"]
+    want = _with_dropout(out, attended.transpose(1, 2).flatten(2), base.attn.out_proj.bias)
+    assert relative(got, want) < 1e-5
+    evaluated = model.eval()(*given, need_weights=False)[0]
+    assert relative(evaluated, dense(model, base)(*(t.double() for t in given))[0]) < 1e-5
+    assert relative(got, evaluated) > 1e-2
+
+
+def _with_dropout(site: Any, x: Tensor, bias: Tensor) -> Tensor:
+    A, B = (f.weight for f in (site.lora_branches["a"].A, site.lora_branches["a"].B))
+    dropped = torch.nn.functional.dropout(x, 0.4)
+    return x @ site.weight.T + bias + 2 * (dropped @ A.T) @ B.T
+
+
+def test_a_subclass_that_attends_in_its_own_way_is_refused() -> None:
     class Other(nn.MultiheadAttention):
         def forward(self, x: Tensor) -> Any:  # type: ignore[override]
             return super().forward(x, x, x)

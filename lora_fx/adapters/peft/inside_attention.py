@@ -1,7 +1,7 @@
 """What an adapter has inside an `nn.MultiheadAttention`, which PEFT wraps as a whole.
 
-    attn.lora_A.weight                               of `in_proj_weight`
-    attn.base_layer.out_proj.lora_A.weight           of `out_proj`
+attn.lora_A.weight                               of `in_proj_weight`
+attn.base_layer.out_proj.lora_A.weight           of `out_proj`
 """
 
 from collections.abc import Container

@@ -60,10 +60,9 @@ def base_faults(
     """Yield what keeps an adapter from changing the weights of this model as it says."""
     for fault in changed_weight_faults([plan], modules_of(model)):
         yield fault.code, f"{fault.message} ({fault.label}); {fault.help}"
-    found = [
-        (fqn, origin.base, fingerprint_of_base(model.get_submodule(fqn)))
-        for fqn, origin in origins.items()
-    ]
+    sites = {site.name: site for site in plan.sites}
+    places = {name: (model.get_submodule(sites[name].fqn), sites[name].weight) for name in origins}
+    found = [(n, one.base, fingerprint_of_base(*places[n])) for n, one in origins.items()]
     other = [one for one in found if one[1] != one[2]]
     if other:
         fqn, there, here = other[0]

@@ -41,6 +41,14 @@ class ProjectionSite(ParameterSite):
         """Say which adapter each column of the shares of a mixed batch is of."""
         Site.route(self, adapters)
 
+    @property
+    def lora_base_bias(self) -> Tensor | None:
+        """The part of `in_proj_bias` that is for this projection."""
+        (owner, name), (high, _) = self.lora_place, self.weight.shape
+        bias = owner._parameters["in_proj_bias"]
+        first = 0 if name == PACKED else SEPARATE.index(name) * high
+        return None if bias is None else bias[first : first + high]
+
     def project(self, x: Tensor, bias: Tensor | None, rows: slice | None) -> Tensor:
         """Return x (*, in) times these rows of the matrix, or all, and of the branches."""
         weight = self.weight if rows is None else self.weight[rows]
@@ -93,9 +101,7 @@ class AttentionSite(_Base):
         q, k, v = (_heads(x, self.num_heads, first) for x in self._projected(query, key, value))
         (N, H, L, _), S = q.shape, k.shape[2]
         masks = Masks(key_padding_mask, attn_mask, is_causal).checked(N, H, L, S)
-        k, v = (
-            self._extended(x, own) for x, own in ((k, self.bias_k), (v, self.bias_v))
-        )
+        k, v = (self._extended(x, own) for x, own in ((k, self.bias_k), (v, self.bias_v)))
         dropout = self.dropout if self.training else 0.0
         output, weights = attend(q, k, v, masks, dropout, k.shape[2] - S, need_weights)
         output = output.permute((0, 2, 1, 3) if first else (2, 0, 1, 3)).flatten(2)
