@@ -8,6 +8,7 @@ from torch import nn
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
 from lora_fx.plan.alike import once_each
 from lora_fx.plan.attention import parts_of
+from lora_fx.plan.doubled_out_proj import doubled_faults
 from lora_fx.plan.kinds import has_computed_weight
 from lora_fx.plan.modules import Modules
 from lora_fx.plan.names import Names
@@ -93,7 +94,7 @@ def plan_adapter(
     if nothing and not any(d.severity == "error" for d in diagnostics):
         message = f"adapter `{adapter.name}` adapts no module of this model"
         faults.append(Diagnostic("empty-adapter", message, adapter.span))
-    diagnostics += once_each(faults)
+    diagnostics += [*once_each(faults), *doubled_faults(adapter, sites)]
     found = (tuple(sites), tuple(copies), tuple(tokens), tuple(biases))
     return AdapterPlan(adapter.name, bias_of(adapter), *found, (*targets, *trains))
 

@@ -162,6 +162,14 @@ def adapted(plan: AdapterPlan, model: nn.Module) -> Counter[str]:
     return Counter([*tied, *(site.fqn for site in plan.sites)])
 
 
+def with_doubled_out_proj(plan: AdapterPlan, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a file's tensors with twice the B of each attention's output projection."""
+    prefixes = prefixes_of(plan)
+    outputs = (s for s in plan.sites if s.layer.kind == "attention" and s.parameter is None)
+    names = [f"{PREFIX}{prefixes[site.name]}lora_B.weight" for site in outputs]
+    return {**state, **{name: 2 * state[name] for name in names}}
+
+
 def embeddings(model: nn.Module, adapted: Mapping[str, int]) -> dict[str, nn.Module]:
     """Return the model's input and output embeddings by the names of their weights in a file."""
     if not isinstance(model, PreTrainedModel):

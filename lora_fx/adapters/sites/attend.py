@@ -24,10 +24,12 @@ class Masks:
         """Return the masks. Raises RuntimeError, as torch does, for shapes that do not fit."""
         if self.causal and self.pairs is None:
             raise RuntimeError("`is_causal` is about an `attn_mask`, and none is given")
-        if self.keys is not None and self.keys.shape != (N, S):
+        if self.keys is not None and not _has_shape(self.keys, N, S):
             shape = tuple(self.keys.shape)
             raise RuntimeError(f"`key_padding_mask` is {shape}, and ({N}, {S}) is needed")
-        if self.pairs is not None and self.pairs.shape not in ((L, S), (N * H, L, S)):
+        if self.pairs is not None and not (
+            _has_shape(self.pairs, L, S) or _has_shape(self.pairs, N * H, L, S)
+        ):
             shape = tuple(self.pairs.shape)
             needed = f"({L}, {S}) or ({N * H}, {L}, {S})"
             raise RuntimeError(f"`attn_mask` is {shape}, and {needed} is needed")
@@ -44,6 +46,11 @@ class Masks:
             keys = F.pad(_floating(self.keys, q.dtype), (0, more))[:, None, None]
             total = keys if total is None else total + keys
         return total
+
+
+def _has_shape(mask: Tensor, *sizes: int) -> bool:
+    """Compare sizes one by one: they may be symbols."""
+    return mask.dim() == len(sizes) and all(mask.shape[i] == n for i, n in enumerate(sizes))
 
 
 def _floating(mask: Tensor, dtype: torch.dtype) -> Tensor:
