@@ -26,7 +26,10 @@ def parts_of(attention: nn.MultiheadAttention) -> tuple[Part, ...]:
     The three are one matrix where queries, keys and values are of one width.
     """
     E = attention.embed_dim
-    names = (PACKED,) if attention.in_proj_weight is not None else SEPARATE
-    shapes = {name: attention.get_parameter(name).shape for name in names}
-    inputs = (Part("", n, Layer("attention", wide, high)) for n, (high, wide) in shapes.items())
+    weights = {name: attention._parameters[name] for name in (PACKED, *SEPARATE)}
+    inputs = (
+        Part("", name, Layer("attention", weight.shape[1], weight.shape[0]))
+        for name, weight in weights.items()
+        if weight is not None
+    )
     return (*inputs, Part(OUT, None, Layer("attention", E, E)))

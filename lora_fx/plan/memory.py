@@ -124,8 +124,10 @@ def _changed(tree: nn.Module, adapter: AdapterPlan, augmented: bool) -> Iterator
     """Yield the weights that an adapter changes, and that are not moved to have room anyway."""
     changing = [site for site in adapter.sites if site.changes_base]
     moved = weights_with_room(tree, [site.fqn for site in changing]) if augmented else {}
-    weights = (f"{site.fqn}.{site.weight}" for site in changing if site.fqn not in moved)
-    yield from map(tree.get_parameter, weights)
+    for site in (site for site in changing if site.fqn not in moved):
+        weight = tree.get_submodule(site.fqn)._parameters[site.weight]
+        assert weight is not None
+        yield weight
 
 
 def _copies(tree: nn.Module, adapter: AdapterPlan) -> Iterator[tuple[bool, _Size]]:
