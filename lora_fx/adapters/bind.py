@@ -60,8 +60,8 @@ def _require_one_way(model: nn.Module, plan: AdapterPlan) -> None:
     for planned in plan.sites:
         sites = storage.sites_at(model.get_submodule(planned.fqn)).values()
         for site in sites:
-            is_module = not isinstance(site, ParameterSite)
-            if site.lora_arithmetic and is_module is not (planned.parameter is None):
+            is_parameter = isinstance(site, ParameterSite)
+            if site.lora_arithmetic and is_parameter is (planned.parameter is None):
                 other = next(iter(site.lora_arithmetic))
                 message = f"`{planned.fqn}` is adapted as a module and as a parameter"
                 help = f"adapt it as `{other}` does, or delete that adapter"

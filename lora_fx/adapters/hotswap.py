@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters import storage, token_rows
-from lora_fx.adapters.peft.keys import depth_of, inner_prefix, is_near, live_tensors
+from lora_fx.adapters.peft.keys import is_near, live_tensors, prefixes_of
 from lora_fx.adapters.peft.plain import PREFIX, plain
 from lora_fx.adapters.sites import magnitudes
 from lora_fx.adapters.sites.factors import Arithmetic
@@ -44,7 +44,7 @@ class Swap:
     def at(self, site: SitePlan) -> dict[str, Tensor]:
         """Return the tensors of a site by PEFT's names."""
         names = (*site.tensors, *_KEPT, *(f"{storage.SAMPLER}.{name}" for name in LAST))
-        where = f"{PREFIX}{inner_prefix(site.fqn, depth_of(self.plan)[site.name])}"
+        where = f"{PREFIX}{prefixes_of(self.plan)[site.name]}"
         keys = {name: f"{where}{name}" for name in names}
         return {name: self.tensors[key] for name, key in keys.items() if key in self.tensors}
 

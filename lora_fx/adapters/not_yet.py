@@ -15,9 +15,6 @@ _INITS = (
     *("default", "gaussian", "random", "orthogonal", "mica"),
     *("pissa", "olora", "loftq", "corda", "lora_ga", "eva"),
 )
-_WHAT = {
-    "attention": "adapters on `nn.MultiheadAttention`",
-}
 
 
 def require_supported(plan: Plan) -> None:
@@ -61,7 +58,7 @@ def _of_route(plan: Plan, route: RouteSpec) -> Iterator[tuple[str, Span | None, 
     for name, kind in parts.items():
         if any(isinstance(part, kind) for part in everything):
             yield f"`{name}` beside `route`", route.span, ""
-    if any(site.parameter is not None for site in plan.sites):
+    if any(site.is_parameter for site in plan.sites):
         yield "adapters on parameters beside `route`", route.span, ""
     for variant in ("velora", "kasa", "monteclora"):
         if route.train and any(site.variant.name == variant for site in plan.sites):
@@ -87,8 +84,6 @@ def _of_adapter(adapter: AdapterPlan) -> Iterator[tuple[str, Span | None, str]]:
 
 def _of_site(site: SitePlan) -> Iterator[tuple[str, Span | None, str]]:
     where = f"at `{site.name}`"
-    if site.layer.kind in _WHAT:
-        yield _WHAT[site.layer.kind], site.rule, where
     if site.init.name not in _INITS:
         yield f"init `{site.init.name}`", _set(site, "init"), where
     if site.variant.name not in _VARIANTS:

@@ -3,6 +3,7 @@
 from torch import nn
 
 from lora_fx.adapters import storage, token_rows
+from lora_fx.adapters.sites.attention_site import ProjectionSite
 from lora_fx.adapters.sites.parameter_site import ParameterSite
 from lora_fx.adapters.weights import copies
 from lora_fx.diagnostics import Diagnostic
@@ -16,7 +17,7 @@ def unroutable(model: nn.Module, training: bool) -> list[Diagnostic]:
     for fqn, holder in token_rows.holders(model):
         found |= dict.fromkeys(holder.lora_tokens, f"trains rows of `{fqn}`")
     for name, site in storage.sites(model):
-        if isinstance(site, ParameterSite):
+        if isinstance(site, ParameterSite) and not isinstance(site, ProjectionSite):
             found |= dict.fromkeys(site.lora_arithmetic, f"adapts the parameter `{name}`")
     if training:
         for fqn, site in storage.sites(model):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import specialise
+from lora_fx.adapters.sites.attention_site import is_projection, mark_projection
 from lora_fx.adapters.sites.convolution_site import ConvolutionSite
 from lora_fx.adapters.sites.factors import Arithmetic, Direction, Factors, Holder, Vector
 from lora_fx.adapters.sites.parameter_site import mark_parameter, parameter_sites
@@ -35,6 +36,8 @@ def mark(module: nn.Module, parameter: str | None = None) -> Site:
 
     A site is returned as it is.
     """
+    if parameter is not None and is_projection(module, parameter):
+        return mark_projection(module, parameter)
     if parameter is not None:
         return mark_parameter(module, parameter)
     if isinstance(module, Site):

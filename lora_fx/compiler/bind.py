@@ -40,9 +40,9 @@ def _bind_one(tree: nn.Module, adapter: AdapterPlan, given: Given, start: Start)
 def weights_of(tree: nn.Module, plan: Plan) -> Given:
     """Read the folder of each adapter that says `weights`."""
     layers = plan.layer_map.old if plan.layer_map else None
-    named = {a.name: a.settings["weights"] for a in plan.spec.adapters if "weights" in a.settings}
+    named = {adapter.name: adapter for adapter in plan.spec.adapters}
     return {
-        adapter.name: read_weights(adapter, named[adapter.name], tree, layers).tensors
+        adapter.name: read_weights(adapter, named[adapter.name], tree, layers)
         for adapter in plan.adapters
-        if adapter.name in named
+        if "weights" in named[adapter.name].settings
     }

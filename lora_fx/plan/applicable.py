@@ -15,7 +15,7 @@ _INITS: dict[Kind, frozenset[str]] = {
     **dict.fromkeys(_LINEAR, frozenset(INITS)),
     "embedding": _PLAIN_INITS | {"mica"},
     "conv": _PLAIN_INITS | _OF_MATRIX,
-    "attention": _PLAIN_INITS,
+    "attention": _PLAIN_INITS | _OF_MATRIX,
     "parameter": _PLAIN_INITS,
 }
 _VARIANTS: dict[Kind, frozenset[str]] = {
@@ -23,11 +23,11 @@ _VARIANTS: dict[Kind, frozenset[str]] = {
     "transposed": frozenset(VARIANTS) - {"kasa"},
     "embedding": frozenset({"lora", "dora"}),
     "conv": frozenset({"lora", "dora"}),
-    "attention": frozenset({"lora"}),
+    "attention": frozenset({"lora", "dora"}),
     "parameter": frozenset({"lora"}),
 }
 _ON_A_CHANGED_BASE = frozenset({"lora", "dora", "velora"})
-_NO_DROPOUT: tuple[Kind, ...] = ("embedding", "attention", "parameter")
+_NO_DROPOUT: tuple[Kind, ...] = ("embedding", "parameter")
 _NO_BIAS: tuple[Kind, ...] = ("embedding", "attention", "parameter")
 _WHAT: dict[Kind, str] = {
     "linear": "a linear layer",

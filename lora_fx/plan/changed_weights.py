@@ -40,23 +40,23 @@ def _of_change(
     modules: Modules,
 ) -> Iterator[Diagnostic]:
     what = f"{_what(site)} changes the base's weight"
-    first = changing.setdefault(site.fqn, site)
+    first = changing.setdefault(site.name, site)
     if first is not site:
-        label = f"`{first.adapter}` changes that of `{site.fqn}` too"
+        label = f"`{first.adapter}` changes that of `{site.name}` too"
         help = f"let one of the adapters have another {_attribute(site)}"
         message = f"{what}, and only one adapter can"
         there = ((_span(first), "changed here"),)
         yield _fault(site, message, label, help, there)
-    others = sharing.get(site.fqn, [])
+    others = sharing.get(site.name, [])
     if others:
-        replicated = all(modules.place(name) is not None for name in (site.fqn, others[0]))
+        replicated = all(modules.place(name) is not None for name in (site.name, others[0]))
         help = f"write another {_attribute(site)}"
         if replicated:
             help = "write `share = nothing` in `layers`, so that copies have weights of their own"
-        label = f"that of `{site.fqn}` is also `{others[0]}`'s"
+        label = f"that of `{site.name}` is also `{others[0]}`'s"
         yield _fault(site, f"{what}, and several modules share it", label, help)
     if offload_hook(modules.by_fqn[site.fqn]) is not None:
-        label = f"that of `{site.fqn}` comes in when it runs"
+        label = f"that of `{site.name}` comes in when it runs"
         yield _fault(
             site, f"{what}, and it is offloaded", label, "load the model without offloading"
         )

@@ -78,7 +78,7 @@ def explain(plan: "Plan", name: str) -> tuple[Part, ...]:
 
 
 def _part(adapter: "AdapterPlan", name: str) -> Part:
-    sites = [site for site in adapter.sites if name in (site.name, site.fqn)]
+    sites = [one for one in adapter.sites if name in (one.name, one.fqn, one.target)]
     copies = {module.fqn: module for module in adapter.modules}
     rows = (tokens.ids for tokens in adapter.tokens if tokens.fqn == name)
     return Part(

@@ -18,9 +18,9 @@ class Layer:
     """One layer that can be adapted, or one parameter of a module, seen as a map of features.
 
     `transposed` is Hugging Face's `Conv1D`, whose weight is (in, out); `attention` is
-    `nn.MultiheadAttention`; an embedding's inputs are its rows. `experts` counts the matrices that
-    a parameter stacks, `groups` and `kernel` are a convolution's. A `packed` weight is in 4 or 8
-    bits. A parameter is `turned` where it is (experts, in, out).
+    `nn.MultiheadAttention`, or one of its matrices; an embedding's inputs are its rows. `experts`
+    counts the matrices that a parameter stacks, `groups` and `kernel` are a convolution's. A
+    `packed` weight is in 4 or 8 bits. A parameter is `turned` where it is (experts, in, out).
     """
 
     kind: Kind
@@ -48,13 +48,6 @@ class Layer:
                 return {
                     "lora_A.weight": (rank, wide, *self.kernel),
                     "lora_B.weight": (high, rank // self.groups, *ones),
-                }
-            case "attention":
-                return {
-                    "lora_A.weight": (rank, wide),
-                    "lora_B.weight": (high, rank),
-                    "out_proj.lora_A.weight": (rank, wide),
-                    "out_proj.lora_B.weight": (wide, rank),
                 }
             case _:
                 return {
@@ -85,10 +78,22 @@ def layer_of(module: nn.Module) -> Layer | None:
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
             sizes = module.in_channels, module.out_channels
             return Layer("conv", *sizes, 1, module.groups, tuple(module.kernel_size))
-        case nn.MultiheadAttention() if module.in_proj_weight is not None:
+        case nn.MultiheadAttention() if _computes_as_torch_does(module):
             return Layer("attention", module.embed_dim, 3 * module.embed_dim)
         case _:
             return None
+
+
+def _computes_as_torch_does(module: nn.MultiheadAttention) -> bool:
+    """Whether no subclass computes in a way of its own; what adapters add does not count."""
+    own = (
+        vars(cls)["forward"]
+        for cls in type(module).__mro__
+        if "forward" in vars(cls)
+        and "__lora_fx__" not in vars(cls)
+        and not cls.__module__.startswith("lora_fx.")
+    )
+    return next(own) is nn.MultiheadAttention.forward and isinstance(module.out_proj, nn.Linear)
 
 
 def parameter_layer(owner: nn.Module, parameter: Tensor) -> Layer | None:

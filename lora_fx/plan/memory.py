@@ -84,8 +84,7 @@ def merged_bytes(tree: nn.Module, adapters: Iterable[AdapterPlan]) -> int:
     sites = (site for adapter in adapters for site in adapter.sites)
     for site in (s for s in sites if s.layer.groups == 1):
         module = tree.get_submodule(site.fqn)
-        weight = site.parameter or "weight"
-        names = (weight, "bias") if site.lora_bias else (weight,)
+        names = (site.weight, "bias") if site.lora_bias else (site.weight,)
         for tensor in (module._parameters.get(name) for name in names):
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 held[id(tensor)] = tensor.nbytes
@@ -123,9 +122,12 @@ def _with_room(tree: nn.Module, adapters: list[AdapterPlan]) -> int:
 
 def _changed(tree: nn.Module, adapter: AdapterPlan, augmented: bool) -> Iterator[Tensor]:
     """Yield the weights that an adapter changes, and that are not moved to have room anyway."""
-    changing = [site.fqn for site in adapter.sites if site.changes_base]
-    moved = weights_with_room(tree, changing) if augmented else {}
-    yield from (tree.get_parameter(f"{fqn}.weight") for fqn in changing if fqn not in moved)
+    changing = [site for site in adapter.sites if site.changes_base]
+    moved = weights_with_room(tree, [site.fqn for site in changing]) if augmented else {}
+    for site in (site for site in changing if site.fqn not in moved):
+        weight = tree.get_submodule(site.fqn)._parameters[site.weight]
+        assert weight is not None
+        yield weight
 
 
 def _copies(tree: nn.Module, adapter: AdapterPlan) -> Iterator[tuple[bool, _Size]]:

@@ -13,7 +13,7 @@ def two_way_faults(sites: Iterable[SitePlan]) -> list[Diagnostic]:
     faults = []
     for site in sites:
         other = first.setdefault(site.fqn, site)
-        if (other.parameter is None) is not (site.parameter is None):
+        if other.is_parameter is not site.is_parameter:
             faults.append(
                 Diagnostic(
                     "cannot-apply",

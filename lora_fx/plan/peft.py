@@ -86,6 +86,8 @@ class _NamedModel:
         self.linears = modules.linears
         named = modules.by_fqn.items()
         self.embeddings = frozenset(fqn for fqn, m in named if isinstance(m, nn.Embedding))
+        attentions = (fqn for fqn, m in named if isinstance(m, nn.MultiheadAttention))
+        self.attentions = frozenset(attentions)
         self.embedding, self.tied = _embedding(tree, modules)
         self.stacks: Mapping[str, int] = {stack.fqn: len(stack.layers) for stack in modules.stacks}
 

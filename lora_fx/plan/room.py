@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lora_fx.plan.offloaded import offload_hook
 
@@ -11,8 +12,8 @@ from lora_fx.plan.offloaded import offload_hook
 def weights_with_room(tree: nn.Module, sites: Iterable[str]) -> dict[str, Tensor]:
     """Return by fqn the weights of these modules that can have it.
 
-    Not those that several modules share, quantised and offloaded ones, and other layouts than
-    (out, in).
+    Not those that several modules share, quantised and offloaded ones, other layouts than
+    (out, in), and those that `nn.MultiheadAttention` gives to a kernel of its own.
     """
     owners = Counter(map(_storage, _parameters(tree)))
     weights = {fqn: tree.get_submodule(fqn).weight for fqn in sites if _can_have_room(tree, fqn)}
@@ -29,6 +30,7 @@ def _can_have_room(tree: nn.Module, fqn: str) -> bool:
     module = tree.get_submodule(fqn)
     return (
         isinstance(module, nn.Linear)
+        and not isinstance(module, NonDynamicallyQuantizableLinear)
         and type(module.weight) is nn.Parameter
         and module.weight.is_floating_point()
         and offload_hook(module) is None

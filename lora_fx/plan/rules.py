@@ -3,8 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lora_fx.diagnostics import Diagnostic, LoraFxError
+from torch import nn
+
+from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
 from lora_fx.plan.alike import once_each
+from lora_fx.plan.attention import parts_of
+from lora_fx.plan.doubled_out_proj import doubled_faults
 from lora_fx.plan.kinds import has_computed_weight
 from lora_fx.plan.modules import Modules
 from lora_fx.plan.names import Names
@@ -79,7 +83,9 @@ def plan_adapter(
     for name in matched:
         rule = adapter.targets[matched[name][-1]]
         try:
-            sites.append(_site(name, adapter.name, rule, matched, modules, winners[name], any_rank))
+            sites += _sites(
+                name, adapter.name, rule, matched, modules, winners[name], any_rank, taken
+            )
         except LoraFxError as error:
             faults += error.diagnostics
     tokens = trained_tokens(adapter, modules, copies, diagnostics)
@@ -88,7 +94,7 @@ def plan_adapter(
     if nothing and not any(d.severity == "error" for d in diagnostics):
         message = f"adapter `{adapter.name}` adapts no module of this model"
         faults.append(Diagnostic("empty-adapter", message, adapter.span))
-    diagnostics += once_each(faults)
+    diagnostics += [*once_each(faults), *doubled_faults(adapter, sites)]
     found = (tuple(sites), tuple(copies), tuple(tokens), tuple(biases))
     return AdapterPlan(adapter.name, bias_of(adapter), *found, (*targets, *trains))
 
@@ -103,7 +109,7 @@ def _matched(targets: Sequence[Selection], modules: Modules) -> dict[str, list[i
     return {name: matched[name] for name in order if name in matched}
 
 
-def _site(
+def _sites(
     name: str,
     adapter: str,
     rule: Target,
@@ -111,18 +117,31 @@ def _site(
     modules: Modules,
     settings: Mapping[str, Setting],
     any_rank: bool,
-) -> SitePlan:
-    layer = modules.layer(name)
+    taken: Mapping[str, Span],
+) -> list[SitePlan]:
+    layer, names = modules.layer(name), Names(name, modules, settings)
     if layer is None:
         raise LoraFxError((_unsupported_layer(name, modules, rule),))
+    if isinstance(attention := modules.by_fqn.get(name), nn.MultiheadAttention):
+        parts = [(f"{name}.{part.inside}".strip("."), part) for part in parts_of(attention)]
+        for fqn, _ in parts:
+            if fqn in taken:
+                message = f"`{name}` is adapted, and `{fqn}` in it is trained as a whole"
+                there = ((taken[fqn], "trained here"),)
+                span = rule.selector.span
+                raise LoraFxError((Diagnostic("cannot-apply", message, span, secondary=there),))
+        return [
+            settle(fqn, part.parameter, part.layer, adapter, rule, names, any_rank)
+            for fqn, part in parts
+        ]
     if name in modules.by_fqn:
-        return settle(name, None, layer, adapter, rule, Names(name, modules, settings), any_rank)
+        return [settle(name, None, layer, adapter, rule, names, any_rank)]
     fqn, _, parameter = name.rpartition(".")
     if fqn in matched:
         message = f"`{fqn}` is adapted as a module already"
         label = f"matches its `{parameter}`"
         raise LoraFxError((Diagnostic("cannot-apply", message, rule.selector.span, label),))
-    return settle(fqn, parameter, layer, adapter, rule, Names(name, modules, settings))
+    return [settle(fqn, parameter, layer, adapter, rule, names)]
 
 
 def _winners(adapter: AdapterSpec, rules: Sequence[Target]) -> dict[str, Setting]:

@@ -53,6 +53,23 @@ class SitePlan:
         return self.fqn if self.parameter is None else f"{self.fqn}.{self.parameter}".lstrip(".")
 
     @property
+    def weight(self) -> str:
+        """The name of the weight in its module."""
+        return self.parameter or "weight"
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether a parameter is adapted for itself, and not as one of a module's."""
+        return self.parameter is not None and self.layer.kind != "attention"
+
+    @property
+    def target(self) -> str:
+        """The name by which it is selected: of a matrix of an attention, the attention's."""
+        if self.layer.kind != "attention":
+            return self.name
+        return self.fqn if self.parameter is not None else self.fqn.rpartition(".")[0]
+
+    @property
     def in_features(self) -> int:
         """Inputs of the adapted layer."""
         return self.layer.in_features

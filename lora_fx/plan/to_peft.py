@@ -5,6 +5,8 @@ from itertools import pairwise
 from typing import Any
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
+from lora_fx.plan.alike import once_each
+from lora_fx.plan.peft_attention import beyond_peft
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
@@ -15,6 +17,7 @@ from lora_fx.spec.peft.moe import taken_for_experts
 from lora_fx.spec.peft.unsaid import unsaid
 
 _ONCE = ("init", "variant", "lora_bias", "dropout", "tie", "trainable")
+_NO_DROPOUT = ("embedding", "attention")  # whatever the config says
 _NEVER = {"dtype": "float32", "compute": "activation", "offload": False}
 
 
@@ -28,8 +31,10 @@ def to_peft(plan: Plan) -> dict[str, dict[str, Any]]:
     for adapter in plan.adapters:
         faults += [*_differences(adapter.sites), *_never(adapter.sites), *_biased(adapter.sites)]
         faults += [*_read_otherwise(adapter, plan), *_rows_beneath(adapter)]
+        for site, name, message in beyond_peft(adapter.sites):
+            faults.append(_fault(message, _span(site, name), f"at `{site.name}`"))
     if faults:
-        raise LoraFxError(faults)
+        raise LoraFxError(once_each(faults))
     layers = plan.layer_map.old if plan.layer_map else None
     return {a.name: config_of(a, tuple(plan.modules), layers) for a in plan.adapters}
 
@@ -43,8 +48,8 @@ def config_of(
     if they were repeated. Of what PEFT has one value for the adapter, it is that of the first site,
     and the largest dropout. Raises LoraFxError if PEFT has no names for what is trained as a whole.
     """
-    adapted = [site.fqn for site in adapter.sites if site.parameter is None]
-    parameters = [site.name for site in adapter.sites if site.parameter is not None]
+    adapted = list(dict.fromkeys(s.target for s in adapter.sites if not s.is_parameter))
+    parameters = [site.name for site in adapter.sites if site.is_parameter]
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "target_modules": names.targets(adapted, modules) if adapted else [],
@@ -63,8 +68,9 @@ def config_of(
 def _values(sites: Sequence[SitePlan]) -> dict[str, Any]:
     first = sites[0]
     rslora = names.commonest(site.rslora for site in sites)
-    ranks = {site.name: site.rank for site in sites}
-    alphas = {s.name: names.alpha_of(s.alpha, s.scaling, s.rank, rslora) for s in sites}
+    _require_one_rank(sites)
+    ranks = {site.target: site.rank for site in sites}
+    alphas = {s.target: names.alpha_of(s.alpha, s.scaling, s.rank, rslora) for s in sites}
     r, alpha = names.commonest(ranks.values()), names.commonest(alphas.values())
     return {
         "r": r,
@@ -80,6 +86,18 @@ def _values(sites: Sequence[SitePlan]) -> dict[str, Any]:
     }
 
 
+def _require_one_rank(sites: Sequence[SitePlan]) -> None:
+    """Raise LoraFxError if the matrices of one attention have ranks or scalings of their own."""
+    first: dict[str, SitePlan] = {}
+    for site in sites:
+        other = first.setdefault(site.target, site)
+        if (site.rank, site.scaling) != (other.rank, other.scaling):
+            message = f"PEFT has one rank and one scaling for all of `{site.target}`"
+            label = f"{site.rank} and {site.scaling:g} at `{site.name}`"
+            label += f", {other.rank} and {other.scaling:g} at `{other.name}`"
+            raise LoraFxError((_fault(message, site.rule, label),))
+
+
 def _variant(sites: Sequence[SitePlan]) -> Word:
     """Return what PEFT has for all; LoRA is DoRA with the norms that the weights have."""
     return next((s.variant for s in sites if s.variant.name == "dora"), sites[0].variant)
@@ -89,7 +107,7 @@ def _differences(sites: Sequence[SitePlan]) -> Iterator[Diagnostic]:
     """Yield a fault for each attribute of which PEFT has one for the adapter, and this has more."""
     for name in _ONCE:
         values: dict[Any, SitePlan] = {}
-        for site in sites:
+        for site in (s for s in sites if name != "dropout" or s.layer.kind not in _NO_DROPOUT):
             values.setdefault(getattr(site, name), site)
         if len(values) > 1:
             first, other = list(values.values())[:2]

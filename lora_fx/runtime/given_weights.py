@@ -6,24 +6,34 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from lora_fx.adapters.bind import bind
-from lora_fx.adapters.peft.keys import expected_shapes, overwrite, without_values
-from lora_fx.adapters.peft.read import Loaded, read
+from lora_fx.adapters.peft.keys import (
+    expected_shapes,
+    overwrite,
+    with_doubled_out_proj,
+    without_values,
+)
+from lora_fx.adapters.peft.read import read
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.doubled_out_proj import is_doubled
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.weights import weights_folder
-from lora_fx.spec.spec import Setting
+from lora_fx.spec.spec import AdapterSpec, Setting
 
 _SAYS_SCALING = frozenset(("alpha", "scaling"))
 
 
 def read_weights(
-    adapter: AdapterPlan, setting: Setting, model: nn.Module, layers: Sequence[int] | None
-) -> Loaded:
-    """Read the folder that `weights` names, for what the spec plans; the model is only looked at.
+    adapter: AdapterPlan, spec: AdapterSpec, model: nn.Module, layers: Sequence[int] | None
+) -> Mapping[str, Tensor]:
+    """Return the tensors in the folder that `weights` names, by their names in a file.
+
+    With `doubled_out_proj` as what they compute where PEFT trained them. The model is only looked
+    at.
 
     Raises LoraFxError as `read` does, and if the folder holds other modules or ranks than the spec
     plans, or scales them otherwise than a spec that does not say how.
     """
+    setting = spec.settings["weights"]
     try:
         loaded = read(weights_folder(setting), adapter.name, model, layers)
     except LoraFxError as error:
@@ -46,7 +56,9 @@ def read_weights(
         label = f"{site.scaling:g} here, {scaled[site.name]:g} there, at `{site.name}`"
         message = "the folder scales its adapter otherwise, and the spec does not say how"
         raise _differs(setting, message, label, len(other) - 1, "set `alpha`, or `scaling`")
-    return loaded
+    if is_doubled(spec):
+        return with_doubled_out_proj(loaded.plan, loaded.tensors)
+    return loaded.tensors
 
 
 def bind_weights(model: nn.Module, adapter: AdapterPlan, tensors: Mapping[str, Tensor]) -> None:

@@ -52,7 +52,7 @@ def restore_arithmetic(model: nn.Module, folder: Path) -> None:
     spec = dataclasses.replace(spec, adapters=named, checks=(), route=None, merges=())
     placed = dict(sites(model))
     for planned in plan_sites(spec, model).sites:
-        site = placed.get(planned.fqn)
+        site = placed.get(planned.name)
         if site is not None and planned.adapter in site.lora_arithmetic:
             site.lora_arithmetic[planned.adapter] = dataclasses.replace(
                 site.lora_arithmetic[planned.adapter],

@@ -35,13 +35,13 @@ def starts(
     """
     sites = [site for site in plan.sites if site.adapter not in given]
     of_data = [site for site in sites if site.init.name in OF_DATA]
-    if any(is_without_values(tree.get_submodule(site.fqn)) for site in of_data):
+    if any(is_without_values(tree.get_submodule(site.fqn), site.weight) for site in of_data):
         return plan, initialise
     observed = _observed(tree, of_data, calibration, report)
-    slow = [(s.adapter, s.fqn) for s in sites if s.init.name in LOOKS_AT_BASE]
+    slow = [(s.adapter, s.name) for s in sites if s.init.name in LOOKS_AT_BASE]
 
     def start(site: SitePlan, module: nn.Module) -> Mapping[str, Tensor]:
-        key = site.adapter, site.fqn
+        key = site.adapter, site.name
         if key in slow:
             report(f"init `{site.init.name}` of `{site.name}`", slow.index(key), len(slow))
         return initialise(site, module, observed.get(key))

@@ -113,8 +113,9 @@ ADAPTER: Rules = {
     "dtype": words(DTYPES, "float32"),
     "compute": words(("activation", *DTYPES), "activation"),
     "weights": text(),
+    "doubled_out_proj": truth(False),
     "tie": truth(False),
     "offload": truth(False),
     "trainable": truth(True),
 }
-OF_THE_WHOLE_ADAPTER = ("weights", "bias")
+OF_THE_WHOLE_ADAPTER = ("weights", "doubled_out_proj", "bias")

@@ -17,7 +17,7 @@ from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 
 Adjust = Callable[[Tensor, Tensor], Tensor]  # of the base's weight and its change, (out, in)
-_KINDS = ("linear", "transposed", "embedding", "conv")
+_KINDS = ("linear", "transposed", "embedding", "conv", "attention")
 
 
 @torch.no_grad()
@@ -36,16 +36,16 @@ def converted(
         raise LoraFxError(once_each(faults))
     placed, found = dict(storage.sites(model)), {}
     for site in plan.sites:
-        here = placed[site.fqn]
+        here = placed[site.name]
         delta = change_of(here, plan.name)
         if adjust is not None:
             delta = adjust(weight_of(here).to(delta), delta)
-        found[site.fqn] = low_rank(delta, rank or site.rank, site.layer.groups)
-    values = {site.fqn: _values(placed[site.fqn], site, found[site.fqn]) for site in plan.sites}
-    sites = tuple(site_of(name, site, values[site.fqn]) for site in plan.sites)
+        found[site.name] = low_rank(delta, rank or site.rank, site.layer.groups)
+    values = {s.name: _values(placed[s.name], s, found[s.name]) for s in plan.sites}
+    sites = tuple(site_of(name, site, values[site.name]) for site in plan.sites)
     new = plan_of(name, sites, [(plan, 1.0)])
     combined = Combined(new, values, *of_base(model, new, {plan.name: 1.0}))
-    return combined, {fqn: one.error for fqn, one in found.items()}
+    return combined, {where: one.error for where, one in found.items()}
 
 
 def change_of(site: storage.Site, adapter: str) -> Tensor:

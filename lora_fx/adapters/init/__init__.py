@@ -26,6 +26,7 @@ from lora_fx.adapters.init.pissa import pissa
 from lora_fx.adapters.init.place import Place, place_of
 from lora_fx.adapters.init.random import random
 from lora_fx.adapters.init.stack import stack
+from lora_fx.adapters.weights import copies
 from lora_fx.plan.offloaded import device_of
 from lora_fx.plan.sites import LOOKS_AT_BASE, SitePlan
 
@@ -66,7 +67,7 @@ def initialise(
     """
     generator = generator_of(site.seed, site.adapter, site.name)
     weight: Sequence[Tensor] = ()
-    if site.init.name in LOOKS_AT and is_without_values(module):
+    if site.init.name in LOOKS_AT and is_without_values(module, site.weight):
         A, B, *_ = map(torch.zeros, site.tensors.values())
     elif site.init.name == "eva":
         assert observed is not None
@@ -97,9 +98,10 @@ def initialise(
     return {**own, **zeros, **drawn, **given}
 
 
-def is_without_values(module: nn.Module) -> bool:
-    """Whether the weight of a module is on meta, and no store has its values."""
-    weight = module.get_parameter("weight")
+def is_without_values(module: nn.Module, name: str = "weight") -> bool:
+    """Whether a weight of a module is on meta, and no store has its values."""
+    weight = copies.base_tensor(module, name)
+    assert weight is not None
     return device_of(module, weight).type == "meta"
 
 

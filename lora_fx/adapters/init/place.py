@@ -32,9 +32,9 @@ def place_of(
     site: SitePlan, module: nn.Module, generator: torch.Generator, observed: Tensor | None
 ) -> Place:
     """Return the site as its init sees it; the weight on the device where the module runs."""
-    base = original(module)
+    base = original(module, site.weight)
     values = base.to(device_of(module, base), torch.promote_types(base.dtype, torch.float32))
-    turned = site.layer.kind not in ("linear", "conv")
+    turned = site.layer.kind not in ("linear", "conv", "attention")
     weight = values.T if turned else values.flatten(1)
     observed = weight.new_empty(0) if observed is None else observed
     return Place(weight, site.rank, site.scaling, site.init, generator, observed)

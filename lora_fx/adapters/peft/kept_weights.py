@@ -51,7 +51,7 @@ def with_weights(
             names = (*_FACTORS, "weight")
             start = {name: kept[f"{site.fqn}.{name}"] for name in names if kept}
             start = start or initialise(site, model.get_submodule(site.fqn))
-            whole |= doubled(state, site.fqn, start)
+            whole |= doubled(state, f"{site.fqn}.", start)
             whole[name_of(site.fqn)] = start["weight"]
     return whole
 

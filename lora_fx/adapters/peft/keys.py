@@ -9,6 +9,11 @@ from transformers import PreTrainedModel
 
 from lora_fx.adapters import storage, token_rows
 from lora_fx.adapters.bind import sharing_weight
+from lora_fx.adapters.peft.inside_attention import (
+    adapted_attentions,
+    in_file,
+    planned_attentions,
+)
 from lora_fx.adapters.peft.kept_weights import name_of
 from lora_fx.adapters.peft.plain import PREFIX, joined, plain, split
 from lora_fx.adapters.sites import magnitudes
@@ -33,9 +38,9 @@ def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     magnitudes at some sites has them at all in the file: m = ‖W + s B A‖ changes nothing. Where it
     changed the base's weight, it stands there as `plain` says.
     """
-    found = live_tensors(model, adapter)
-    for fqn, site in _taken_from(model, adapter):
-        found |= {f"{fqn}.{name}": tensor for name, tensor in joined(site, adapter).items()}
+    found, prefixes = live_tensors(model, adapter), _prefixes(model, adapter)
+    for name, site in _taken_from(model, adapter):
+        found |= {f"{prefixes[name]}{n}": tensor for n, tensor in joined(site, adapter).items()}
     found |= _magnitudes_of_plain_sites(model, adapter)
     return {f"{PREFIX}{name}": tensor.detach().contiguous() for name, tensor in found.items()}
 
@@ -58,12 +63,13 @@ def _started_sites(model: nn.Module, adapter: str) -> list[tuple[str, storage.Si
 def live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     """Return an adapter's parameters and buffers by their names in a file, without the prefix."""
     found: dict[str, Tensor] = {}
+    attentions = adapted_attentions(model, adapter)
     for fqn, module in storage.base_modules(model, itself=True).items():
-        here = {n: s for n, s in storage.sites_at(module).items() if adapter in s.lora_arithmetic}
+        here = _sites_of(module, adapter)
         for depth, site in enumerate(reversed(here.values())):
-            prefix = inner_prefix(fqn, depth)
+            prefix = inner_prefix(in_file(fqn, attentions), depth)
             found |= {f"{prefix}{name}": t for name, t in _of_site(site, adapter)}
-        inner = inner_prefix(fqn, len(here))
+        inner = inner_prefix(in_file(fqn, attentions), len(here))
         if copies.has(module, adapter):
             own = copies.tensors(module, adapter)
             found |= {f"{inner}{name}": tensor for name, tensor in own.items()}
@@ -73,15 +79,30 @@ def live_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     return found
 
 
+def _sites_of(module: nn.Module, adapter: str) -> dict[str, storage.Site]:
+    found = storage.sites_at(module).items()
+    return {name: site for name, site in found if adapter in site.lora_arithmetic}
+
+
+def _prefixes(model: nn.Module, adapter: str) -> dict[str, str]:
+    """Return what the names of the tensors of each site begin with in a file, by its name."""
+    found, attentions = {}, adapted_attentions(model, adapter)
+    for fqn, module in storage.base_modules(model, itself=True).items():
+        for depth, name in enumerate(reversed(_sites_of(module, adapter))):
+            prefix = inner_prefix(in_file(fqn, attentions), depth)
+            found[f"{fqn}.{name}".strip(".")] = prefix
+    return found
+
+
 def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
     """Return every tensor that a file of this adapter holds, empty and on meta, by its name."""
-    depths = depth_of(plan)
+    prefixes, attentions = prefixes_of(plan), planned_attentions(plan)
     adapted = Counter(site.fqn for site in plan.sites)
     dora = any(storage.MAGNITUDE in site.tensors for site in plan.sites)
     found: dict[str, Tensor] = {}
     for site in plain(plan).sites:
         shapes = _shapes_at(site, dora).items()
-        prefix = inner_prefix(site.fqn, depths[site.name])
+        prefix = prefixes[site.name]
         found |= {f"{prefix}{name}": _empty(*shape) for name, shape in shapes}
         if site.tie:
             for fqn in _tied(model, site.fqn):
@@ -97,7 +118,8 @@ def expected_tensors(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
                 found[f"{inner_prefix(fqn, adapted[fqn])}{name}"] = tensor.detach().to("meta")
     for bias in plan.biases:
         fqn, _, name = bias.name.rpartition(".")
-        found[f"{inner_prefix(fqn, adapted[fqn])}{name}"] = _empty(bias.parameters)
+        inner = inner_prefix(in_file(fqn, attentions), adapted[fqn])
+        found[f"{inner}{name}"] = _empty(bias.parameters)
     for rows in plan.tokens:
         found[f"{inner_prefix(rows.fqn, adapted[rows.fqn])}{_ROWS}"] = _empty(
             len(rows.ids), rows.width
@@ -118,21 +140,34 @@ def _shapes_at(site: SitePlan, dora: bool) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def depth_of(plan: AdapterPlan) -> dict[str, int]:
-    """Return below how many `base_layer`s the tensors of each site lie, by its name.
+def prefixes_of(plan: AdapterPlan) -> dict[str, str]:
+    """Return what the names of the tensors of each site begin with in a file, by its name.
 
     PEFT wraps a module once for each of its parameters that are adapted, in their order.
     """
+    attentions = planned_attentions(plan)
     inside: dict[str, list[str]] = {}
     for site in plan.sites:
         inside.setdefault(site.fqn, []).append(site.name)
-    return {name: depth for names in inside.values() for depth, name in enumerate(reversed(names))}
+    return {
+        name: inner_prefix(in_file(fqn, attentions), depth)
+        for fqn, names in inside.items()
+        for depth, name in enumerate(reversed(names))
+    }
 
 
 def adapted(plan: AdapterPlan, model: nn.Module) -> Counter[str]:
     """Return how often an adapter adapts each module: all its parameters, and tied ones too."""
     tied = {fqn for site in plan.sites if site.tie for fqn in _tied(model, site.fqn)}
     return Counter([*tied, *(site.fqn for site in plan.sites)])
+
+
+def with_doubled_out_proj(plan: AdapterPlan, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a file's tensors with twice the B of each attention's output projection."""
+    prefixes = prefixes_of(plan)
+    outputs = (s for s in plan.sites if s.layer.kind == "attention" and s.parameter is None)
+    names = [f"{PREFIX}{prefixes[site.name]}lora_B.weight" for site in outputs]
+    return {**state, **{name: 2 * state[name] for name in names}}
 
 
 def embeddings(model: nn.Module, adapted: Mapping[str, int]) -> dict[str, nn.Module]:
@@ -176,9 +211,9 @@ def overwrite(model: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> No
     What a tied layer has in the file is the embedding's, and is passed over. Raises LoraFxError for
     a magnitude that says something of a site that has none.
     """
-    own = dict(state)
+    own, prefixes = dict(state), _prefixes(model, adapter)
     for fqn, site in _started_sites(model, adapter):
-        factors, start = split(state, fqn)
+        factors, start = split(state, prefixes[fqn])
         own |= factors
         rebase(site, *start, weight=state.get(name_of(fqn)))
     for name, tensor in live_tensors(model, adapter).items():
@@ -216,8 +251,9 @@ def _magnitudes_of_plain_sites(model: nn.Module, adapter: str) -> dict[str, Tens
     plain = {f: site for f, site in sites.items() if site.lora_branches[adapter].magnitude is None}
     if len(plain) == len(sites):
         return {}
+    prefixes = _prefixes(model, adapter)
     return {
-        f"{fqn}.{storage.MAGNITUDE}": magnitudes.start(
+        f"{prefixes[fqn]}{storage.MAGNITUDE}": magnitudes.start(
             site, site.lora_branches[adapter].tensors(), site.lora_arithmetic[adapter].scaling
         )
         for fqn, site in plain.items()

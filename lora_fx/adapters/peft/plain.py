@@ -49,8 +49,8 @@ def as_named(plan: AdapterPlan) -> AdapterPlan:
 def with_origins(plan: AdapterPlan, origins: Mapping[str, Origin]) -> AdapterPlan:
     """Return the plan that `plain` makes this one of; `origins` are by fqn."""
     sites = (
-        _resized(site, site.rank // 2, Word(origins[site.fqn].init))
-        if site.fqn in origins and origins[site.fqn].init in TAKES_FROM_BASE
+        _resized(site, site.rank // 2, Word(origins[site.name].init))
+        if site.name in origins and origins[site.name].init in TAKES_FROM_BASE
         else site
         for site in plan.sites
     )
@@ -79,19 +79,24 @@ def joined(site: Site, adapter: str) -> dict[str, Tensor]:
 
 
 def doubled(
-    state: Mapping[str, Tensor], fqn: str, start: Mapping[str, Tensor]
+    state: Mapping[str, Tensor], prefix: str, start: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return A′ and B′ of a site by their names in a file, of A and B in it and a start."""
-    A, B = (f"{PREFIX}{fqn}.{name}" for name in (_A, _B))
+    """Return A′ and B′ of a site by their names in a file, of A and B in it and a start.
+
+    `prefix` is what their names begin with.
+    """
+    A, B = (f"{PREFIX}{prefix}{name}" for name in (_A, _B))
     return {
         A: torch.cat([state[A], start[_A].to(state[A])]),
         B: torch.cat([state[B], -start[_B].to(state[B])], 1),
     }
 
 
-def split(state: Mapping[str, Tensor], fqn: str) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+def split(
+    state: Mapping[str, Tensor], prefix: str
+) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
     """Return A and B of a site by their names in a file, and A₀ and B₀."""
-    A, B = (f"{PREFIX}{fqn}.{name}" for name in (_A, _B))
+    A, B = (f"{PREFIX}{prefix}{name}" for name in (_A, _B))
     rank = state[A].shape[0] // 2
     own = {A: state[A][:rank], B: state[B][:, :rank]}
     return own, (state[A][rank:], -state[B][:, rank:])
@@ -101,11 +106,11 @@ def header(model: nn.Module, plan: AdapterPlan) -> dict[str, str]:
     """Return what the header of a file says of the sites whose weights an adapter changed."""
     placed = dict(storage.sites(model))
     changes = [
-        (site, placed[site.fqn].lora_change)
+        (site, placed[site.name].lora_change)
         for site in plan.sites
         if site.init.name in CHANGES_BASE
     ]
-    found = {site.fqn: [site.init.name, change.base] for site, change in changes if change}
+    found = {site.name: [site.init.name, change.base] for site, change in changes if change}
     return {_KEY: json.dumps(found, sort_keys=True)} if found else {}
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.init import initialise
+from lora_fx.adapters.peft.keys import prefixes_of
 from lora_fx.adapters.peft.plain import Origin, doubled
 from lora_fx.adapters.weights.changed_weight import fingerprint_of_base
 from lora_fx.plan.changed_weights import changed_weight_faults
@@ -23,8 +24,8 @@ Fault = tuple[str, str]  # code, message
 
 def header_faults(plan: AdapterPlan, origins: Mapping[str, Origin]) -> list[Fault]:
     """Return a fault for each site in the header of a file that its config does not have so."""
-    changeable = ("linear", "transposed", "conv")
-    sites = {site.fqn: site for site in plan.sites if site.layer.kind in changeable}
+    changeable = ("linear", "transposed", "conv", "attention")
+    sites = {site.name: site for site in plan.sites if site.layer.kind in changeable}
     found = []
     for fqn, origin in origins.items():
         halves = origin.init in TAKES_FROM_BASE
@@ -59,10 +60,9 @@ def base_faults(
     """Yield what keeps an adapter from changing the weights of this model as it says."""
     for fault in changed_weight_faults([plan], modules_of(model)):
         yield fault.code, f"{fault.message} ({fault.label}); {fault.help}"
-    found = [
-        (fqn, origin.base, fingerprint_of_base(model.get_submodule(fqn)))
-        for fqn, origin in origins.items()
-    ]
+    sites = {site.name: site for site in plan.sites}
+    places = {name: (model.get_submodule(sites[name].fqn), sites[name].weight) for name in origins}
+    found = [(n, one.base, fingerprint_of_base(*places[n])) for n, one in origins.items()]
     other = [one for one in found if one[1] != one[2]]
     if other:
         fqn, there, here = other[0]
@@ -88,10 +88,11 @@ def with_starts(
     plan: AdapterPlan, state: Mapping[str, Tensor], model: nn.Module
 ) -> Mapping[str, Tensor]:
     """Return a file's tensors as `plain` has them: with what PEFT would compute again."""
-    whole = dict(state)
+    whole, prefixes = dict(state), prefixes_of(plan)
     for site in plan.sites:
         if site.takes_from_base:
             start = initialise(site, model.get_submodule(site.fqn))
             dtype = getattr(torch, site.dtype)
-            whole |= doubled(state, site.fqn, {k: t.to(dtype) for k, t in start.items()})
+            rounded = {name: tensor.to(dtype) for name, tensor in start.items()}
+            whole |= doubled(state, prefixes[site.name], rounded)
     return whole

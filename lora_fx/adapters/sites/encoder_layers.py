@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lora_fx.adapters.dynamic_class import specialise
+from lora_fx.adapters.sites.parameter_site import parameter_sites
 from lora_fx.adapters.sites.site import Site
 from lora_fx.plan.modules import outside_adapters
 
@@ -51,5 +52,7 @@ def note_sites(model: nn.Module) -> None:
     """Tell encoder layers which sites are inside them."""
     for _, module in outside_adapters(model):
         if isinstance(module, CallsItsLayers):
-            inside = (site for _, site in outside_adapters(module) if isinstance(site, Site))
-            module.lora_inside = tuple(inside)
+            below = [one for _, one in outside_adapters(module)]
+            sites = [one for one in below if isinstance(one, Site)]
+            sites += [site for one in below for site in parameter_sites(one).values()]
+            module.lora_inside = tuple(sites)

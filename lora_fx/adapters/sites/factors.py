@@ -85,20 +85,18 @@ class Factors:
     diagonal: Vector | None = None
     sampler: Sampler | None = None
 
-    def tensors(self, training: bool = False) -> list[Tensor]:
+    def tensors(self, training: bool = False, rows: slice | None = None) -> list[Tensor]:
         """Return A, B and, of those that there are, B's bias, magnitude, v, d and priors.
 
-        v and priors are of training alone.
+        v and priors are of training alone. What has a row for each output, of these `rows` alone.
         """
         if self.tied:
             return [self.B.weight.t(), self.A.weight.t()]
-        bias = self.B.bias
         m = self.magnitude
+        outputs = (self.B.weight, self.B.bias, None if m is None else m.weight)
         return [
             self.A.weight,
-            self.B.weight,
-            *(() if bias is None else (bias,)),
-            *(() if m is None else (m.weight,)),
+            *(t if rows is None else t[rows] for t in outputs if t is not None),
             *(() if self.direction is None or not training else (self.direction.weight,)),
             *(() if self.diagonal is None else (self.diagonal.weight,)),
             *(() if self.sampler is None or not training else self.sampler.parameters()),

@@ -53,7 +53,7 @@ def effective_delta(site: Site, adapter: str, weight: Tensor | None = None) -> T
 
 def oriented_weight(site: Site) -> Tensor:
     """Return the values of the base's weight as (out, in), wherever they are."""
-    weight = copies.base_tensor(site, "weight")
+    weight = copies.base_tensor(*site.lora_place)
     assert weight is not None
-    values = values_of(site, "weight", weight)
+    values = values_of(*site.lora_place, weight)
     return values.t() if site.lora_turned else values.flatten(1)

@@ -107,14 +107,16 @@ def join(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     return A.flatten(0, 1), B.permute(1, 2, 0).flatten(1)
 
 
-def mark_parameter(owner: nn.Module, name: str) -> ParameterSite:
+def mark_parameter(
+    owner: nn.Module, name: str, kind: type[ParameterSite] = ParameterSite
+) -> ParameterSite:
     """Make a parameter a site without adapters, in place. A site is returned as it is."""
     if SITES not in owner._modules:
         setattr(owner, SITES, nn.ModuleDict().train(owner.training))
     sites = owner._modules[SITES]
     assert isinstance(sites, nn.ModuleDict)
     if name not in sites:
-        sites[name] = ParameterSite(owner, name)
+        sites[name] = kind(owner, name)
         specialise(owner, _reading(name))
     site = sites[name]
     assert isinstance(site, ParameterSite)

@@ -58,16 +58,19 @@ class Site(_Base):
         output = super().forward(input, *args, **kwargs)
         return self._announced(output, input)
 
-    def _announced(self, output: Tensor, input: Tensor) -> Tensor:
-        """Return a base output with the branches of this call, announced to the tracer."""
+    def _announced(self, output: Tensor, input: Tensor, rows: slice | None = None) -> Tensor:
+        """Return a base output with the branches of this call, announced to the tracer.
+
+        The output may be that of some of the weight's rows.
+        """
         shares = None if self.lora_routing is None else self.lora_routing.shares
         if shares is not None and self.lora_mixed is not None:
-            return self._add(output, input, self.lora_mixed, self.lora_mixed_scalings, shares)
+            return self._add(output, input, self.lora_mixed, self.lora_mixed_scalings, shares, rows)
         if not self.lora_choice.added:
             return output
         if self.lora_followed and self.training and torch.is_grad_enabled():
             self._follow(input)
-        return self._add(output, input, self.lora_choice, self.lora_scalings)
+        return self._add(output, input, self.lora_choice, self.lora_scalings, rows=rows)
 
     def _add(
         self,
@@ -76,13 +79,14 @@ class Site(_Base):
         choice: Choice,
         scalings: Tensor,
         shares: Tensor | None = None,
+        rows: slice | None = None,
     ) -> Tensor:
         """Announce what is added to the base's output."""
         if not choice.added:
             return output
-        params = [t for one in choice.added for t in one.factors.tensors(self.training)]
+        params = [t for one in choice.added for t in one.factors.tensors(self.training, rows)]
         key = choice.training if self.training else choice.evaluation
-        base = self._base() if any(one.factors.magnitude for one in choice.added) else []
+        base = self._base(rows) if any(one.factors.magnitude for one in choice.added) else []
         samples = () if shares is None else (shares.to(input.device),)
         return ops.site(output, input, params, scalings, key, base, *samples)
 
@@ -105,11 +109,19 @@ class Site(_Base):
             v, mean = direction.weight, mean_direction(input, groups)
             v.copy_(torch.where(torch.any(v), v, mean) if once else mean)
 
-    def _base(self) -> list[Tensor]:
-        """Return the weight as (out, in), or (out, in, k…), and the bias if there is one."""
+    def _base(self, rows: slice | None = None) -> list[Tensor]:
+        """Return the weight as (out, in), or (out, in, k…), and the bias if there is one.
+
+        Or these rows of both.
+        """
         weight = self.weight.t() if self.lora_turned else self.weight
-        bias = getattr(self, "bias", None)
-        return [weight] if bias is None else [weight, bias]
+        both = [t for t in (weight, self.lora_base_bias) if t is not None]
+        return both if rows is None else [tensor[rows] for tensor in both]
+
+    @property
+    def lora_base_bias(self) -> Tensor | None:
+        """The bias that the module adds to what it computes of the weight."""
+        return getattr(self, "bias", None)
 
     def lora_rank(self, adapter: str) -> int:
         """Return the inner dimension of an adapter's branch."""

@@ -21,6 +21,6 @@ def augment(tree: nn.Module) -> None:
     for parameter in tree.parameters():
         if has_room(parameter):
             parameter.data = parameter.detach().contiguous()
-    sites = dict(storage.sites(tree))
+    sites = {fqn: site for fqn, site in storage.sites(tree) if site.lora_place[0] is site}
     for fqn in weights_with_room(tree, sites):
         sites[fqn].make_room()

@@ -25,6 +25,7 @@ from lora_fx.adapters.weights import copies
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.offloaded import values_of
 from lora_fx.plan.rules import AdapterPlan
+from lora_fx.plan.sites import SitePlan
 
 _START = ("lora_start_A", "lora_start_B")
 
@@ -42,17 +43,20 @@ def require_changeable(model: nn.Module, plan: AdapterPlan) -> None:
 def _faults(model: nn.Module, plan: AdapterPlan) -> Iterator[Diagnostic]:
     for site in plan.sites:
         module = model.get_submodule(site.fqn)
-        others = [changer] if (changer := changed_by(module)) else _trainers(module)
+        others = (
+            [changer] if (changer := changed_by(module, site.weight)) else _trainers(site, module)
+        )
         for other in others if site.changes_base else ():
-            message = f"`{other}` and `{plan.name}` both change the weight of `{site.fqn}`"
+            message = f"`{other}` and `{plan.name}` both change the weight of `{site.name}`"
             yield Diagnostic("adapter-conflict", message, help="use one of them in a model")
         if changer and storage.MAGNITUDE in site.tensors:
-            yield _norms(plan.name, changer, site.fqn)
-        for other in _with_magnitudes(module) if site.changes_base else ():
-            yield _norms(other, plan.name, site.fqn)
+            yield _norms(plan.name, changer, site.name)
+        for other in _with_magnitudes(module, site.weight) if site.changes_base else ():
+            yield _norms(other, plan.name, site.name)
     for trained in plan.modules:
         for fqn, module in model.get_submodule(trained.fqn).named_modules():
-            other = changed_by(module)
+            found = [changed_by(module, name) for name in module._parameters]
+            other = next((adapter for adapter in found if adapter is not None), None)
             if other is not None:
                 name = f"{trained.fqn}.{fqn}".strip(".")
                 message = f"`{plan.name}` trains `{name}`, the weight of which `{other}` changes"
@@ -64,20 +68,21 @@ def _norms(adapter: str, changer: str, fqn: str) -> Diagnostic:
     return Diagnostic("adapter-conflict", message, help="use one of them in a model")
 
 
-def _with_magnitudes(module: nn.Module) -> list[str]:
-    branches = module.lora_branches if isinstance(module, Site) else {}
+def _with_magnitudes(module: nn.Module, weight: str) -> list[str]:
+    site = storage.site_of(module, weight)
+    branches = {} if site is None else site.lora_branches
     return [name for name, factors in branches.items() if factors.magnitude is not None]
 
 
-def _trainers(module: nn.Module) -> list[str]:
+def _trainers(site: SitePlan, module: nn.Module) -> list[str]:
     found = copies.adapters_of(module) if copies.is_held(module) else []
-    return [name for name in found if "weight" in copies.tensors(module, name)]
+    return [name for name in found if site.weight in copies.tensors(module, name)]
 
 
-def changed_by(module: nn.Module) -> str | None:
-    """Return the adapter that changed the weight of a module, None if none did."""
-    change = module.lora_change if isinstance(module, Site) else None
-    return None if change is None else change.adapter
+def changed_by(module: nn.Module, name: str = "weight") -> str | None:
+    """Return the adapter that changed a weight of a module, None if none did."""
+    site = storage.site_of(module, name)
+    return None if site is None or site.lora_change is None else site.lora_change.adapter
 
 
 @torch.no_grad()
@@ -128,8 +133,8 @@ def rebase(site: Site, A: Tensor, B: Tensor, weight: Tensor | None = None) -> No
 
 def rebase_by_name(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Let adapters have started as A₀ and B₀ in a model's state say, under its own names."""
-    for fqn, site in storage.sites(model):
-        if site.lora_change is not None:
+    for fqn, site in model.named_modules():
+        if isinstance(site, Site) and site.lora_change is not None:
             names = (f"{fqn}.{name}.{site.lora_change.adapter}.weight" for name in _START)
             rebase(site, *(state[name] for name in names))
 
@@ -144,20 +149,21 @@ def restore(site: Site) -> None:
     site.activate(site.lora_active)
 
 
-def original(module: nn.Module) -> Tensor:
-    """Return the base weight as it was before an adapter changed it: exactly, or to rounding."""
-    weight = copies.base_tensor(module, "weight")
+def original(module: nn.Module, name: str = "weight") -> Tensor:
+    """Return a base weight as it was before an adapter changed it: exactly, or to rounding."""
+    weight, site = copies.base_tensor(module, name), storage.site_of(module, name)
     assert weight is not None
-    if isinstance(module, Site) and module.lora_change is not None:
-        return _plus(module, weight.detach(), 1)
-    return values_of(module, "weight", weight)
+    if site is not None and site.lora_change is not None:
+        return _plus(site, weight.detach(), 1)
+    return values_of(module, name, weight)
 
 
-def fingerprint_of_base(module: nn.Module) -> str:
+def fingerprint_of_base(module: nn.Module, name: str = "weight") -> str:
     """Return the fingerprint of a module's weight before any adapter changed it."""
-    if isinstance(module, Site) and module.lora_change is not None:
-        return module.lora_change.base
-    return fingerprint(original(module))
+    site = storage.site_of(module, name)
+    if site is not None and site.lora_change is not None:
+        return site.lora_change.base
+    return fingerprint(original(module, name))
 
 
 def fingerprint(weight: Tensor) -> str:
@@ -189,6 +195,6 @@ def _keep(site: Site, adapter: str, A: Tensor, B: Tensor) -> Factors:
 
 def _put(site: Site, weight: Tensor) -> None:
     """Make this the base weight: a new Parameter, so that the one that was there stays as it is."""
-    trained = site.weight.requires_grad
-    site._parameters["weight"] = nn.Parameter(weight.contiguous(), requires_grad=trained)
+    (owner, name), trained = site.lora_place, site.weight.requires_grad
+    owner._parameters[name] = nn.Parameter(weight.contiguous(), requires_grad=trained)
     site.keep_room()

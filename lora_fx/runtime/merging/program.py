@@ -91,7 +91,7 @@ def _dense(site: Site, adapters: Sequence[str], weight: Tensor | None) -> dict[s
     wide = reduce(torch.promote_types, (given.dtype, *(delta.dtype for delta in deltas)))
     total = sum(deltas[1:], deltas[0]).to(wide)
     delta = total.t() if site.lora_turned else total.view(given.shape)
-    results = {"weight": given.to(wide) + delta}
+    results = {site.lora_place[1]: given.to(wide) + delta}
     biased = [name for name in here if site.lora_branches[name].has_bias]
     if biased:
         results["bias"] = source(site, "bias", adapters).to(wide)

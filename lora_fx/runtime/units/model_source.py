@@ -12,7 +12,7 @@ import torch
 from lora_fx.diagnostics import Source, Span
 
 Place = tuple[str, int]  # a file and a line, from 1
-_LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parents[1])
+_LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parents[2])
 
 
 def innermost(places: Iterable[Place]) -> Place | None:

@@ -22,7 +22,8 @@ class Model(Protocol):
     `modules` and `parameters` are dotted names in module order, shared modules once. `aliases` maps
     every name of a module to that one. `linears` is what PEFT's `all-linear` adapts, `stacks` the
     lists of layers with their lengths. `tied` are the modules that share the weight of `embedding`,
-    by which the tokens enter; `embeddings` are all embeddings.
+    by which the tokens enter; `embeddings` are all embeddings, `attentions` all that are an
+    `nn.MultiheadAttention`.
     """
 
     type: str | None
@@ -31,6 +32,7 @@ class Model(Protocol):
     aliases: Mapping[str, str]
     linears: frozenset[str]
     embeddings: frozenset[str]
+    attentions: frozenset[str]
     stacks: Mapping[str, int]
     embedding: str | None
     tied: frozenset[str]

@@ -60,9 +60,10 @@ def _with_targets(config: PeftConfig, model: Model | None) -> PeftConfig:
 
 
 def _without_dropout(known: Known | None) -> Iterator[Rule]:
-    """Yield the statement for embeddings, at which PEFT leaves dropout out."""
+    """Yield the statement for embeddings and attentions, at which PEFT leaves dropout out."""
     if known is not None and known.config.get("lora_dropout"):
-        for rule in known.first_exact((), known.sites & known.model.embeddings):
+        without = known.model.embeddings | known.model.attentions
+        for rule in known.first_exact((), known.sites & without):
             yield replace(rule, settings={"dropout": "0"})
 
 
