@@ -96,8 +96,6 @@ def _of_site(site: SitePlan) -> Iterator[tuple[str, Span | None, str]]:
     elif site.variant.name == "velora" and site.changes_base:
         what = f"variant `velora` with init `{site.init.name}`"
         yield what, _set(site, "variant"), where
-    elif site.variant.name == "dora" and site.layer.packed:
-        yield "variant `dora` on weights in 4 or 8 bits", _set(site, "variant"), where
     if site.offload:
         yield "`offload`", _set(site, "offload"), where
 

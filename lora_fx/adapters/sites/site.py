@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lora_fx.adapters.routing import Routing
 from lora_fx.adapters.sites.choice import Added, Choice, choose
 from lora_fx.adapters.sites.factors import Arithmetic, Change, Direction, Factors
+from lora_fx.adapters.weights.packed import packed_tensors, packing_of
 from lora_fx.graph import ops
 from lora_fx.graph.convolution import Window
 from lora_fx.graph.room import owns_room, with_room
@@ -49,6 +50,7 @@ class Site(_Base):
     lora_routing: Routing | None = None
     weight: Tensor
     lora_room: bool = False
+    lora_packed: bool = False
     lora_change: "Change | None" = None
     lora_in_weights: tuple[str, ...] = ()
     lora_multiplier: float = 1.0
@@ -106,10 +108,15 @@ class Site(_Base):
             v.copy_(torch.where(torch.any(v), v, mean) if once else mean)
 
     def _base(self) -> list[Tensor]:
-        """Return the weight as (out, in), or (out, in, k…), and the bias if there is one."""
-        weight = self.weight.t() if self.lora_turned else self.weight
+        """Return the weight as (out, in), or (out, in, k…), and the bias if there is one.
+
+        A weight in 4 or 8 bits as the tensors that it is packed in.
+        """
         bias = getattr(self, "bias", None)
-        return [weight] if bias is None else [weight, bias]
+        more = [] if bias is None else [bias]
+        if self.lora_packed:
+            return [*packed_tensors(self), *more]
+        return [self.weight.t() if self.lora_turned else self.weight, *more]
 
     def lora_rank(self, adapter: str) -> int:
         """Return the inner dimension of an adapter's branch."""
@@ -158,7 +165,10 @@ class Site(_Base):
 
     def _choose(self, added: Sequence[Added]) -> Choice:
         padding = getattr(self, "padding_idx", None)
-        return choose(self.lora_kind, added, padding, output_scale(self), _window(self))
+        packing = packing_of(self)
+        self.lora_packed = packing is not None
+        packing = packing if any(one.factors.magnitude for one in added) else None
+        return choose(self.lora_kind, added, padding, output_scale(self), _window(self), packing)
 
     @property
     def lora_turned(self) -> bool:
