@@ -50,8 +50,6 @@ def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
     for merge in spec.merges:
         if merge.dequantize:
             yield "`dequantize`", merge.span, ""
-    for quantize in spec.quantize:
-        yield "`quantize`", quantize.span, ""
 
 
 def _of_route(plan: Plan, route: RouteSpec) -> Iterator[tuple[str, Span | None, str]]:

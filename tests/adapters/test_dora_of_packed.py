@@ -16,9 +16,9 @@ import lora_fx
 from lora_fx.adapters import storage
 from lora_fx.adapters.peft.keys import live_tensors
 from lora_fx.adapters.sites.magnitudes import effective_delta
-from lora_fx.adapters.weights.packed import packed_tensors, packing_of, unpacked
 from lora_fx.graph.packed import packed_linear, packed_rows
 from lora_fx.graph.packing import Packing
+from lora_fx.plan.packed import packed_tensors, packing_of, unpacked
 from tests.adapters.kinds import scatter
 from tests.dense import relative
 from tests.quantised import fp4, int8, nf4

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from lora_fx.adapters.sites.site import Site
 from lora_fx.adapters.weights import copies
-from lora_fx.adapters.weights.packed import packed_tensors, packing_of, unpacked
 from lora_fx.graph.row_norms import packed_row_norms, row_norms
 from lora_fx.plan.offloaded import values_of
+from lora_fx.plan.packed import packed_tensors, packing_of, unpacked
 
 
 def start(site: Site, factors: Iterable[Tensor], scaling: float) -> Tensor:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from lora_fx.adapters.routing import Routing
 from lora_fx.adapters.sites.choice import Added, Choice, choose
 from lora_fx.adapters.sites.factors import Arithmetic, Change, Direction, Factors
-from lora_fx.adapters.weights.packed import packed_tensors, packing_of
 from lora_fx.graph import ops
 from lora_fx.graph.convolution import Window
 from lora_fx.graph.room import owns_room, with_room
 from lora_fx.graph.velora import mean_direction
+from lora_fx.plan.packed import packed_tensors, packing_of
 
 if TYPE_CHECKING:
     _Base = nn.Module
