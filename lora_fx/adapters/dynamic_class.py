@@ -71,6 +71,21 @@ def generalise(module: nn.Module) -> None:
         vars(module)[name] = types.MethodType(type(module).forward, module)
 
 
+def rebase(module: nn.Module, base: type) -> None:
+    """Let `module` be of another class beneath all that `specialise` has made of it, in place."""
+    kept = [name for name in _KEPT if _is_of_class(vars(module).get(name), module)]
+    module.__class__ = _rebased(type(module), base)
+    for name in kept:
+        vars(module)[name] = types.MethodType(type(module).forward, module)
+
+
+def _rebased(cls: type, base: type) -> type:
+    if "__lora_fx__" not in vars(cls):
+        return base
+    beneath, mixin, *keywords = cls.__lora_fx__  # type: ignore[attr-defined]
+    return subclass(_rebased(beneath, base), mixin, *keywords)
+
+
 def _specialised(
     cls: type, mixin: type, beneath: type | None, keywords: tuple[str, ...] = ()
 ) -> type:

@@ -47,8 +47,6 @@ def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
     for merge in spec.merges:
         if merge.dequantize:
             yield "`dequantize`", merge.span, ""
-    for quantize in spec.quantize:
-        yield "`quantize`", quantize.span, ""
 
 
 def _of_route(plan: Plan, route: RouteSpec) -> Iterator[tuple[str, Span | None, str]]:
@@ -91,8 +89,6 @@ def _of_site(site: SitePlan) -> Iterator[tuple[str, Span | None, str]]:
     elif site.variant.name == "velora" and site.changes_base:
         what = f"variant `velora` with init `{site.init.name}`"
         yield what, _set(site, "variant"), where
-    elif site.variant.name == "dora" and site.layer.packed:
-        yield "variant `dora` on weights in 4 or 8 bits", _set(site, "variant"), where
     if site.offload:
         yield "`offload`", _set(site, "offload"), where
 

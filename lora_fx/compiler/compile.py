@@ -14,6 +14,7 @@ from lora_fx.adapters.weights.augmented import augment
 from lora_fx.adapters.weights.clone import clone
 from lora_fx.compiler.bind import Given, bind_adapters, weights_of
 from lora_fx.compiler.pipeline import Backend, Pipeline
+from lora_fx.compiler.quantise import quantise_tree
 from lora_fx.plan.merge_sources import require_weights
 from lora_fx.plan.plan import Plan, plan_sites
 from lora_fx.plan.replication import replicate_layers
@@ -74,6 +75,8 @@ def compiled_tree(
     values = (given or weights_of)(tree.requires_grad_(False), plan)
     plan, start = starts(tree, plan, values, calibration, report)
     adapters = bind_adapters(tree, plan, values, start)
+    if plan.quantized:
+        quantise_tree(tree, plan, values, report)
     if spec.compile.layout == "augmented" and backend == "inductor":
         augment(tree)
     if backend is not None:

@@ -14,6 +14,7 @@
     diagonal(B, d)                                     B diag(d)
     perturb(A, std, prior, noise)                      drawn around A: `graph/monteclora.py`
     norms(W, A, B, scalings, branch, factor)           of the rows of W + s B A, no gradient
+    packed_norms(tensors, A, B, scalings, branch, factor, packing)    norms; W in 4 or 8 bits
     magnitude(y, u, m, norms, bias, share)             y + c (m / norms - 1) * (u - bias)
     replace_rows(y, ids, tokens, rows, padding)        y, and rows[i] where the id is tokens[i]
     replace_columns(y, x, tokens, rows, bias)          y, and x rows[i]ᵀ + bias in column tokens[i]
@@ -33,7 +34,8 @@ and y belong to the matrices in their order, see `graph/grouped.py`; a site has 
 Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3. Of an embedding, x is one-hot and `in` its rows.
 With a magnitude m, DoRA's branch is what makes W x to (m / ‖W + s B A‖) (W + s B A) x: Liu et al.
 2024, arXiv 2402.09353, eq. 5. Several branches add up what each alone adds to W x. `base` is W and
-the base's bias, if there is one, where a branch needs them.
+the base's bias, if there is one, where a branch needs them; a W in 4 or 8 bits is the tensors that
+it is packed in, see `graph/packing.py`. Operators on those: `graph/packed.py`.
 
 All are CompositeImplicitAutograd: one node in a captured graph, decomposed by autograd and
 `torch.compile`, so no derivative or shape formula has to be kept in step. They are the plain
@@ -73,6 +75,10 @@ _library.define(
     "norms(Tensor W, Tensor A, Tensor B, Tensor scalings, int branch, float factor) -> Tensor"
 )
 _library.define(
+    "packed_norms(Tensor[] tensors, Tensor A, Tensor B, Tensor scalings, int branch, float factor, "
+    "str packing) -> Tensor"
+)
+_library.define(
     "magnitude(Tensor y, Tensor u, Tensor m, Tensor norms, Tensor? bias=None, "
     "Tensor? share=None) -> Tensor"
 )
@@ -90,7 +96,7 @@ for _of, _names in {
     references: (
         *("shrink", "compressed_shrink", "convolve", "lookup", "share", "expand"),
         *("stack_shrink", "stack_expand", "block_diagonal", "diagonal", "perturb"),
-        *("norms", "magnitude", "replace_rows", "replace_columns", "delta"),
+        *("norms", "packed_norms", "magnitude", "replace_rows", "replace_columns", "delta"),
     ),
     site_references: ("site", "merge"),
 }.items():
@@ -110,6 +116,7 @@ block_diagonal = torch.ops.lora_fx.block_diagonal.default
 diagonal = torch.ops.lora_fx.diagonal.default
 perturb = torch.ops.lora_fx.perturb.default
 norms = torch.ops.lora_fx.norms.default
+packed_norms = torch.ops.lora_fx.packed_norms.default
 magnitude = torch.ops.lora_fx.magnitude.default
 replace_rows = torch.ops.lora_fx.replace_rows.default
 replace_columns = torch.ops.lora_fx.replace_columns.default

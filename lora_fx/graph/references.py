@@ -10,7 +10,7 @@ from lora_fx.graph.autocast import autocast_off
 from lora_fx.graph.convolution import Window, convolution, pointwise
 from lora_fx.graph.grouped import is_fast, missing, product
 from lora_fx.graph.monteclora import perturbed, run
-from lora_fx.graph.row_norms import row_norms
+from lora_fx.graph.row_norms import packed_row_norms, row_norms
 from lora_fx.graph.structure import ACTIVATION, compute_dtype
 from lora_fx.graph.velora import projection
 
@@ -149,6 +149,19 @@ def perturb(A: Tensor, std: Tensor, prior: Tensor, noise: float) -> Tensor:
 def norms(W: Tensor, A: Tensor, B: Tensor, scalings: Tensor, branch: int, factor: float) -> Tensor:
     """Return the norms of the rows of `W + s B A`; `scalings` are `factor` times s."""
     return row_norms(W, A, B, scalings[branch] / factor)
+
+
+def packed_norms(
+    tensors: list[Tensor],
+    A: Tensor,
+    B: Tensor,
+    scalings: Tensor,
+    branch: int,
+    factor: float,
+    packing: str,
+) -> Tensor:
+    """Return the same of a W that consists of `tensors`, as `packing` says."""
+    return packed_row_norms(tensors, A, B, scalings[branch] / factor, packing)
 
 
 def magnitude(

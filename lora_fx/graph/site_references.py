@@ -8,6 +8,7 @@ from torch import Tensor
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import references
 from lora_fx.graph.convolution import by_channel, convolution
+from lora_fx.graph.packed import packed_linear
 from lora_fx.graph.structure import Structure
 
 
@@ -83,16 +84,29 @@ def _layer(
         alone = y is of_base and not branch.dropout and share is None
         y = references.expand(y, h, B, scalings, i, branch.compute, bias, share)
         if m is not None:
-            W, *of_layer = (base[0],) if branch.dropout else base
+            weight, of_layer = parsed.weight(base)
             own = of_base
             if branch.dropout:
-                own = convolution(dropped, W, window) if window else F.linear(dropped, W)
+                own, of_layer = _applied(dropped, weight, parsed), []
             u = y if alone else references.expand(own, h, B, scalings, i, branch.compute)
-            W, A, B = (tensor.flatten(1) for tensor in (W, A, B))
-            norms = references.norms(W, A, B, scalings, i, parsed.factor)
+            A, B = A.flatten(1), B.flatten(1)
+            of_branch = A, B, scalings, i, parsed.factor
+            if parsed.packing is not None:
+                norms = references.packed_norms(weight, *of_branch, str(parsed.packing))
+            else:
+                norms = references.norms(weight[0].flatten(1), *of_branch)
             m, norms, *of_layer = (by_channel(t, places) for t in (m, norms, *of_layer))
             y = references.magnitude(y, u, m, norms, of_layer[0] if of_layer else None, share)
     return y
+
+
+def _applied(x: Tensor, weight: list[Tensor], parsed: Structure) -> Tensor:
+    """Apply the base's weight."""
+    if parsed.packing is not None:
+        return packed_linear(x, weight, str(parsed.packing))
+    if parsed.window is not None:
+        return convolution(x, weight[0], parsed.window)
+    return F.linear(x, weight[0])
 
 
 def _rows_not_samples(rows: int, samples: int) -> LoraFxError:

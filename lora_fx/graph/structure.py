@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lora_fx.graph.convolution import Window
+from lora_fx.graph.packing import Packing
 
 ACTIVATION = "activation"
 _BRANCH = re.compile(
@@ -72,8 +73,9 @@ class Structure:
     from `linear` ones. `kind` is `linear`, `embedding` or `conv`, or for matrices in stacks
     `batched` or `grouped`: each has its own rows, or they follow each other. `padding` is an
     embedding's row that has no gradient, `factor` what it multiplies its output by, `window` a
-    convolution's. Values that may change without a recompile (weights, scalings) are tensors and
-    have no place here.
+    convolution's. `packing` is that of a weight in 4 or 8 bits, where a branch needs the weight.
+    Values that may change without a recompile (weights, scalings) are tensors and have no place
+    here.
     """
 
     kind: str
@@ -81,12 +83,15 @@ class Structure:
     padding: int | None = None
     factor: float = 1.0
     window: Window | None = None
+    packing: Packing | None = None
 
     def __str__(self) -> str:
         padding = "" if self.padding is None else f"@{self.padding}"
         factor = "" if self.factor == 1 else f"*{self.factor!r}"
         window = "" if self.window is None else f"({self.window})"
-        return f"{self.kind}{padding}{factor}{window}[{'|'.join(map(str, self.branches))}]"
+        packing = "" if self.packing is None else f"<{self.packing}>"
+        branches = "|".join(map(str, self.branches))
+        return f"{self.kind}{padding}{factor}{window}{packing}[{branches}]"
 
     def params(self, tensors: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Deal out the op's `params` to the branches: A, B, and what there is of these, or None.
@@ -108,6 +113,11 @@ class Structure:
             for branch in self.branches
         ]
 
+    def weight(self, base: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """Deal out the op's `base`: what the weight consists of, and the bias if there is one."""
+        tensors = 1 if self.packing is None else self.packing.tensors
+        return list(base[:tensors]), list(base[tensors:])
+
     @property
     def is_stack(self) -> bool:
         """Whether there is one more dimension in front, of matrices."""
@@ -122,11 +132,13 @@ class Structure:
     @cache
     def parse(key: str) -> "Structure":
         """Read a key back; `Structure.parse(str(s)) == s`. Raises ValueError for any other text."""
-        whole = re.fullmatch(r"(\w+)(?:@(\d+))?(?:\*([\d.e+-]+))?(?:\((.+?)\))?\[(.+)\]", key)
+        whole = re.fullmatch(
+            r"(\w+)(?:@(\d+))?(?:\*([\d.e+-]+))?(?:\((.+?)\))?(?:<(.+)>)?\[(.+)\]", key
+        )
         if whole is None:
             raise ValueError(f"`{key}` is not a site structure")
         branches = []
-        for text in whole[5].split("|"):
+        for text in whole[6].split("|"):
             branch = _BRANCH.fullmatch(text)
             if branch is None:
                 raise ValueError(f"`{text}` is not a branch of a site structure")
@@ -140,7 +152,9 @@ class Structure:
             branches.append(Branch(int(rank), float(dropout), compute, *flags, blocks, *more))
         padding = None if whole[2] is None else int(whole[2])
         window = None if whole[4] is None else Window.parse(whole[4])
-        return Structure(whole[1], tuple(branches), padding, float(whole[3] or 1), window)
+        packing = None if whole[5] is None else Packing.parse(whole[5])
+        factor = float(whole[3] or 1)
+        return Structure(whole[1], tuple(branches), padding, factor, window, packing)
 
 
 def compute_dtype(compute: str, activation: torch.dtype) -> torch.dtype:

@@ -18,12 +18,14 @@ _NAMES = (
     *("stack_shrink", "stack_expand"),
 )
 _GROUPED = frozenset({"lora_fx::grouped"})
+_PACKED = {"lora_fx::packed_linear", "lora_fx::packed_rows"}
+_NORMS = {"lora_fx::norms", "lora_fx::packed_norms"}
 _BRANCHES = frozenset(f"lora_fx::{name}" for name in _NAMES)
 _LEGAL: dict[Stage, frozenset[str]] = {
     "captured": _GROUPED | _TOKENS | {"lora_fx::site", "lora_fx::merge"},
-    "adapted": _GROUPED | _TOKENS | _BRANCHES | {"lora_fx::norms", "lora_fx::delta"},
-    "fused": _GROUPED | _TOKENS | _BRANCHES | {"lora_fx::delta"},
-    "lowered": _GROUPED,
+    "adapted": _GROUPED | _TOKENS | _BRANCHES | _PACKED | _NORMS | {"lora_fx::delta"},
+    "fused": _GROUPED | _TOKENS | _BRANCHES | _PACKED | {"lora_fx::delta"},
+    "lowered": _GROUPED | _PACKED,
 }
 
 

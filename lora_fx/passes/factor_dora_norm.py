@@ -6,8 +6,13 @@
              %wa0, %wa1 = split(mm(%W, cat([%A0, %A1])ᵀ), [r0, r1], 1)
              %n0 = sqrt(%own² + s₀ · sum(%B0 · (2 %wa0 + s₀ %B0 (%A0 %A0ᵀ)), 1))     …
 
+Where W is in 4 or 8 bits, a few rows of it are unpacked at a time:
+
+    before   %n0 = lora_fx.packed_norms([%W, %absmax], %A0, %B0, %scalings, 0, f, packing)    …
+    after    %own, %wa = lora_fx.packed_rows([%W, %absmax], cat([%A0, %A1]), packing)         …
+
 The equation and its rounding are those of `graph/row_norms.py`, without autocast; nothing of it has
-a gradient. The pass leaves no `norms` in the graph.
+a gradient. The pass leaves neither `norms` nor `packed_norms` in the graph.
 """
 
 import operator
@@ -18,6 +23,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from lora_fx.graph import ops
 from lora_fx.graph.autocast import without_autocast
+from lora_fx.graph.packed import packed_rows
+from lora_fx.graph.packing import Packing
 from lora_fx.graph.row_norms import LEAST
 from lora_fx.rewrite.driver import graph_modules
 from lora_fx.rewrite.metadata import EXAMPLE, call, dtype, inherit
@@ -31,6 +38,8 @@ def factor_dora_norm(module: GraphModule) -> int:
         for node in part.graph.nodes:
             if node.target is ops.norms:
                 groups[node.args[0]].append(node)
+            elif node.target is ops.packed_norms:
+                groups[node.args[0][0]].append(node)
         for weight, norms in groups.items():
             _factor(part.graph, weight, norms)
         weights += len(groups)
@@ -41,17 +50,25 @@ def factor_dora_norm(module: GraphModule) -> int:
 
 def _factor(graph: Graph, weight: Node, norms: list[Node]) -> None:
     before = set(graph.nodes)
-    wide = torch.promote_types(dtype(weight), torch.float32)
+    is_packed = norms[0].target is ops.packed_norms
+    narrow = Packing.parse(norms[0].args[6]).dtype if is_packed else dtype(weight)  # type: ignore[arg-type]
+    wide = torch.promote_types(narrow, torch.float32)
     with (
         graph.inserting_before(norms[0]),
         without_autocast(graph, weight.meta[EXAMPLE].device.type),
     ):
-        W = call(graph, "detach", weight)
-        own = call(graph, torch.linalg.vector_norm, W, 2, 1, dtype=wide)
+        factors = [_cast(graph, call(graph, "detach", n.args[1]), narrow) for n in norms]
+        stacked = call(graph, torch.cat, factors) if len(factors) > 1 else factors[0]
+        if is_packed:
+            both = call(graph, packed_rows, norms[0].args[0], stacked, norms[0].args[6])
+            own, products = (call(graph, operator.getitem, both, i) for i in range(2))
+        else:
+            W = call(graph, "detach", weight)
+            own = call(graph, torch.linalg.vector_norm, W, 2, 1, dtype=wide)
+            products = call(graph, torch.mm, W, call(graph, "t", stacked))
         square = call(graph, torch.square, own)
-        factors = [_cast(graph, call(graph, "detach", n.args[1]), dtype(W)) for n in norms]
-        for node, A, inner in zip(norms, factors, _inner(graph, W, factors), strict=True):
-            _, _, B, scalings, branch, factor = node.args
+        for node, A, inner in zip(norms, factors, _split(graph, products, factors), strict=True):
+            _, _, B, scalings, branch, factor, *_ = node.args
             B = _cast(graph, call(graph, "detach", B), wide)
             scaling = call(graph, torch.select, scalings, 0, branch)
             scaling = call(graph, torch.div, scaling, factor) if factor != 1 else scaling
@@ -71,10 +88,8 @@ def _factor(graph: Graph, weight: Node, norms: list[Node]) -> None:
         graph.erase_node(node)
 
 
-def _inner(graph: Graph, W: Node, factors: list[Node]) -> list[Node]:
-    """Return W Aᵀ (out, r) for each A, from one product."""
-    stacked = call(graph, torch.cat, factors) if len(factors) > 1 else factors[0]
-    products = call(graph, torch.mm, W, call(graph, "t", stacked))
+def _split(graph: Graph, products: Node, factors: list[Node]) -> list[Node]:
+    """Return W Aᵀ (out, r) for each A, from the product of all."""
     if len(factors) == 1:
         return [products]
     ranks = [A.meta[EXAMPLE].shape[0] for A in factors]

@@ -1,4 +1,4 @@
-"""Turn LoRA nodes into torch operators; of `lora_fx::` nodes only `grouped` may be left.
+"""Turn LoRA nodes into torch operators; no node of `lora_fx::` is left but custom operators.
 
     shrink(x, A, p, compute)          →  linear(dropout(x, p).to(d), A.to(d))
     compressed_shrink(x, A, v, …)     →  as in `graph/ops.py`

@@ -12,7 +12,7 @@ from lora_fx.plan.sites import LOOKS_AT_BASE, SitePlan
 
 
 def changed_weight_faults(adapters: Sequence[AdapterPlan], modules: Modules) -> list[Diagnostic]:
-    """Refuse inits of packed weights, and to change one that is shared, offloaded or changed twice.
+    """Refuse to change a weight that is packed, shared, offloaded or changed twice.
 
     At most one adapter changes a weight, and then no other one trains it. What the spec quantises
     itself is whole when an init looks at it.
@@ -22,10 +22,10 @@ def changed_weight_faults(adapters: Sequence[AdapterPlan], modules: Modules) -> 
     changing: dict[str, SitePlan] = {}
     faults = []
     for site in (site for adapter in adapters for site in adapter.sites):
-        looks = site.init.name in LOOKS_AT_BASE or site.changes_base
-        if looks and site.fqn in packed:
+        if site.changes_base and site.fqn in packed:
             message = f"{_what(site)} cannot be computed of a quantised weight"
-            help = f"load the base without quantisation, or write another {_attribute(site)}"
+            help = "load the base without quantisation, and write `quantize` in the spec: what is "
+            help += f"left of the weight is packed then; or write another {_attribute(site)}"
             faults.append(_fault(site, message, f"`{site.name}` is packed", help))
         elif site.changes_base:
             faults += _of_change(site, sharing, changing, modules)

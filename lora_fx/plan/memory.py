@@ -1,7 +1,7 @@
 """Count parameters and bytes from shapes."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,12 +59,14 @@ def estimate(
         if getattr(weight, "quant_state", None) is None:
             sizes[id(weight)] = module.bytes
     adapters = list(adapters)
-    added, trained = _with_room(tree, adapters) if augmented else 0, []
+    added = _with_room(tree, adapters, quantized) if augmented else 0
+    trained = []
     for adapter in adapters:
         of_base = [*_copies(tree, adapter), *_rows(tree, adapter), *_biases(tree, adapter)]
         added += sum(size.elements * size.width for _, size in of_base)
         added += sum((site.parameters + site.kept) * _width(site.dtype) for site in adapter.sites)
-        added += sum(weight.nbytes for weight in _changed(tree, adapter, augmented))
+        changed = _changed(tree, adapter, quantized, augmented)
+        added += sum(weight.nbytes for weight in changed)
         trained += [size for is_trained, size in of_base if is_trained]
         trained += _of_sites(adapter)
     return Memory(
@@ -75,14 +77,16 @@ def estimate(
     )
 
 
-def merged_bytes(tree: nn.Module, adapters: Iterable[AdapterPlan]) -> int:
+def merged_bytes(
+    tree: nn.Module, adapters: Iterable[AdapterPlan], quantized: Collection[str]
+) -> int:
     """Return the bytes that weights take a second time while all adapters are merged into them.
 
     Packed weights are not merged into, nor are convolutions with groups.
     """
     held: dict[int, int] = {}
     sites = (site for adapter in adapters for site in adapter.sites)
-    for site in (s for s in sites if s.layer.groups == 1):
+    for site in (s for s in sites if s.layer.groups == 1 and s.fqn not in quantized):
         module = tree.get_submodule(site.fqn)
         names = (site.weight, "bias") if site.lora_bias else (site.weight,)
         for tensor in (module._parameters.get(name) for name in names):
@@ -114,15 +118,18 @@ def _of_sites(adapter: AdapterPlan) -> Iterator[_Size]:
             yield _Size(math.prod(site.tensors[name]), _width(site.dtype))
 
 
-def _with_room(tree: nn.Module, adapters: list[AdapterPlan]) -> int:
-    sites = dict.fromkeys(s.fqn for a in adapters for s in a.sites if s.layer.kind == "linear")
+def _with_room(tree: nn.Module, adapters: list[AdapterPlan], quantized: Collection[str]) -> int:
+    linear = (s.fqn for a in adapters for s in a.sites if s.layer.kind == "linear")
+    sites = dict.fromkeys(fqn for fqn in linear if fqn not in quantized)
     weights = weights_with_room(tree, sites).values()
     return sum(w.shape[0] * (w.shape[1] + ROOM) * w.element_size() for w in weights)
 
 
-def _changed(tree: nn.Module, adapter: AdapterPlan, augmented: bool) -> Iterator[Tensor]:
-    """Yield the weights that an adapter changes, and that are not moved to have room anyway."""
-    changing = [site for site in adapter.sites if site.changes_base]
+def _changed(
+    tree: nn.Module, adapter: AdapterPlan, quantized: Collection[str], augmented: bool
+) -> Iterator[Tensor]:
+    """Yield the weights that an adapter changes, and that are not made anew for it anyway."""
+    changing = [s for s in adapter.sites if s.changes_base and s.fqn not in quantized]
     moved = weights_with_room(tree, [site.fqn for site in changing]) if augmented else {}
     for site in (site for site in changing if site.fqn not in moved):
         weight = tree.get_submodule(site.fqn)._parameters[site.weight]

@@ -21,6 +21,7 @@ from lora_fx.plan.modules import modules_of
 from lora_fx.plan.offloaded import distinct_parameters
 from lora_fx.plan.one_way import two_way_faults
 from lora_fx.plan.quantization import QuantizedModule, quantized_modules
+from lora_fx.plan.quantized_adapters import quantized_adapter_faults
 from lora_fx.plan.replication import LayerMap
 from lora_fx.plan.rules import AdapterPlan, plan_adapter
 from lora_fx.plan.selectors import Selection, select
@@ -174,13 +175,14 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         {name: tuple(parameter.shape) for name, parameter in modules.parameters.items()},
         tuple(quantize),
         sum(count_elements(parameter) for parameter in distinct_parameters(tree)),
-        merged_bytes(tree, adapters),
+        merged_bytes(tree, adapters, quantized),
         tuple(d for d in diagnostics if d.severity != "error"),
         blueprint_of(tree),
         estimate(tree, adapters, quantized, spec.optimizer, spec.compile.layout == "augmented"),
     )
     diagnostics += _slot_faults(plan) + merge_faults(spec.merges, adapters)
     diagnostics += changed_weight_faults(adapters, modules)
+    diagnostics += quantized_adapter_faults(adapters, quantized, modules)
     diagnostics += two_way_faults(site for adapter in adapters for site in adapter.sites)
     diagnostics += lora_fa_faults(adapters, spec.optimizer)
     diagnostics += base_merge_faults(spec.merges, adapters, quantized, modules)

@@ -17,7 +17,8 @@ without the base's bias, (m / n) (W + s B A) x, and adds what that is more:
 
 Behind another branch the first argument is what that one left, with this one's expand added to it.
 With dropout, y is replaced by W drop(x), which is computed for it, in the second. The norms at a
-convolution are of factors and weight seen as matrices, and one for each channel.
+convolution are of factors and weight seen as matrices, and one for each channel. Of a weight in 4
+or 8 bits they are `packed_norms`, and W drop(x) is `packed_linear`.
 
 In a mixed batch each sample has a share in the branch, by which what the branch adds is multiplied:
 
@@ -33,12 +34,15 @@ In a stack of matrices, of experts, these are `stack_shrink` and `stack_expand`.
 Holds: with B and b zero, and m the norms of W, the outputs are unchanged.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
 from lora_fx.graph import ops
 from lora_fx.graph.convolution import Window
+from lora_fx.graph.packed import packed_linear
 from lora_fx.graph.structure import Structure
 from lora_fx.rewrite.convolved import convolved
 from lora_fx.rewrite.metadata import EXAMPLE, call
@@ -70,6 +74,7 @@ def _layer(graph: Graph, node: Node, structure: Structure) -> Node:
     if window is not None and base:
         of_dora = (t for A, B, _, m, *_ in dealt if m is not None for t in (A, B))
         flat = {t: call(graph, torch.flatten, t, 1) for t in (base[0], *of_dora)}  # type: ignore[index]
+    weight, of_layer = structure.weight(base)  # type: ignore[arg-type]
     for i, (A, B, bias, m, v, d, priors) in enumerate(dealt):
         branch = structure.branches[i]
         A, B = (
@@ -97,14 +102,13 @@ def _layer(graph: Graph, node: Node, structure: Structure) -> Node:
         factors = h, B, scalings, i, branch.compute, bias
         before, value = value, call(graph, ops.expand, value, *_without_none(*factors, *share))
         if m is not None:
-            W, *base_bias = base  # type: ignore[misc]
-            own = y
+            own, base_bias = y, of_layer
             if drawn is not x:
-                own, base_bias = _applied(graph, drawn, W, window), []
+                own, base_bias = _applied(graph, drawn, weight, structure), []
             alone = own is before and not share
             u = value if alone else call(graph, ops.expand, own, *_without_none(*factors))
-            matrices = (flat.get(t, t) for t in (W, A, B))
-            norms = call(graph, ops.norms, *matrices, scalings, i, structure.factor)
+            matrices = [flat.get(t, t) for t in (*weight, A, B)]
+            norms = _norms(graph, matrices, (scalings, i, structure.factor), structure)
             own_values = (_by_channel(graph, t, window) for t in (m, norms, *base_bias))
             gained = *own_values, *([] if base_bias else [None]), *share
             value = call(graph, ops.magnitude, value, u, *_without_none(*gained))
@@ -126,11 +130,24 @@ def _without_none(*args: object) -> tuple[object, ...]:
     return _without_none(*args[:-1]) if args and args[-1] is None else args
 
 
-def _applied(graph: Graph, x: object, W: object, window: Window | None) -> Node:
+def _applied(graph: Graph, x: object, weight: list[object], structure: Structure) -> Node:
     """Apply the base's weight."""
-    if window is None:
-        return call(graph, F.linear, x, W)
-    return convolved(graph, x, W, window)
+    if structure.packing is not None:
+        return call(graph, packed_linear, x, weight, str(structure.packing))
+    if structure.window is not None:
+        return convolved(graph, x, weight[0], structure.window)
+    return call(graph, F.linear, x, weight[0])
+
+
+def _norms(
+    graph: Graph, matrices: list[Any], scaling: tuple[Any, ...], structure: Structure
+) -> Node:
+    """Return the norms of a branch; A and B come last of the matrices."""
+    *weight, A, B = matrices
+    if structure.packing is not None:
+        packing = str(structure.packing)
+        return call(graph, ops.packed_norms, weight, A, B, *scaling, packing)
+    return call(graph, ops.norms, *weight, A, B, *scaling)
 
 
 def _by_channel(graph: Graph, values: object, window: Window | None) -> object:

@@ -505,7 +505,7 @@ def test_the_plan_counts_what_is_held(layout: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == plan.all
 
 
-@pytest.mark.parametrize("init", [*INITS, "loftq", "mica"])
+@pytest.mark.parametrize("init", [*INITS, "loftq"])
 def test_a_quantised_weight_is_refused(init: str) -> None:
     text = f"rank = 2 init = {init} target q_proj"
     with pytest.raises(lora_fx.LoraFxError, match="of a quantised weight"):

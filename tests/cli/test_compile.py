@@ -60,7 +60,7 @@ def test_notes_go_to_stderr(
         ("lora 1 adapter x { target none }", "unmatched-target"),
         ("lora 1 adapter x { target }", "syntax-error"),
         (
-            "lora 1 adapter x { target linear } quantize linear { method = nf4 }",
+            "lora 1 adapter x { offload = true  target linear }",
             "not-supported-yet",
         ),
     ],

@@ -73,7 +73,6 @@ adapter default {
   train "model.norm"
   tokens [7]
 }
-quantize linear { method = nf4 }
 route { default -> default }
 optimizer { lr = 1e-4 }
 compile {

@@ -52,16 +52,16 @@ return (%magnitude_default)""",
 %output: f32[4, 7] = linear(%l_args_0_, @0.weight, @0.bias)
 %shrink_default: f32[4, 2] = lora_fx.shrink(%l_args_0_, @0.lora_A.sql.weight, 0.0, 'activation')   # expand_sites
 %expand_default: f32[4, 7] = lora_fx.expand(%output, %shrink_default, @0.lora_B.sql.weight, @0.lora_scalings, 0, 'activation')   # expand_sites
-%detach: f32[7, 5] = .detach(@0.weight)   # factor_dora_norm
-%linalg_vector_norm: f32[7] = linalg_vector_norm(%detach, 2, 1, dtype=torch.float32)   # factor_dora_norm
+%detach: f32[2, 5] = .detach(@0.lora_A.sql.weight)   # factor_dora_norm
+%detach_1: f32[7, 5] = .detach(@0.weight)   # factor_dora_norm
+%linalg_vector_norm: f32[7] = linalg_vector_norm(%detach_1, 2, 1, dtype=torch.float32)   # factor_dora_norm
+%t: f32[5, 2] = .t(%detach)   # factor_dora_norm
+%mm: f32[7, 2] = mm(%detach_1, %t)   # factor_dora_norm
 %square: f32[7] = square(%linalg_vector_norm)   # factor_dora_norm
-%detach_1: f32[2, 5] = .detach(@0.lora_A.sql.weight)   # factor_dora_norm
-%t: f32[5, 2] = .t(%detach_1)   # factor_dora_norm
-%mm: f32[7, 2] = mm(%detach, %t)   # factor_dora_norm
 %detach_2: f32[7, 2] = .detach(@0.lora_B.sql.weight)   # factor_dora_norm
 %select: f32[] = select(@0.lora_scalings, 0, 0)   # factor_dora_norm
-%t_1: f32[5, 2] = .t(%detach_1)   # factor_dora_norm
-%mm_1: f32[2, 2] = mm(%detach_1, %t_1)   # factor_dora_norm
+%t_1: f32[5, 2] = .t(%detach)   # factor_dora_norm
+%mm_1: f32[2, 2] = mm(%detach, %t_1)   # factor_dora_norm
 %mm_2: f32[7, 2] = mm(%detach_2, %mm_1)   # factor_dora_norm
 %mul: f32[7, 2] = mul(%select, %mm_2)   # factor_dora_norm
 %mul_1: f32[7, 2] = mul(%mm, 2)   # factor_dora_norm

@@ -16,6 +16,7 @@ from lora_fx.adapters import storage
 from lora_fx.adapters.init import initialise
 from lora_fx.adapters.peft.plain import doubled
 from lora_fx.adapters.weights import copies
+from lora_fx.plan.packed import packing_of, unpacked
 from lora_fx.plan.rules import AdapterPlan
 
 NAME = "changed_weights.safetensors"
@@ -32,7 +33,8 @@ def write_weights(folder: Path, model: nn.Module, adapter: str) -> None:
             found |= {f"{fqn}.{name}": t for name, t in zip(_FACTORS, start, strict=True)}
             weight = copies.base_tensor(site, "weight")
             assert weight is not None
-            found[f"{fqn}.weight"] = weight
+            packed = packing_of(site) is not None
+            found[f"{fqn}.weight"] = unpacked(site) if packed else weight
     if found:
         save_file({name: t.detach().contiguous() for name, t in found.items()}, folder / NAME)
 

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from lora_fx.adapters.sites.site import Site
 from lora_fx.adapters.weights import copies
-from lora_fx.graph.row_norms import row_norms
+from lora_fx.graph.row_norms import packed_row_norms, row_norms
 from lora_fx.plan.offloaded import values_of
+from lora_fx.plan.packed import packed_tensors, packing_of, unpacked
 
 
 def start(site: Site, factors: Iterable[Tensor], scaling: float) -> Tensor:
@@ -18,6 +19,10 @@ def start(site: Site, factors: Iterable[Tensor], scaling: float) -> Tensor:
     the norms of its output channels, (1, out, 1…).
     """
     A, B, *_ = factors
+    packing = packing_of(site)
+    if packing is not None:
+        tensors = [tensor.to(A.device) for tensor in packed_tensors(site)]
+        return packed_row_norms(tensors, A, B, scaling, str(packing))
     norms = row_norms(oriented_weight(site).to(A.device), A.flatten(1), B.flatten(1), scaling)
     return norms.view(1, -1, *(1,) * (A.dim() - 2)) if A.dim() > 2 else norms
 
@@ -52,7 +57,9 @@ def effective_delta(site: Site, adapter: str, weight: Tensor | None = None) -> T
 
 
 def oriented_weight(site: Site) -> Tensor:
-    """Return the values of the base's weight as (out, in), wherever they are."""
+    """Return the values of the base's weight as (out, in), wherever they are, and unpacked."""
+    if packing_of(site) is not None:
+        return unpacked(site)
     weight = copies.base_tensor(*site.lora_place)
     assert weight is not None
     values = values_of(*site.lora_place, weight)

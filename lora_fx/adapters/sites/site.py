@@ -13,6 +13,7 @@ from lora_fx.graph import ops
 from lora_fx.graph.convolution import Window
 from lora_fx.graph.room import owns_room, with_room
 from lora_fx.graph.velora import mean_direction
+from lora_fx.plan.packed import packed_tensors, packing_of
 
 if TYPE_CHECKING:
     _Base = nn.Module
@@ -49,6 +50,7 @@ class Site(_Base):
     lora_routing: Routing | None = None
     weight: Tensor
     lora_room: bool = False
+    lora_packed: bool = False
     lora_change: "Change | None" = None
     lora_in_weights: tuple[str, ...] = ()
     lora_multiplier: float = 1.0
@@ -112,10 +114,13 @@ class Site(_Base):
     def _base(self, rows: slice | None = None) -> list[Tensor]:
         """Return the weight as (out, in), or (out, in, k…), and the bias if there is one.
 
-        Or these rows of both.
+        Or these rows of both. A weight in 4 or 8 bits as the tensors that it is packed in.
         """
-        weight = self.weight.t() if self.lora_turned else self.weight
-        both = [t for t in (weight, self.lora_base_bias) if t is not None]
+        bias = self.lora_base_bias
+        more = [] if bias is None else [bias]
+        if self.lora_packed:
+            return [*packed_tensors(self), *more]
+        both = [self.weight.t() if self.lora_turned else self.weight, *more]
         return both if rows is None else [tensor[rows] for tensor in both]
 
     @property
@@ -170,7 +175,10 @@ class Site(_Base):
 
     def _choose(self, added: Sequence[Added]) -> Choice:
         padding = getattr(self, "padding_idx", None)
-        return choose(self.lora_kind, added, padding, output_scale(self), _window(self))
+        packing = packing_of(self)
+        self.lora_packed = packing is not None
+        packing = packing if any(one.factors.magnitude for one in added) else None
+        return choose(self.lora_kind, added, padding, output_scale(self), _window(self), packing)
 
     @property
     def lora_turned(self) -> bool:

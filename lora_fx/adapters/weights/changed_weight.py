@@ -9,6 +9,8 @@ whatever other adapters do. `Site.branches_with` tells what adds to W_res in eit
 
 KaSA takes out what is smallest of the weight, with a scaling of 1, and starts elsewhere.
 LoftQ puts a quantised weight there: s B₀ A₀ is as much of what that loses as rank r can hold.
+
+Where the spec quantises the module, W_res is what is packed, and W is had again to what that loses.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,6 +26,7 @@ from lora_fx.adapters.sites.site import Site
 from lora_fx.adapters.weights import copies
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.offloaded import values_of
+from lora_fx.plan.packed import packing_of, unpacked
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 
@@ -46,6 +49,8 @@ def _faults(model: nn.Module, plan: AdapterPlan) -> Iterator[Diagnostic]:
         others = (
             [changer] if (changer := changed_by(module, site.weight)) else _trainers(site, module)
         )
+        if site.changes_base and packing_of(module) is not None:
+            yield _packed(plan.name, site.fqn)
         for other in others if site.changes_base else ():
             message = f"`{other}` and `{plan.name}` both change the weight of `{site.name}`"
             yield Diagnostic("adapter-conflict", message, help="use one of them in a model")
@@ -61,6 +66,12 @@ def _faults(model: nn.Module, plan: AdapterPlan) -> Iterator[Diagnostic]:
                 name = f"{trained.fqn}.{fqn}".strip(".")
                 message = f"`{plan.name}` trains `{name}`, the weight of which `{other}` changes"
                 yield Diagnostic("adapter-conflict", message, help="use one of them in a model")
+
+
+def _packed(adapter: str, fqn: str) -> Diagnostic:
+    message = f"`{adapter}` changes the weight of `{fqn}`, which is in 4 or 8 bits already"
+    help = "compile it over the base in 16 or 32 bits, with `quantize` in the spec"
+    return Diagnostic("cannot-apply", message, help=help)
 
 
 def _norms(adapter: str, changer: str, fqn: str) -> Diagnostic:
@@ -122,6 +133,10 @@ def rebase(site: Site, A: Tensor, B: Tensor, weight: Tensor | None = None) -> No
     same = all(torch.equal(a, b.to(a)) for a, b in zip(old, (A, B), strict=True))
     if same and arithmetic.scaling == change.arithmetic.scaling and weight is None:
         return
+    if packing_of(site) is not None:
+        message = "what an adapter has taken out of a weight in 4 or 8 bits cannot be another part"
+        help = "compile the spec anew, over the base in 16 or 32 bits"
+        raise LoraFxError((Diagnostic("cannot-apply", message, help=help),))
     base = _plus(site, site.weight.double(), 1)
     new = [value.to(like).clone() for value, like in zip((A, B), old, strict=True)]
     start = _keep(site, change.adapter, *new)
@@ -141,8 +156,16 @@ def rebase_by_name(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def restore(site: Site) -> None:
-    """Put back what the adapter that changed the weight took out of it; to rounding."""
-    _put(site, _plus(site, site.weight, 1))
+    """Put back what the adapter that changed the weight took out of it; to rounding.
+
+    A weight in 4 or 8 bits is rounded to these again.
+    """
+    if packing_of(site) is not None:
+        from lora_fx.adapters.weights.quantise import pack_again  # imports bitsandbytes
+
+        pack_again(site, original(site))
+    else:
+        _put(site, _plus(site, site.weight, 1))
     site.lora_change = None
     for name in _START:
         delattr(site, name)
@@ -153,9 +176,10 @@ def original(module: nn.Module, name: str = "weight") -> Tensor:
     """Return a base weight as it was before an adapter changed it: exactly, or to rounding."""
     weight, site = copies.base_tensor(module, name), storage.site_of(module, name)
     assert weight is not None
+    packed = name == "weight" and packing_of(module) is not None
     if site is not None and site.lora_change is not None:
-        return _plus(site, weight.detach(), 1)
-    return values_of(module, name, weight)
+        return _plus(site, unpacked(module) if packed else weight.detach(), 1)
+    return unpacked(module) if packed else values_of(module, name, weight)
 
 
 def fingerprint_of_base(module: nn.Module, name: str = "weight") -> str:

@@ -23,6 +23,8 @@ def clone(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = _alias(parameter)
+    for module in model.modules():
+        memo |= {id(tensor): tensor for tensor in _numbers_of_rows(module)}
     for store in weight_stores(model):
         memo[id(store)] = store
     twin = copy.deepcopy(model, memo)
@@ -36,6 +38,8 @@ def clone(model: nn.Module) -> nn.Module:
 def _alias(parameter: nn.Parameter) -> nn.Parameter:
     if hasattr(parameter, "quant_state"):
         return _alias_quantised(parameter)
+    if hasattr(parameter, "CB"):
+        return _alias_of_rows(parameter)
     return nn.Parameter(parameter.detach(), requires_grad=False)
 
 
@@ -55,6 +59,22 @@ def _alias_quantised(parameter: Any) -> Any:
         bnb_quantized=parameter.bnb_quantized,
     )
     return twin
+
+
+def _alias_of_rows(parameter: Any) -> Any:
+    """Bitsandbytes' `Int8Params`: the numbers are shared, and so are their scales."""
+    data = parameter.detach().as_subclass(torch.Tensor)
+    twin = type(parameter)(data, requires_grad=False, has_fp16_weights=parameter.has_fp16_weights)
+    twin.CB = None if parameter.CB is None else twin.data
+    twin.SCB = parameter.SCB
+    return twin
+
+
+def _numbers_of_rows(module: nn.Module) -> list[torch.Tensor]:
+    """Return the numbers and scales that a layer in 8 bits keeps beside its weight."""
+    state: Any = getattr(module, "state", None)
+    found = (getattr(state, name, None) for name in ("CB", "SCB"))
+    return [tensor for tensor in found if isinstance(tensor, torch.Tensor)]
 
 
 def _copy_state(state: Any) -> Any:
@@ -77,3 +97,13 @@ def _own_quantised_weight(module: nn.Module) -> None:
         weight.module = module  # type: ignore[attr-defined]
         module.quant_state = weight.quant_state  # type: ignore[attr-defined]
         module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    if weight is not None and hasattr(weight, "CB"):
+        _own_rows(module, weight)
+
+
+def _own_rows(module: Any, weight: Any) -> None:
+    """Give a layer in 8 bits its numbers and scales as its first forward would: nothing mutates."""
+    if weight.CB is not None:
+        module.init_8bit_state()
+    if not module.state.has_fp16_weights:
+        module.state.CB = weight.data
