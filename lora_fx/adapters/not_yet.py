@@ -45,8 +45,6 @@ def unsupported_parts(adapter: AdapterPlan) -> list[str]:
 
 
 def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
-    if spec.route is not None and spec.route.slots is not None:
-        yield "`slots`", spec.route.span, ""
     for merge in spec.merges:
         if merge.dequantize:
             yield "`dequantize`", merge.span, ""

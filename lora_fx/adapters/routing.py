@@ -25,6 +25,11 @@ class Routing:
         self.shares: Tensor | None = None
         self._running: list[int] = []  # the thread of each call
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a call of the model runs, in any thread."""
+        return bool(self._running)
+
     @contextmanager
     def of(self, shares: Tensor | None) -> Iterator[None]:
         """Route a call; whatever happens in it, afterwards everything is as it was.

@@ -20,6 +20,7 @@ from lora_fx.plan.replication import replicate_layers
 from lora_fx.plan.sample_rows import require_sample_rows
 from lora_fx.plan.stacks import find_stacks
 from lora_fx.runtime.loss import compile_loss
+from lora_fx.runtime.methods.slots import reserve_slots
 from lora_fx.runtime.progress import Report, progress_bar, silent
 from lora_fx.runtime.root import checkpoint_layers, make_root
 from lora_fx.runtime.starts import starts
@@ -84,6 +85,8 @@ def compiled_tree(
             compile_loss(tree, unit)
         bring_in(tree)
     make_root(tree, plan, adapters)
+    if spec.route is not None and plan.sites:
+        reserve_slots(tree, spec.route, plan.sites)
     if spec.compile.checkpoint == "layers":
         checkpoint_layers(tree, [layer for stack in find_stacks(tree) for layer in stack.layers])
     tree.lora_fx_checkpoint = spec.compile.checkpoint  # type: ignore[assignment]

@@ -60,7 +60,7 @@ def run_watched(
     """
     active = model.lora_fx_active if model.lora_fx_enabled else ()
     if model.lora_fx_routing.shares is not None:
-        active = ("__mixed__", *model.lora_fx_adapters)
+        active = ("__mixed__", *model._watched())
     seen = active, model.training
     if torch.compiler.is_compiling() or not active or seen in model.lora_fx_watched:
         return forward(*args, **kwargs)
