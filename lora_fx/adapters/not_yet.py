@@ -7,7 +7,6 @@ from lora_fx.plan.alike import once_each
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
-from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
 from lora_fx.spec.spec import RouteSpec, Spec
 
 _VARIANTS = ("lora", "dora", "bdlora", "velora", "kasa", "monteclora")
@@ -54,11 +53,6 @@ def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
 
 def _of_route(plan: Plan, route: RouteSpec) -> Iterator[tuple[str, Span | None, str]]:
     """Yield what cannot differ from sample to sample: `routable.py` says it of a call."""
-    everything = [part for adapter in plan.adapters for part in adapter.everything]
-    parts = {"train": TrainedModule, "bias": TrainedBias, "tokens": TrainedTokens}
-    for name, kind in parts.items():
-        if any(isinstance(part, kind) for part in everything):
-            yield f"`{name}` beside `route`", route.span, ""
     if any(site.parameter is not None for site in plan.sites):
         yield "adapters on parameters beside `route`", route.span, ""
     for variant in ("velora", "kasa", "monteclora"):

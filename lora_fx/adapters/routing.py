@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_fx.adapters.weights import copies
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 
 _COUNTING = Lock()
@@ -18,11 +19,14 @@ _CHECKPOINT = "_gradient_checkpointing_func"  # transformers keeps it in every l
 class Routing:
     """One for all the modules of a model; `shares` is None where all samples get the same.
 
-    `shares` (S, adapters), float32, are the parts that each adapter has in each sample.
+    `shares` (S, adapters), float32, are the parts that each adapter has in each sample. While there
+    are any, `versioned` modules have the base's tensors in force.
     """
 
     def __init__(self) -> None:
         self.shares: Tensor | None = None
+        self.versioned: tuple[nn.Module, ...] = ()
+        self._aside: list[tuple[nn.Module, dict[str, Tensor]]] = []
         self._running: list[int] = []  # the thread of each call
 
     @property
@@ -44,12 +48,32 @@ class Routing:
                 help = "let one wait for the other, or give each thread its own copy of the model"
                 raise LoraFxError((Diagnostic("bad-routing", message, help=help),))
             self._running.append(thread)
-        before, self.shares = self.shares, shares
+        before = self.shares
         try:
+            self._set(shares)
             yield
         finally:
-            self.shares = before
+            self._set(before)
             self._running.remove(thread)
+
+    def settle(self) -> None:
+        """Let the base's tensors be in force again, if others have been put there meanwhile."""
+        if self.shares is not None:
+            self._put_base()
+
+    def _set(self, shares: Tensor | None) -> None:
+        before, self.shares = self.shares, shares
+        if before is None and shares is not None:
+            self._put_base()
+        elif before is not None and shares is None:
+            for module, own in self._aside:
+                copies.put(module, own)
+            self._aside = []
+
+    def _put_base(self) -> None:
+        self._aside = [(module, copies.in_force(module)) for module in self.versioned]
+        for module in self.versioned:
+            copies.put(module, copies.tensors(module, copies.BASE))
 
 
 def carry(module: nn.Module, routing: Routing) -> None:

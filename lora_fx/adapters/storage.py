@@ -13,6 +13,7 @@ from lora_fx.adapters.sites.parameter_site import mark_parameter, parameter_site
 from lora_fx.adapters.sites.sampler import NAME as SAMPLER
 from lora_fx.adapters.sites.sampler import PRIORS, Sampler
 from lora_fx.adapters.sites.site import Site, is_convolution
+from lora_fx.adapters.weights.own_outputs import OwnOutputs
 from lora_fx.plan.modules import outside_adapters
 from lora_fx.plan.offloaded import device_of
 
@@ -40,7 +41,7 @@ def mark(module: nn.Module, parameter: str | None = None) -> Site:
     if isinstance(module, Site):
         return module
     convolution = is_convolution(module)
-    specialise(module, ConvolutionSite if convolution else Site)
+    specialise(module, ConvolutionSite if convolution else Site, beneath=OwnOutputs)
     site: Site = module  # type: ignore[assignment]
     other = "conv" if convolution else "linear"
     site.lora_kind = "embedding" if isinstance(module, nn.Embedding) else other

@@ -170,8 +170,8 @@ compile { entry generate { batch = 1  sequence = 8 } }
 """
 
 ROUTED = """lora 1
-adapter one { target q_proj train "model.norm" }
-adapter two { target q_proj tokens [5, 7] in "**.embed_tokens" }
+adapter one { target parameter "**.down_proj.weight" }
+adapter two { target q_proj }
 """
 
 

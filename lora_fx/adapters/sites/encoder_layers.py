@@ -11,6 +11,7 @@ from torch import nn
 
 from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.adapters.sites.site import Site
+from lora_fx.adapters.weights.own_outputs import OwnOutputs
 from lora_fx.plan.modules import outside_adapters
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ else:
 
 def _unless_adapted(name: str) -> Any:
     def read(self: "CallsItsLayers") -> Any:
-        return False if any(site.adds for site in self.lora_inside) else vars(self)[name]
+        adapted = any(site.adds for site in self.lora_inside)
+        mixed = any(module.mixes for module in self.lora_mixing)
+        return False if adapted or mixed else vars(self)[name]
 
     def write(self: "CallsItsLayers", value: Any) -> None:
         vars(self)[name] = value
@@ -33,6 +36,7 @@ class CallsItsLayers(_Base):
     """Mixin for `nn.TransformerEncoderLayer`, and for the `nn.TransformerEncoder` around it."""
 
     lora_inside: tuple[Site, ...] = ()
+    lora_mixing: tuple[OwnOutputs, ...] = ()
     activation_relu_or_gelu = _unless_adapted("activation_relu_or_gelu")
     use_nested_tensor = _unless_adapted("use_nested_tensor")
 
@@ -51,5 +55,6 @@ def note_sites(model: nn.Module) -> None:
     """Tell encoder layers which sites are inside them."""
     for _, module in outside_adapters(model):
         if isinstance(module, CallsItsLayers):
-            inside = (site for _, site in outside_adapters(module) if isinstance(site, Site))
-            module.lora_inside = tuple(inside)
+            parts = [part for _, part in outside_adapters(module)]
+            module.lora_inside = tuple(part for part in parts if isinstance(part, Site))
+            module.lora_mixing = tuple(part for part in parts if isinstance(part, OwnOutputs))

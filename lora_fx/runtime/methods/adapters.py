@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lora_fx.adapters import storage
+from lora_fx.adapters import storage, token_rows
 from lora_fx.adapters.bind import activate, bind, remove, require_compatible
 from lora_fx.adapters.peft.folders import local
 from lora_fx.adapters.peft.keys import adapter_tensors, live_tensors, overwrite, without_values
@@ -17,6 +17,7 @@ from lora_fx.adapters.peft.task import task_of
 from lora_fx.adapters.peft.write import folder_config, write
 from lora_fx.adapters.routing import Routing
 from lora_fx.adapters.undo import undone_on_error
+from lora_fx.adapters.weights import own_outputs
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.lora_fa import lora_fa_faults, with_frozen_A
 from lora_fx.plan.memory import count_elements
@@ -221,6 +222,9 @@ class AdapterMethods(AdapterChecks):
         for site in sites.values():
             site.lora_routing = self.lora_fx_routing
             site.route(self.lora_fx_routes.adapters)
+        own_outputs.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
+        token_rows.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
+        self.lora_fx_routing.settle()
 
     def _columns(self) -> tuple[str, ...]:
         """Return the adapters by their columns in the shares of a mixed batch."""
