@@ -129,7 +129,10 @@ def _twin(module: nn.Module, version: "copies.Versions | copies.Shared") -> nn.M
             if not name.startswith("lora_"):
                 own[name] = copies.base_tensor(module, name)  # type: ignore[assignment]
     for name, tensor in version.tensors().items():
-        (made._parameters if isinstance(tensor, nn.Parameter) else made._buffers)[name] = tensor
+        if isinstance(tensor, nn.Parameter):
+            made._parameters[name] = tensor
+        else:
+            made._buffers[name] = tensor
     made.training = version.training
     version.twin = (made,)  # in a tuple, or it would be a child
     return made
