@@ -14,7 +14,7 @@ from lora_fx.adapters.sites.factors import Arithmetic, Compression
 from lora_fx.adapters.sites.kasa import truncate
 from lora_fx.adapters.sites.parameter_site import ParameterSite
 from lora_fx.adapters.sites.sampler import last_draw
-from lora_fx.adapters.weights import copies, merged
+from lora_fx.adapters.weights import copies, merged, own_outputs
 from lora_fx.adapters.weights.changed_weight import change, require_changeable, restore
 from lora_fx.adapters.weights.mergeable import require_separate
 from lora_fx.adapters.weights.offloaded_copies import keep_in_force
@@ -128,18 +128,26 @@ def _bind_copy(model: nn.Module, planned: TrainedModule) -> None:
         names = copies.own_names(module)
         if names:
             copies.add(module, planned.adapter, names, planned.trainable)
-            keep_in_force(module)
+            _compute_own(model, module)
             if planned.tie and "weight" in names:
                 for other in sharing_weight(model, module):
                     copies.share(other, planned.adapter, "weight", module)
-                    keep_in_force(other)
+                    _compute_own(model, other)
 
 
 def _bind_bias(model: nn.Module, planned: TrainedBias) -> None:
     fqn, _, name = planned.name.rpartition(".")
     module = model.get_submodule(fqn)
     copies.add(module, planned.adapter, [name], planned.trainable)
+    _compute_own(model, module)
+
+
+def _compute_own(model: nn.Module, module: nn.Module) -> None:
+    """Let a module that has versions compute with them, wherever it is and in a mixed batch."""
     keep_in_force(module)
+    own_outputs.mark(module)
+    fqn = next(fqn for fqn, one in model.named_modules() if one is module)
+    encoder_layers.mark_around(model, fqn)
 
 
 def arithmetic(planned: SitePlan) -> Arithmetic:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+Beneath = type | tuple[type, ...] | None
 _KEPT = ("forward", "_old_forward")  # the second is what accelerate's wrapper around it calls
 
 
@@ -50,9 +51,9 @@ def base_of(cls: type) -> type:
 
 
 def specialise(
-    module: nn.Module, mixin: type, beneath: type | None = None, keywords: tuple[str, ...] = ()
+    module: nn.Module, mixin: type, beneath: Beneath = None, keywords: tuple[str, ...] = ()
 ) -> None:
-    """Make `module` an instance of `mixin` too, in place; what the mixin `beneath` adds runs after.
+    """Make `module` an instance of `mixin` too, in place; what mixins `beneath` add runs after.
 
     The signature of `forward` shows these `keywords` more. A `forward` of the class that is kept
     in the instance, as accelerate's hooks do, follows.
@@ -86,9 +87,7 @@ def _rebased(cls: type, base: type) -> type:
     return subclass(_rebased(beneath, base), mixin, *keywords)
 
 
-def _specialised(
-    cls: type, mixin: type, beneath: type | None, keywords: tuple[str, ...] = ()
-) -> type:
+def _specialised(cls: type, mixin: type, beneath: Beneath, keywords: tuple[str, ...] = ()) -> type:
     if beneath is not None and issubclass(cls, beneath):
         base, *own = cls.__lora_fx__  # type: ignore[attr-defined]
         return subclass(_specialised(base, mixin, beneath), *own)

@@ -49,12 +49,14 @@ class Swap:
         return {name: self.tensors[key] for name, key in keys.items() if key in self.tensors}
 
 
-def obstacles(present: AdapterPlan, new: Swap, model: nn.Module) -> Iterator[str]:
-    """Yield why the new adapter does not fit into the one that is there."""
+def obstacles(
+    present: AdapterPlan, new: Swap, model: nn.Module, what: str = "the one that is there"
+) -> Iterator[str]:
+    """Yield why the new adapter does not fit into the one that is there, or `what` else it is."""
     placed, there = dict(storage.sites(model)), {site.name: site for site in present.sites}
     for name, site in new.sites().items():
         if name not in there:
-            yield f"it adapts `{numberless(name)}`, which the one that is there does not"
+            yield f"it adapts `{numberless(name)}`, which {what} does not"
             continue
         yield from _obstacles_at(there[name], site, placed[name], new.at(site))
     same = {(site.name, site.rank) for site in new.plan.sites if site.variant.name == "kasa"}
@@ -62,7 +64,7 @@ def obstacles(present: AdapterPlan, new: Swap, model: nn.Module) -> Iterator[str
         if site.variant.name == "kasa" and (site.name, site.rank) not in same:
             yield f"it is no `kasa` of rank {site.rank} at `{numberless(site.name)}`"
     for name in _trained(new.plan).keys() - _trained(present):
-        yield f"it trains `{numberless(name)}`, which the one that is there does not"
+        yield f"it trains `{numberless(name)}`, which {what} does not"
     rows = {(t.fqn, i) for t in present.tokens for i in t.ids}
     for tokens in new.plan.tokens:
         missing = [str(i) for i in tokens.ids if (tokens.fqn, i) not in rows]
@@ -183,15 +185,21 @@ def _with_rank(A: Tensor, B: Tensor, rank: int, there: SitePlan) -> tuple[Tensor
 
     Of a convolution, in the same groups; of a stack, of the same experts.
     """
+    in_A, in_B = places(rank, there)
+    shapes = list(there.tensors.values())
+    wide_A = A.new_zeros(shapes[0][0], *A.shape[1:]).index_copy(0, in_A, A)
+    wide_B = B.new_zeros(B.shape[0], shapes[1][1], *B.shape[2:])
+    return wide_A, wide_B.index_copy(1, in_B, B)
+
+
+def places(rank: int, there: SitePlan) -> tuple[Tensor, Tensor]:
+    """Return where the rows of A, and the columns of B, of a smaller rank are at a site."""
     blocks, groups, experts = _blocks(there), there.layer.groups, there.layer.experts
     room, rank = there.rank * experts, rank * experts
     count, of_B = max(*blocks, groups, experts), max(blocks[1], groups)
     rows = torch.arange(rank)
-    places = rows // (rank // count) * (room // count) + rows % (rank // count)
-    in_B = places if of_B == experts == 1 else rows[: rank // of_B]
-    wide_A = A.new_zeros(room, *A.shape[1:]).index_copy(0, places, A)
-    wide_B = B.new_zeros(B.shape[0], room // of_B, *B.shape[2:])
-    return wide_A, wide_B.index_copy(1, in_B, B)
+    in_A = rows // (rank // count) * (room // count) + rows % (rank // count)
+    return in_A, in_A if of_B == experts == 1 else rows[: rank // of_B]
 
 
 def _scaled(old: Arithmetic, new: SitePlan, rank: int) -> Arithmetic:

@@ -7,7 +7,6 @@ from lora_fx.plan.alike import once_each
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
-from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
 from lora_fx.spec.spec import RouteSpec, Spec
 
 _VARIANTS = ("lora", "dora", "bdlora", "velora", "kasa", "monteclora")
@@ -42,8 +41,6 @@ def unsupported_parts(adapter: AdapterPlan) -> list[str]:
 
 
 def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
-    if spec.route is not None and spec.route.slots is not None:
-        yield "`slots`", spec.route.span, ""
     for merge in spec.merges:
         if merge.dequantize:
             yield "`dequantize`", merge.span, ""
@@ -51,11 +48,6 @@ def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
 
 def _of_route(plan: Plan, route: RouteSpec) -> Iterator[tuple[str, Span | None, str]]:
     """Yield what cannot differ from sample to sample: `routable.py` says it of a call."""
-    everything = [part for adapter in plan.adapters for part in adapter.everything]
-    parts = {"train": TrainedModule, "bias": TrainedBias, "tokens": TrainedTokens}
-    for name, kind in parts.items():
-        if any(isinstance(part, kind) for part in everything):
-            yield f"`{name}` beside `route`", route.span, ""
     if any(site.is_parameter for site in plan.sites):
         yield "adapters on parameters beside `route`", route.span, ""
     for variant in ("velora", "kasa", "monteclora"):

@@ -5,17 +5,37 @@ from torch import nn
 from lora_fx.adapters import storage, token_rows
 from lora_fx.adapters.sites.attention_site import ProjectionSite
 from lora_fx.adapters.sites.parameter_site import ParameterSite
-from lora_fx.adapters.weights import copies
-from lora_fx.diagnostics import Diagnostic
+from lora_fx.adapters.weights import own_outputs
+from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.alike import once_each
+from lora_fx.plan.offloaded import offload_hook
+from lora_fx.plan.plan import Plan
+
+
+def require_separable(tree: nn.Module, plan: Plan) -> None:
+    """Raise LoraFxError if a copy of a module cannot differ from sample to sample, in any call."""
+    faults = []
+    for trained in plan.trained:
+        for module in storage.base_modules(tree.get_submodule(trained.fqn), itself=True).values():
+            why = own_outputs.why_never(module)
+            if why is not None:
+                message = f"`{type(module).__name__}` cannot differ from sample to sample, {why}"
+                label = f"matches `{trained.fqn}`"
+                help = "train the modules inside it, or leave out `route`"
+                faults.append(Diagnostic("not-routable", message, trained.rule, label, help=help))
+    if faults:
+        raise LoraFxError(once_each(faults))
 
 
 def unroutable(model: nn.Module, training: bool) -> list[Diagnostic]:
     """Return a fault for each adapter that a mixed batch cannot have."""
     found: dict[str, str] = {}
-    for fqn, module in copies.holders(model):
-        found |= {name: f"trains tensors of `{fqn}`" for name in copies.adapters_of(module)}
+    found |= dict(own_outputs.unroutable(model, training))
     for fqn, holder in token_rows.holders(model):
-        found |= dict.fromkeys(holder.lora_tokens, f"trains rows of `{fqn}`")
+        if offload_hook(holder) is not None:
+            found |= dict.fromkeys(
+                holder.lora_tokens, f"trains rows of `{fqn}`, which is offloaded"
+            )
     for name, site in storage.sites(model):
         if isinstance(site, ParameterSite) and not isinstance(site, ProjectionSite):
             found |= dict.fromkeys(site.lora_arithmetic, f"adapts the parameter `{name}`")

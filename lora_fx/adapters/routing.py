@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
+from lora_fx.adapters.weights import copies
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 
 _COUNTING = Lock()
@@ -19,12 +20,20 @@ _CHECKPOINT = "_gradient_checkpointing_func"  # transformers keeps it in every l
 class Routing:
     """One for all the modules of a model; `shares` is None where all samples get the same.
 
-    `shares` (S, adapters), float32, are the parts that each adapter has in each sample.
+    `shares` (S, adapters), float32, are the parts that each adapter has in each sample. While there
+    are any, `versioned` modules have the base's tensors in force.
     """
 
     def __init__(self) -> None:
         self.shares: Tensor | None = None
+        self.versioned: tuple[nn.Module, ...] = ()
+        self._aside: list[tuple[nn.Module, dict[str, Tensor]]] = []
         self._running: list[int] = []  # the thread of each call
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a call of the model runs, in any thread."""
+        return bool(self._running)
 
     @contextmanager
     def of(self, shares: Tensor | None) -> Iterator[None]:
@@ -39,12 +48,15 @@ class Routing:
                 message = "a mixed batch runs beside another call of this model, in another thread"
                 help = "let one wait for the other, or give each thread its own copy of the model"
                 raise LoraFxError((Diagnostic("bad-routing", message, help=help),))
+            if not self._running:  # a backward pass that failed may have left its own
+                self._set(None)
             self._running.append(thread)
-        before, self.shares = self.shares, shares
+        before = self.shares
         try:
+            self._set(shares)
             yield
         finally:
-            self.shares = before
+            self._set(before)
             self._running.remove(thread)
 
     @property
@@ -58,12 +70,31 @@ class Routing:
         What checkpoints by itself calls parts of the model then, after the call has ended.
         """
         if not self._running and self.shares is not shares:
-            self.shares = shares
+            self._set(shares)
             Variable._execution_engine.queue_callback(self._forget)
 
     def _forget(self) -> None:
         if not self._running:
-            self.shares = None
+            self._set(None)
+
+    def settle(self) -> None:
+        """Let the base's tensors be in force again, if others have been put there meanwhile."""
+        if self.shares is not None:
+            self._put_base()
+
+    def _set(self, shares: Tensor | None) -> None:
+        before, self.shares = self.shares, shares
+        if before is None and shares is not None:
+            self._put_base()
+        elif before is not None and shares is None:
+            for module, own in self._aside:
+                copies.put(module, own)
+            self._aside = []
+
+    def _put_base(self) -> None:
+        self._aside = [(module, copies.in_force(module)) for module in self.versioned]
+        for module in self.versioned:
+            copies.put(module, copies.tensors(module, copies.BASE))
 
 
 def carry(module: nn.Module, routing: Routing) -> None:

@@ -14,6 +14,7 @@ from lora_fx.adapters.sites.parameter_site import mark_parameter, parameter_site
 from lora_fx.adapters.sites.sampler import NAME as SAMPLER
 from lora_fx.adapters.sites.sampler import PRIORS, Sampler
 from lora_fx.adapters.sites.site import Site, is_convolution
+from lora_fx.adapters.weights.own_outputs import OwnOutputs
 from lora_fx.plan.modules import outside_adapters
 from lora_fx.plan.offloaded import device_of
 
@@ -43,7 +44,7 @@ def mark(module: nn.Module, parameter: str | None = None) -> Site:
     if isinstance(module, Site):
         return module
     convolution = is_convolution(module)
-    specialise(module, ConvolutionSite if convolution else Site)
+    specialise(module, ConvolutionSite if convolution else Site, beneath=OwnOutputs)
     site: Site = module  # type: ignore[assignment]
     other = "conv" if convolution else "linear"
     site.lora_kind = "embedding" if isinstance(module, nn.Embedding) else other
@@ -163,6 +164,17 @@ def remove(site: Site, adapter: str) -> None:
     del site.lora_arithmetic[adapter]
 
 
+def rename(site: Site, old: str, new: str) -> None:
+    """Keep an adapter's tensors at a site under another name; it must not be active."""
+    for name in (*_containers_of(site), MAGNITUDE, DIRECTION, DIAGONAL, SAMPLER):
+        held = site._modules.get(name)
+        if isinstance(held, nn.ModuleDict) and old in held:
+            held[new] = held[old]
+            del held[old]
+    site.lora_branches[new] = site.lora_branches.pop(old)
+    site.lora_arithmetic[new] = site.lora_arithmetic.pop(old)
+
+
 def tensors(site: Site, adapter: str) -> dict[str, Tensor]:
     """Return the adapter's own parameters and buffers at a site by PEFT's names in a file.
 
@@ -191,8 +203,12 @@ def tensors(site: Site, adapter: str) -> dict[str, Tensor]:
     return found
 
 
+def _containers_of(site: Site) -> tuple[str, str]:
+    return _NAMES.get(site.lora_kind, _NAMES["linear"])
+
+
 def _containers(site: Site) -> tuple[nn.ModuleDict, nn.ModuleDict]:
-    first, second = _NAMES.get(site.lora_kind, _NAMES["linear"])
+    first, second = _containers_of(site)
     return getattr(site, first), getattr(site, second)
 
 

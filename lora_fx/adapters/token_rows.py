@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import specialise
+from lora_fx.adapters.routing import Routing
 from lora_fx.adapters.sites.site import Site, output_scale
+from lora_fx.adapters.weights.own_outputs import OwnOutputs
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import ops
 from lora_fx.plan.modules import outside_adapters
@@ -50,15 +52,20 @@ class TokenRows(_Base):
     """Mixin for an embedding, or a linear head that shares its weight, with rows of its own.
 
     Active adapters' rows stand in the place of the base weight's: an embedding gives them for
-    their ids, a head computes the logits of their ids from them.
+    their ids, a head computes the logits of their ids from them. In a mixed batch each sample has
+    those of its adapter.
     """
 
     lora_tokens: nn.ModuleDict
     lora_active_tokens: tuple[Rows, ...]
+    lora_mixed_tokens: tuple[tuple[int, Rows], ...] = ()
+    lora_routing: Routing | None = None
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the base module and put each active adapter's rows in place."""
         output = super().forward(input, *args, **kwargs)
+        if self.lora_routing is not None and self.lora_routing.shares is not None:
+            return self._mixed(output, input, self.lora_routing.shares.to(output.device))
         for rows in self.lora_active_tokens:
             if isinstance(self, nn.Embedding):
                 own = rows.weight * output_scale(self)
@@ -66,6 +73,19 @@ class TokenRows(_Base):
             else:
                 bias = self.bias
                 output = ops.replace_columns(output, input, rows.tokens, rows.weight, bias)
+        return output
+
+    def _mixed(self, base: Tensor, input: Tensor, shares: Tensor) -> Tensor:
+        """Put the rows of every adapter in place, each in its own samples."""
+        output = base
+        for column, rows in self.lora_mixed_tokens:
+            if isinstance(self, nn.Embedding):
+                own = rows.weight * output_scale(self)
+                how = rows.tokens, own, rows.padding, shares, column
+                output = ops.mix_rows(output, base, input, *how)
+            else:
+                how = rows.tokens, rows.weight, self.bias, shares, column
+                output = ops.mix_columns(output, base, input, *how)
         return output
 
 
@@ -85,7 +105,7 @@ def add(module: nn.Embedding, adapter: str, ids: tuple[int, ...], trainable: boo
 def share(module: nn.Module, adapter: str, rows: Rows) -> None:
     """Let a module use an adapter's rows: the embedding, and the head tied to it."""
     if not isinstance(module, TokenRows):
-        specialise(module, TokenRows, beneath=Site)
+        specialise(module, TokenRows, beneath=(Site, OwnOutputs))
         module.lora_tokens = nn.ModuleDict().train(module.training)
         module.lora_active_tokens = ()  # type: ignore[assignment]
     module.lora_tokens[adapter] = rows  # type: ignore[index, operator]
@@ -96,6 +116,14 @@ def holders(model: nn.Module) -> Iterator[tuple[str, TokenRows]]:
     for fqn, module in outside_adapters(model):
         if isinstance(module, TokenRows):
             yield fqn, module
+
+
+def route(model: nn.Module, adapters: tuple[str, ...], routing: Routing) -> None:
+    """Say which adapter each column of the shares of a mixed batch is of."""
+    for _, module in holders(model):
+        module.lora_routing = routing
+        own = ((column, name) for column, name in enumerate(adapters) if name in module.lora_tokens)
+        module.lora_mixed_tokens = tuple((c, module.lora_tokens[n]) for c, n in own)  # type: ignore[misc]
 
 
 def remove(module: TokenRows, adapter: str) -> None:

@@ -9,6 +9,7 @@ from lora_fx.adapters.checkpoint import require_effect
 from lora_fx.adapters.init.batches import Batches
 from lora_fx.adapters.not_yet import require_supported
 from lora_fx.adapters.reachable import require_compilable, require_reachable
+from lora_fx.adapters.routable import require_separable
 from lora_fx.adapters.undo import undone_on_error
 from lora_fx.adapters.weights.augmented import augment
 from lora_fx.adapters.weights.clone import clone
@@ -21,6 +22,7 @@ from lora_fx.plan.replication import replicate_layers
 from lora_fx.plan.sample_rows import require_sample_rows
 from lora_fx.plan.stacks import find_stacks
 from lora_fx.runtime.loss import compile_loss
+from lora_fx.runtime.methods.slots import reserve_slots
 from lora_fx.runtime.progress import Report, progress_bar, silent
 from lora_fx.runtime.root import checkpoint_layers, make_root
 from lora_fx.runtime.starts import starts
@@ -71,7 +73,8 @@ def compiled_tree(
     require_effect(spec.compile, tree, backend)
     plan, units = plan_tree(tree, spec, backend)
     if spec.route is not None:
-        require_sample_rows(plan, dict.fromkeys(site.fqn for site in plan.sites))
+        require_separable(tree, plan)
+        require_sample_rows(plan, _routed(tree, plan))
     values = (given or weights_of)(tree.requires_grad_(False), plan)
     plan, start = starts(tree, plan, values, calibration, report)
     adapters = bind_adapters(tree, plan, values, start)
@@ -87,10 +90,25 @@ def compiled_tree(
             compile_loss(tree, unit)
         bring_in(tree)
     make_root(tree, plan, adapters)
+    if spec.route is not None and plan.sites:
+        reserve_slots(tree, spec.route, plan.sites)
     if spec.compile.checkpoint == "layers":
         checkpoint_layers(tree, [layer for stack in find_stacks(tree) for layer in stack.layers])
     tree.lora_fx_checkpoint = spec.compile.checkpoint  # type: ignore[assignment]
     return tree
+
+
+def _routed(tree: nn.Module, plan: Plan) -> dict[str, None]:
+    """Return the modules that compute each sample of a mixed batch by itself, by fqn."""
+    of_trained = [
+        f"{trained.fqn}.{inside}".rstrip(".")
+        for trained in plan.trained
+        for inside, module in tree.get_submodule(trained.fqn).named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
+    biases = [bias.name.rpartition(".")[0] for bias in plan.biases]
+    fqns = (*(s.fqn for s in plan.sites), *of_trained, *biases, *(t.fqn for t in plan.tokens))
+    return dict.fromkeys(fqns)
 
 
 def plan_tree(

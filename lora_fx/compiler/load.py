@@ -12,8 +12,9 @@ from lora_fx.compiler.pipeline import Backend
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.artifact.layout import is_artifact
 from lora_fx.runtime.artifact.read import Artifact
+from lora_fx.runtime.methods.slots import restore_slots
 from lora_fx.runtime.root import take_default
-from lora_fx.runtime.saved_spec import frame_of, restore_arithmetic
+from lora_fx.runtime.saved_spec import frame_of, restore_arithmetic, slots_of
 from lora_fx.spec import parse
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -37,7 +38,8 @@ def load(
     Of any other folder, PEFT's too, layer replication is that of the folder; where it holds a spec,
     so are its `compile` settings and each module's dropout and compute dtype, of which PEFT's
     config knows nothing. The adapter in the folder itself is named `default`, those below it by
-    their folders; the first is active, or what `default` of the spec's `route` says.
+    their folders; the first is active, or what `default` of the spec's `route` says. With `slots`
+    in it, adapters that the spec does not name are in slots again.
 
     Raises LoraFxError as `compile` and `load_adapter` do, and if an artifact is damaged.
     """
@@ -49,8 +51,14 @@ def load(
     folders = adapter_folders(folder)
     frame = frame_of(local(folder), next(iter(folders.values())))
     model = compile(base, frame, backend=backend)
-    for name, path in folders.items():
-        model.load_adapter(path, name, is_trainable)  # type: ignore[operator]
+    route, own = slots_of(local(folder))
+    in_slots = [name for name in folders if route is not None and name not in own]
+    for name in (name for name in folders if name not in in_slots):
+        model.load_adapter(folders[name], name, is_trainable)  # type: ignore[operator]
+    if route is not None:
+        restore_slots(model, route)
+    for name in in_slots:
+        model.load_adapter(folders[name], name)  # type: ignore[operator]
     restore_arithmetic(model, local(folder))
     take_default(model)
     return model

@@ -18,6 +18,10 @@
     magnitude(y, u, m, norms, bias, share)             y + c (m / norms - 1) * (u - bias)
     replace_rows(y, ids, tokens, rows, padding)        y, and rows[i] where the id is tokens[i]
     replace_columns(y, x, tokens, rows, bias)          y, and x rows[i]ᵀ + bias in column tokens[i]
+    mix(y, own, samples, columns, base)                y + Σ c_i (own_i - y), of each sample
+    shift(y, own, bias, samples, columns, trailing)    y + Σ c_i (own_i - bias), likewise
+    mix_rows(y, base, ids, tokens, rows, padding, samples, column)         replace_rows, likewise
+    mix_columns(y, base, x, tokens, rows, bias, samples, column)   replace_columns, likewise
     merge(W, params, scalings, structure)              W + sum_i s_i B_i A_i
     delta(W, A, B, scaling, transposed)                W + s B A
 
@@ -26,7 +30,8 @@ b: (out,)   d: (r,)   ids: (*)   tokens: (n,)   rows: (n, in or out)   W: (out, 
 m, norms: (out,)
 In a mixed batch `samples` (S, adapters), float32, are the shares that adapters have in each sample:
 dimension 0 of x and y is then S, and a branch's share c in a sample multiplies all it adds there.
-Without them c is 1.
+Without them c is 1. `columns` are where those of adapters with tensors of their own stand, see
+`graph/own_tensors.py`.
 Where `merge` and `delta` are given W as (in, out), B A is transposed. Of a convolution, all have
 places behind their features: x (*, in, …), A (r, in, k…), B (out, r / groups, 1…), y (*, out, …).
 Of a stack, x, y, A and B have one more dimension in front, or, with `offsets` (E,), the rows of x
@@ -89,6 +94,21 @@ _library.define(
     "replace_columns(Tensor y, Tensor x, Tensor tokens, Tensor rows, Tensor? bias) -> Tensor"
 )
 
+_library.define(
+    "mix(Tensor y, Tensor[] own, Tensor samples, int[] columns, Tensor? base=None) -> Tensor"
+)
+_library.define(
+    "shift(Tensor y, Tensor[] own, Tensor bias, Tensor samples, int[] columns, int trailing) "
+    "-> Tensor"
+)
+_library.define(
+    "mix_rows(Tensor y, Tensor base, Tensor ids, Tensor tokens, Tensor rows, int? padding, "
+    "Tensor samples, int column) -> Tensor"
+)
+_library.define(
+    "mix_columns(Tensor y, Tensor base, Tensor x, Tensor tokens, Tensor rows, Tensor? bias, "
+    "Tensor samples, int column) -> Tensor"
+)
 _library.define("merge(Tensor W, Tensor[] params, Tensor scalings, str structure) -> Tensor")
 _library.define("delta(Tensor W, Tensor A, Tensor B, Tensor? scaling, bool transposed) -> Tensor")
 
@@ -97,6 +117,7 @@ for _of, _names in {
         *("shrink", "compressed_shrink", "convolve", "lookup", "share", "expand"),
         *("stack_shrink", "stack_expand", "block_diagonal", "diagonal", "perturb"),
         *("norms", "packed_norms", "magnitude", "replace_rows", "replace_columns", "delta"),
+        *("mix", "shift", "mix_rows", "mix_columns"),
     ),
     site_references: ("site", "merge"),
 }.items():
@@ -120,5 +141,9 @@ packed_norms = torch.ops.lora_fx.packed_norms.default
 magnitude = torch.ops.lora_fx.magnitude.default
 replace_rows = torch.ops.lora_fx.replace_rows.default
 replace_columns = torch.ops.lora_fx.replace_columns.default
+mix = torch.ops.lora_fx.mix.default
+shift = torch.ops.lora_fx.shift.default
+mix_rows = torch.ops.lora_fx.mix_rows.default
+mix_columns = torch.ops.lora_fx.mix_columns.default
 merge = torch.ops.lora_fx.merge.default
 delta = torch.ops.lora_fx.delta.default

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import references
 from lora_fx.graph.convolution import by_channel, convolution
+from lora_fx.graph.own_tensors import require_samples
 from lora_fx.graph.packed import packed_linear
 from lora_fx.graph.structure import Structure
 
@@ -25,8 +25,8 @@ def site(
 
     Raises LoraFxError if dimension 0 of the input cannot be that of the samples.
     """
-    if samples is not None and x.shape[0] != samples.shape[0]:
-        raise _rows_not_samples(x.shape[0], samples.shape[0])
+    if samples is not None:
+        require_samples(x.shape[0], samples.shape[0])
     parsed = Structure.parse(structure)
     if parsed.is_stack:
         return _stack(y, x, params, scalings, parsed, base)
@@ -107,13 +107,6 @@ def _applied(x: Tensor, weight: list[Tensor], parsed: Structure) -> Tensor:
     if parsed.window is not None:
         return convolution(x, weight[0], parsed.window)
     return F.linear(x, weight[0])
-
-
-def _rows_not_samples(rows: int, samples: int) -> LoraFxError:
-    message = "a mixed batch reaches an adapted module in rows that are not its samples"
-    note = f"dimension 0 of its input has {rows} rows, and there are {samples} samples"
-    help = "adapt other modules, or call the model with one adapter at a time: `set_adapter`"
-    return LoraFxError((Diagnostic("rows-not-samples", message, notes=(note,), help=help),))
 
 
 def merge(W: Tensor, params: list[Tensor], scalings: Tensor, structure: str) -> Tensor:

@@ -10,7 +10,8 @@ from lora_fx.graph.text import text
 Stage = Literal["captured", "adapted", "fused", "lowered"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
-_TOKENS = frozenset({"lora_fx::replace_rows", "lora_fx::replace_columns"})
+_OWN = ("replace_rows", "replace_columns", "mix", "shift", "mix_rows", "mix_columns")
+_KEPT = frozenset(f"lora_fx::{name}" for name in _OWN)
 _SHRINKS = ("shrink", "compressed_shrink", "convolve", "lookup")
 _NAMES = (
     *(*_SHRINKS, "expand", "magnitude", "share"),
@@ -22,9 +23,9 @@ _PACKED = {"lora_fx::packed_linear", "lora_fx::packed_rows"}
 _NORMS = {"lora_fx::norms", "lora_fx::packed_norms"}
 _BRANCHES = frozenset(f"lora_fx::{name}" for name in _NAMES)
 _LEGAL: dict[Stage, frozenset[str]] = {
-    "captured": _GROUPED | _TOKENS | {"lora_fx::site", "lora_fx::merge"},
-    "adapted": _GROUPED | _TOKENS | _BRANCHES | _PACKED | _NORMS | {"lora_fx::delta"},
-    "fused": _GROUPED | _TOKENS | _BRANCHES | _PACKED | {"lora_fx::delta"},
+    "captured": _GROUPED | _KEPT | {"lora_fx::site", "lora_fx::merge"},
+    "adapted": _GROUPED | _KEPT | _BRANCHES | _PACKED | _NORMS | {"lora_fx::delta"},
+    "fused": _GROUPED | _KEPT | _BRANCHES | _PACKED | {"lora_fx::delta"},
     "lowered": _GROUPED | _PACKED,
 }
 

@@ -16,6 +16,7 @@
     perturb(A, std, prior, noise)     →  `graph/monteclora.py`
     magnitude(y, u, m, norms, b)      →  (y + (m / norms - 1) * (u - b)).to(y.dtype)
     replace_rows, replace_columns     →  as in `graph/ops.py`
+    mix, shift, mix_rows, mix_columns →  `graph/own_tensors.py`
     delta(W, A, B, scaling, t)        →  addmm(W, B.to(d) * scaling, A.to(d)), d that of W
 
 d is the activations' dtype, or the named compute dtype, which then holds under autocast too.
@@ -35,6 +36,7 @@ from lora_fx.graph.autocast import without_autocast
 from lora_fx.graph.convolution import Window
 from lora_fx.graph.grouped import grouped, is_fast, missing
 from lora_fx.graph.monteclora import perturbed
+from lora_fx.graph.own_tensors import mixed, mixed_columns, mixed_rows, shifted
 from lora_fx.graph.structure import ACTIVATION, compute_dtype
 from lora_fx.rewrite.convolved import convolved, pointwise_mapped
 from lora_fx.rewrite.driver import apply
@@ -217,6 +219,23 @@ def _replace_columns(graph: Graph, node: Node) -> Node:
     return call(graph, "index_copy", y, -1, tokens, _cast(graph, delta, dtype(y)))
 
 
+def _mix(graph: Graph, node: Node) -> Node:
+    y, own, samples, columns, *base = node.args
+    return mixed(y, own, samples, columns, base[0] if base else None, partial(call, graph))  # type: ignore[arg-type]
+
+
+def _shift(graph: Graph, node: Node) -> Node:
+    return shifted(*node.args, do=partial(call, graph))  # type: ignore[arg-type]
+
+
+def _mix_rows(graph: Graph, node: Node) -> Node:
+    return mixed_rows(*node.args, do=partial(call, graph))  # type: ignore[arg-type]
+
+
+def _mix_columns(graph: Graph, node: Node) -> Node:
+    return mixed_columns(*node.args, do=partial(call, graph))  # type: ignore[arg-type]
+
+
 def _delta(graph: Graph, node: Node) -> Node:
     weight, A, B, scaling, transposed = node.args
     A, B = _cast(graph, A, dtype(weight)), _cast(graph, B, dtype(weight))
@@ -241,6 +260,10 @@ _LOWERED = (
     (ops.magnitude, _magnitude),
     (ops.replace_rows, _replace_rows),
     (ops.replace_columns, _replace_columns),
+    (ops.mix, _mix),
+    (ops.shift, _shift),
+    (ops.mix_rows, _mix_rows),
+    (ops.mix_columns, _mix_columns),
     (ops.delta, _delta),
 )
 

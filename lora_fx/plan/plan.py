@@ -26,6 +26,7 @@ from lora_fx.plan.replication import LayerMap
 from lora_fx.plan.rules import AdapterPlan, plan_adapter
 from lora_fx.plan.selectors import Selection, select
 from lora_fx.plan.sites import SitePlan
+from lora_fx.plan.slots import slot_faults, slot_sizes
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
 from lora_fx.plan.weights import with_own_targets
 from lora_fx.spec.expressions import Value
@@ -75,9 +76,10 @@ class Plan:
 
     @property
     def all(self) -> int:
-        """All parameters: the base's, the adapters', and the copies that are kept or trained."""
+        """All parameters: the base's, the adapters', slots', and copies, kept or trained."""
         copies = (*self.trained, *self.tokens)
         added = sum(site.parameters + site.kept for site in self.sites)
+        added += slot_sizes(self.spec, self.sites)[0]
         added += sum(one.parameters for one in copies)
         return self.base + added
 
@@ -99,9 +101,12 @@ class Plan:
     ) -> dict[str, int]:
         """Bytes of base, adapters, gradients, the optimizer's state, and their total.
 
-        With a batch, of the activations too, see `activations`.
+        With a batch, of the activations too, see `activations`; with `slots`, of those that are
+        free when the model is compiled.
         """
         parts = asdict(self._memory)
+        slots = slot_sizes(self.spec, self.sites)[1]
+        parts |= {"slots": slots} if slots else {}
         if batch is not None:
             parts["activations"] = self.activations(batch, sequence, compiled=compiled).bytes
         return parts | {"total": sum(parts.values())}
@@ -180,7 +185,8 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         blueprint_of(tree),
         estimate(tree, adapters, quantized, spec.optimizer, spec.compile.layout == "augmented"),
     )
-    diagnostics += _slot_faults(plan) + merge_faults(spec.merges, adapters)
+    diagnostics += _rank_faults(plan) + slot_faults(spec, plan.sites)
+    diagnostics += merge_faults(spec.merges, adapters)
     diagnostics += changed_weight_faults(adapters, modules)
     diagnostics += quantized_adapter_faults(adapters, quantized, modules)
     diagnostics += two_way_faults(site for adapter in adapters for site in adapter.sites)
@@ -211,7 +217,7 @@ def _name_faults(adapter: AdapterSpec | MergeSpec) -> list[Diagnostic]:
     return [Diagnostic("reserved-name", message, adapter.span, help=help)]
 
 
-def _slot_faults(plan: Plan) -> list[Diagnostic]:
+def _rank_faults(plan: Plan) -> list[Diagnostic]:
     """Refuse ranks that do not fit into the slots of the router."""
     largest = plan.spec.route.max_rank if plan.spec.route else None
     beyond = [site for site in plan.sites if largest is not None and site.rank > largest]

@@ -19,14 +19,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from lora_fx.adapters import storage
-from lora_fx.adapters.peft.keys import adapter_tensors
 from lora_fx.adapters.peft.write import folder_config
 from lora_fx.adapters.routing import carry
 from lora_fx.adapters.weights import copies, merged
 from lora_fx.adapters.weights.changed_weight import rebase_by_name
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.auxiliary_loss import with_auxiliary_loss
-from lora_fx.runtime.methods.convert import ConvertMethods
+from lora_fx.runtime.methods.slots import SlotMethods
 from lora_fx.runtime.routing.call import run_routed
 from lora_fx.spec.together import together
 
@@ -39,7 +38,7 @@ else:
 _CHECKPOINT = partial(checkpoint, use_reentrant=False)
 
 
-class HuggingFace(ConvertMethods, _Base):  # type: ignore[override]
+class HuggingFace(SlotMethods, _Base):  # type: ignore[override]
     """Mixin for a compiled `PreTrainedModel`."""
 
     _hf_peft_config_loaded = True
@@ -82,7 +81,7 @@ class HuggingFace(ConvertMethods, _Base):  # type: ignore[override]
         """Return an adapter's tensors, or the first active one's, under PEFT's names in a file."""
         name = adapter_name or self.lora_fx_active[0]
         self._require_known((name,))
-        return adapter_tensors(self, name)
+        return self._own_tensors(name)
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refuse: the adapters of a compiled model come from its spec or from a folder."""
@@ -157,10 +156,15 @@ class HuggingFace(ConvertMethods, _Base):  # type: ignore[override]
         return False
 
     def _adapter_state(self) -> dict[str, Tensor]:
-        """Return everything that adapters own, each tensor once, by its name in this model."""
+        """Return everything that adapters own, each tensor once, by its name in this model.
+
+        What is in slots is not trained, and may be another adapter when it is loaded again.
+        """
         found: dict[int, tuple[str, Tensor]] = {}
+        slots = () if self.lora_fx_slots is None else self.lora_fx_slots.names
         for fqn, module in self.named_modules():
             kept = copies.is_of_base(fqn) or merged.is_merged(fqn)
+            kept = kept or storage.owner_of(f"{fqn}.") in slots
             if storage.is_of_adapters(fqn) and not kept:
                 own = module.state_dict(prefix=f"{fqn}.") if not module._modules else {}
                 for name, tensor in own.items():

@@ -13,14 +13,14 @@ from lora_fx.adapters.routing import Routing, carry, checkpoint_routed
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.runtime.facade import HuggingFace
-from lora_fx.runtime.methods.convert import ConvertMethods
+from lora_fx.runtime.methods.slots import SlotMethods
 from lora_fx.runtime.routing.call import INDICES, argument_of, run_routed
 from lora_fx.runtime.routing.generating import Generating
 from lora_fx.runtime.routing.routes import DEFAULT
 from lora_fx.runtime.units.unit import Compiled
 
 
-class Plain(ConvertMethods):
+class Plain(SlotMethods):
     """Mixin for a compiled model that is not a `PreTrainedModel`."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -37,6 +37,7 @@ def make_root(tree: nn.Module, plan: Plan, adapters: Mapping[str, AdapterPlan]) 
     tree.lora_fx_plan = plan  # type: ignore[assignment]
     tree.lora_fx_routing = Routing()  # type: ignore[assignment]
     tree.lora_fx_adapters = dict(adapters)  # type: ignore[assignment]
+    tree.lora_fx_slots = None  # type: ignore[assignment]
     tree.lora_fx_rows_known = ()  # type: ignore[assignment]
     tree.lora_fx_present = None  # type: ignore[assignment]
     tree.lora_fx_merged = ()  # type: ignore[assignment]

@@ -11,9 +11,10 @@ from lora_fx.adapters.storage import sites
 from lora_fx.diagnostics import Source
 from lora_fx.plan.merge_sources import base_sources
 from lora_fx.plan.plan import plan_sites
+from lora_fx.plan.slots import resident
 from lora_fx.spec import parse
 from lora_fx.spec.flat import flat_text
-from lora_fx.spec.spec import Spec
+from lora_fx.spec.spec import RouteSpec, Spec
 
 NAME = "spec.lora"
 
@@ -28,15 +29,24 @@ def frame_of(folder: Path, adapter: Path) -> Spec:
     """Return the spec that a saved folder's adapters fit into; of its own it has what the base is.
 
     That is what merges put into the base, and the adapters that they take from. Without a spec in
-    the folder, layer replication is what the adapter's config says.
+    the folder, layer replication is what the adapter's config says. Its slots are in `slots_of`.
     """
     if (folder / NAME).exists():
         spec = parse(folder / NAME)
         kept = base_sources(spec)
         adapters = tuple(adapter for adapter in spec.adapters if adapter.name in kept)
         merges = tuple(merge for merge in spec.merges if merge.name in kept)
-        return dataclasses.replace(spec, adapters=adapters, checks=(), merges=merges)
+        route = dataclasses.replace(spec.route, slots=None) if spec.route else None
+        return dataclasses.replace(spec, adapters=adapters, checks=(), merges=merges, route=route)
     return dataclasses.replace(parse(_frame(adapter)), source=Source(str(adapter / CONFIG), ""))
+
+
+def slots_of(folder: Path) -> tuple[RouteSpec | None, list[str]]:
+    """Return the route of the spec in a saved folder, if it has slots, and the adapters beside."""
+    spec = parse(folder / NAME) if (folder / NAME).exists() else None
+    if spec is None or spec.route is None or spec.route.slots is None:
+        return None, []
+    return spec.route, resident(spec)
 
 
 def restore_arithmetic(model: nn.Module, folder: Path) -> None:

@@ -15,7 +15,7 @@ from lora_fx.plan.memory import count_elements, scales_of
 from lora_fx.plan.offloaded import distinct_parameters
 
 if TYPE_CHECKING:
-    from lora_fx.runtime.methods.adapters import AdapterMethods
+    from lora_fx.runtime.methods.slots import SlotMethods
 
 Trained = bool | Literal["irregular"]
 
@@ -24,9 +24,9 @@ Trained = bool | Literal["irregular"]
 class LayerStatus:
     """One module of the base that adapters have something of, or a parameter that they adapt.
 
-    `ranks` are of adapters that have a branch there. `requires_grad` is `irregular` for an adapter
-    of which some tensors there are trained and some are not. `bytes` are what adapters, and what is
-    merged, take beside the base.
+    `ranks` are of adapters that have a branch there, in a slot their own. `requires_grad` is
+    `irregular` for an adapter of which some tensors there are trained and some are not. `bytes` are
+    what adapters, and what is merged, take beside the base.
     """
 
     name: str
@@ -47,6 +47,9 @@ class ModelStatus:
 
     `base_bytes` are those of everything that is not an adapter's, `adapter_bytes` of adapters,
     `merged_bytes` of the weights that are held a second time while adapters are merged.
+    `slots` are the names of the adapters in them, None for an empty one, whose bytes count too;
+    `pinned_adapters` of these stay there, and `known_adapters` are in none, and brought in once
+    they are named.
     """
 
     base_model_type: str
@@ -62,27 +65,32 @@ class ModelStatus:
     base_bytes: int
     adapter_bytes: int
     merged_bytes: int
+    slots: list[str | None]
+    pinned_adapters: list[str]
+    known_adapters: list[str]
 
 
-def layer_status(model: "AdapterMethods") -> list[LayerStatus]:
+def layer_status(model: "SlotMethods") -> list[LayerStatus]:
     """Return the status of every module that adapters have something of, in module order."""
     return [
         _of_layer(model, name, module)
         for name, module in _places(model).items()
-        if _adapters_at(model, module)
+        if _adapters_at(model, name, module)
     ]
 
 
-def model_status(model: "AdapterMethods") -> ModelStatus:
+def model_status(model: "SlotMethods") -> ModelStatus:
     """Return the status of the model."""
-    modules = list(_places(model).values())
+    places, slots = _places(model), model.lora_fx_slots
+    modules = list(places.values())
     own = {
         name: [tensor for module in modules for tensor in _tensors(module, name)]
         for name in model.lora_fx_adapters
     }
     parameters = list(distinct_parameters(model))
     held = _bytes(tensor for module in modules for tensor in merged.tensors(module).values())
-    adapters = _bytes(one for m in modules for name in own for one in _kept(m, name))
+    names = model._columns()
+    adapters = _bytes(one for m in modules for name in names for one in _kept(m, name))
     return ModelStatus(
         base_of(type(model)).__name__,
         model.lora_fx_enabled,
@@ -93,10 +101,13 @@ def model_status(model: "AdapterMethods") -> ModelStatus:
         {name: _devices(tensors) for name, tensors in own.items()},
         sum(count_elements(p) for p in parameters if p.requires_grad),
         sum(count_elements(p) for p in parameters),
-        sum(bool(_adapters_at(model, module)) for module in modules),
+        sum(bool(_adapters_at(model, name, module)) for name, module in places.items()),
         _bytes(tensor for module in modules for tensor in _of_base(module)),
         adapters,
         held,
+        [] if slots is None else list(slots.adapters),
+        [] if slots is None else sorted(slots.pinned),
+        [] if slots is None else slots.elsewhere(slots.folders),
     )
 
 
@@ -109,8 +120,8 @@ def _places(model: nn.Module) -> dict[str, nn.Module]:
     return places
 
 
-def _of_layer(model: "AdapterMethods", fqn: str, module: nn.Module) -> LayerStatus:
-    there = _adapters_at(model, module)
+def _of_layer(model: "SlotMethods", fqn: str, module: nn.Module) -> LayerStatus:
+    there = _adapters_at(model, fqn, module)
     own = {name: list(_tensors(module, name)) for name in there}
     branches = module.lora_branches if isinstance(module, Site) else {}
     owner, only = (module, None)
@@ -131,7 +142,7 @@ def _of_layer(model: "AdapterMethods", fqn: str, module: nn.Module) -> LayerStat
         there,
         {name: _trained(tensors) for name, tensors in own.items()},
         {name: _devices(tensors) for name, tensors in own.items()},
-        {name: module.lora_rank(name) for name in there if name in branches},  # type: ignore[operator]
+        {name: _rank(model, fqn, module, name) for name in there if name in branches},
         _bytes([*(tensor for name in there for tensor in _kept(module, name)), *held]),
     )
 
@@ -145,8 +156,23 @@ def _of_base(module: nn.Module) -> Iterator[Tensor]:
             yield from scales_of(tensor)
 
 
-def _adapters_at(model: "AdapterMethods", module: nn.Module) -> list[str]:
-    return [name for name in model.lora_fx_adapters if any(True for _ in _tensors(module, name))]
+def _adapters_at(model: "SlotMethods", fqn: str, module: nn.Module) -> list[str]:
+    there = [name for name in model.lora_fx_adapters if any(True for _ in _tensors(module, name))]
+    return [name for name in there if not _in_slot(model, name) or fqn in _slot_ranks(model, name)]
+
+
+def _rank(model: "SlotMethods", fqn: str, module: nn.Module, adapter: str) -> int:
+    if _in_slot(model, adapter):
+        return _slot_ranks(model, adapter)[fqn]
+    return module.lora_rank(adapter)  # type: ignore[operator]
+
+
+def _in_slot(model: "SlotMethods", adapter: str) -> bool:
+    return model.lora_fx_slots is not None and adapter in model.lora_fx_slots.adapters
+
+
+def _slot_ranks(model: "SlotMethods", adapter: str) -> dict[str, int]:
+    return {site.name: site.rank for site in model.lora_fx_adapters[adapter].sites}
 
 
 def _tensors(module: nn.Module, adapter: str) -> Iterator[Tensor]:

@@ -169,8 +169,8 @@ compile { entry generate { batch = 1  sequence = 8 } }
 """
 
 ROUTED = """lora 1
-adapter one { target q_proj train "model.norm" }
-adapter two { target q_proj tokens [5, 7] in "**.embed_tokens" }
+adapter one { target parameter "**.down_proj.weight" }
+adapter two { target q_proj }
 """
 
 
@@ -211,6 +211,9 @@ CASES: dict[str, Callable[[], object]] = {
     ).add_weighted_adapter(["a", "b"], [1.0, 0.5], "both", "cat"),
     "cannot-convert": lambda: model().convert_adapter("default", "small", 1.5),
     "cannot-swap": lambda: model(adapter="rank = 2").hotswap_adapter(saved(), "default"),
+    "no-slot": lambda: lora_fx.compile(
+        llama(2), f"{spec(adapter='rank = 2')} route {{ slots = 2 }}", backend=None
+    ).load_adapter(saved(), "new"),
     "cannot-rescale": lambda: model().rescale_adapter_scale(float("nan")).__enter__(),
     "cannot-merge": lambda: lora_fx.compile(
         llama(2, tie_word_embeddings=True), UNMERGEABLE, backend=None

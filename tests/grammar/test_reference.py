@@ -115,7 +115,7 @@ def asked_for() -> Iterator[str]:
         yield f"variant = {word}{arguments} {target}"
     yield f"lora_bias = true tie = true offload = true bias = all {target} train norm tokens [1]"
     yield 'target embed_tokens } layers { of = "model.layers" drop 1 share = nothing'
-    yield f"{target} train norm tokens [1] }} route {{ slots = 2"
+    yield f"{target} train norm tokens [1] }} route {{ train = true"
     for word in ("velora", "kasa", "monteclora"):
         yield f"variant = {word} {target} }} route {{ train = true"
     yield f"{target} }} optimizer {{ lr = 1 }} merge m {{ from a"

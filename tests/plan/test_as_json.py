@@ -22,7 +22,7 @@ adapter x {
   train "blocks.0.norm"
 }
 adapter y { rank = 1 target parameter "blocks.1.down.weight" { alpha = 3 } }
-route { slots = 2  when "both" -> x - 0.5 * y  default -> base }
+route { slots = 4  when "both" -> x - 0.5 * y  default -> base }
 merge one { from x + 0.25 * y  method = ties(density = 0.5)  rank = svd(1) }
 optimizer { lr = 1e-3  betas = [0.9, 0.95] }
 """

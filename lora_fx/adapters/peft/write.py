@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lora_fx.adapters import storage
 from lora_fx.adapters.peft.card import write_card
 from lora_fx.adapters.peft.kept_weights import write_weights
-from lora_fx.adapters.peft.keys import adapted, adapter_tensors, embeddings
+from lora_fx.adapters.peft.keys import adapted, embeddings
 from lora_fx.adapters.peft.plain import header, plain
 from lora_fx.adapters.weights import copies
 from lora_fx.adapters.weights.changed_weight import changed_by
@@ -30,11 +30,14 @@ def write(
     folder: Path,
     model: nn.Module,
     plan: AdapterPlan,
+    tensors: Mapping[str, Tensor],
     config: Mapping[str, Any],
     save_embedding_layers: bool | Literal["auto"],
     earlier: Path,
 ) -> None:
     """Write `adapter_model.safetensors`, `adapter_config.json` and a card into a folder.
+
+    `tensors` are the adapter's own by their names in the file.
 
     The card has the text of the one in `earlier`, if there is one.
 
@@ -42,14 +45,13 @@ def write(
     with `auto` of those of them that the adapter adapts, as PEFT does; but none that an adapter has
     changed: what is read has to be the base's.
     """
-    tensors = adapter_tensors(model, plan.name)
     if save_embedding_layers:
         ends = embeddings(model, adapted(plan, model))
         if save_embedding_layers == "auto":
             ends = {name: module for name, module in ends.items() if ".base_layer." in name}
         ends = {name: module for name, module in ends.items() if not changed_by(module)}
         weights = {n: values_of(m, "weight", _of_base(m)).clone() for n, m in ends.items()}
-        tensors = weights | tensors
+        tensors = weights | dict(tensors)
     tensors = _each_its_own(tensors)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"} | header(model, plan))

@@ -12,6 +12,7 @@ from torch import nn
 from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.adapters.sites.parameter_site import parameter_sites
 from lora_fx.adapters.sites.site import Site
+from lora_fx.adapters.weights.own_outputs import OwnOutputs
 from lora_fx.plan.modules import outside_adapters
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ else:
 
 def _unless_adapted(name: str) -> Any:
     def read(self: "CallsItsLayers") -> Any:
-        return False if any(site.adds for site in self.lora_inside) else vars(self)[name]
+        adapted = any(site.adds for site in self.lora_inside)
+        mixed = any(module.mixes for module in self.lora_mixing)
+        return False if adapted or mixed else vars(self)[name]
 
     def write(self: "CallsItsLayers", value: Any) -> None:
         vars(self)[name] = value
@@ -34,6 +37,7 @@ class CallsItsLayers(_Base):
     """Mixin for `nn.TransformerEncoderLayer`, and for the `nn.TransformerEncoder` around it."""
 
     lora_inside: tuple[Site, ...] = ()
+    lora_mixing: tuple[OwnOutputs, ...] = ()
     activation_relu_or_gelu = _unless_adapted("activation_relu_or_gelu")
     use_nested_tensor = _unless_adapted("use_nested_tensor")
 
@@ -56,3 +60,4 @@ def note_sites(model: nn.Module) -> None:
             sites = [one for one in below if isinstance(one, Site)]
             sites += [site for one in below for site in parameter_sites(one).values()]
             module.lora_inside = tuple(sites)
+            module.lora_mixing = tuple(one for one in below if isinstance(one, OwnOutputs))

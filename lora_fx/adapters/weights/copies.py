@@ -7,6 +7,7 @@ parameter is back, bit for bit.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,12 +15,17 @@ from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.modules import outside_adapters
 from lora_fx.plan.offloaded import device_of, values_of
 
-_BASE = "base"
+BASE = "base"
 _NAME = "lora_own"
 
 
 class Versions(nn.Module):
-    """The parameters and buffers of one version of a module, under their own names."""
+    """The parameters and buffers of one version of a module, under their own names.
+
+    `twin` is what computes with them in a mixed batch, if anything does.
+    """
+
+    twin: tuple[nn.Module, ...] = ()
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -29,6 +35,10 @@ class Versions(nn.Module):
             else:
                 self.register_buffer(name, tensor)
 
+    def train(self, mode: bool = True) -> "Versions":
+        """Let what computes with the version be in training, or not."""
+        return _train(self, mode)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return parameters and buffers by name."""
         return {**self._parameters, **self._buffers}  # type: ignore[dict-item]
@@ -37,14 +47,26 @@ class Versions(nn.Module):
 class Shared(nn.Module):
     """A version of one tensor that is another module's: of a layer whose weight is tied."""
 
+    twin: tuple[nn.Module, ...] = ()
+
     def __init__(self, name: str, source: nn.Module, adapter: str) -> None:
         super().__init__()
         self._source = (name, source, adapter)  # in a tuple, or `source` would be a child
+
+    def train(self, mode: bool = True) -> "Shared":
+        """Let what computes with the version be in training, or not."""
+        return _train(self, mode)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensor by name."""
         name, source, adapter = self._source
         return {name: tensors(source, adapter)[name]}
+
+
+def _train(version: Any, mode: bool) -> Any:
+    for module in (version, *version.twin):
+        module.training = mode
+    return version
 
 
 def add(module: nn.Module, adapter: str, names: Iterable[str], trainable: bool) -> None:
@@ -69,8 +91,8 @@ def share(module: nn.Module, adapter: str, name: str, source: nn.Module) -> None
 def keep(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """Return the base's version of these tensors; from now on the module keeps it apart."""
     if _NAME not in module._modules:
-        setattr(module, _NAME, nn.ModuleDict({_BASE: Versions({})}).train(module.training))
-    base = _versions(module)[_BASE]
+        setattr(module, _NAME, nn.ModuleDict({BASE: Versions({})}).train(module.training))
+    base = _versions(module)[BASE]
     assert isinstance(base, Versions)
     for name in names:
         if name not in base.tensors():
@@ -80,12 +102,12 @@ def keep(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
 
 def release(module: nn.Module) -> None:
     """Put the base's version back in force, and keep apart only what adapters have their own of."""
-    base = _versions(module)[_BASE]
-    put(module, tensors(module, _BASE))
+    base = _versions(module)[BASE]
+    put(module, tensors(module, BASE))
     needed = {name for adapter in adapters_of(module) for name in tensors(module, adapter)}
     if not needed:
         del module._modules[_NAME]
-    for name in tensors(module, _BASE).keys() - needed if needed else ():
+    for name in tensors(module, BASE).keys() - needed if needed else ():
         base._parameters.pop(name, None)
 
 
@@ -97,8 +119,8 @@ def own_names(module: nn.Module) -> list[str]:
 
 def base_tensor(module: nn.Module, name: str) -> Tensor | None:
     """Return the base's version of a module's tensor, whichever is in force."""
-    if _NAME in module._modules and name in tensors(module, _BASE):
-        return tensors(module, _BASE)[name]
+    if _NAME in module._modules and name in tensors(module, BASE):
+        return tensors(module, BASE)[name]
     return _direct(module).get(name)
 
 
@@ -111,7 +133,7 @@ def holders(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def is_of_base(fqn: str) -> bool:
     """Whether a module holds the base's version of tensors."""
-    return f"{_NAME}.{_BASE}" in fqn
+    return f"{_NAME}.{BASE}" in fqn
 
 
 def is_held(module: nn.Module) -> bool:
@@ -126,14 +148,19 @@ def has(module: nn.Module, adapter: str) -> bool:
 
 def adapters_of(module: nn.Module) -> list[str]:
     """Return the adapters that have a version of a module."""
-    return [name for name in _versions(module) if name != _BASE]
+    return [name for name in _versions(module) if name != BASE]
 
 
 def tensors(module: nn.Module, adapter: str) -> dict[str, Tensor]:
     """Return an adapter's version of a module's tensors, by their names in the module."""
-    version = _versions(module)[adapter]
-    assert isinstance(version, Versions | Shared)
-    return version.tensors()
+    return version(module, adapter).tensors()
+
+
+def version(module: nn.Module, adapter: str) -> Versions | Shared:
+    """Return what holds an adapter's version of a module, or the base's."""
+    found = _versions(module)[adapter]
+    assert isinstance(found, Versions | Shared)
+    return found
 
 
 def remove(module: nn.Module, adapter: str) -> None:
@@ -158,7 +185,7 @@ def activate(model: nn.Module, adapters: tuple[str, ...]) -> None:
     """Put in force the versions of these adapters, the base's wherever they have none."""
     for _, module in holders(model):
         versions = _versions(module)
-        wanted = dict(tensors(module, _BASE))
+        wanted = dict(tensors(module, BASE))
         for adapter in adapters:
             if adapter in versions:
                 wanted |= tensors(module, adapter)
@@ -180,7 +207,7 @@ def put(module: nn.Module, wanted: Mapping[str, Tensor]) -> None:
 
 def replace_base(module: nn.Module) -> None:
     """Make the tensors in force the base's."""
-    base = _versions(module)[_BASE]
+    base = _versions(module)[BASE]
     assert isinstance(base, Versions)
     for name in base.tensors():
         _put(base, name, _direct(module)[name])

@@ -8,15 +8,16 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lora_fx.adapters import storage
+from lora_fx.adapters import storage, token_rows
 from lora_fx.adapters.bind import activate, bind, remove, require_compatible
 from lora_fx.adapters.peft.folders import local
-from lora_fx.adapters.peft.keys import live_tensors, overwrite, without_values
+from lora_fx.adapters.peft.keys import adapter_tensors, live_tensors, overwrite, without_values
 from lora_fx.adapters.peft.read import Loaded, read
 from lora_fx.adapters.peft.task import task_of
 from lora_fx.adapters.peft.write import folder_config, write
 from lora_fx.adapters.routing import Routing
 from lora_fx.adapters.undo import undone_on_error
+from lora_fx.adapters.weights import own_outputs
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.lora_fa import lora_fa_faults, with_frozen_A
 from lora_fx.plan.memory import count_elements
@@ -138,17 +139,21 @@ class AdapterMethods(AdapterChecks):
         if route and route.default and adapter_name in (t.name for t in route.default.terms):
             self.lora_fx_default = None
         self._activate()
-        remove(self, adapter_name)
+        self._drop(adapter_name)
         self._route()
         self.lora_fx_watched = set()
 
+    def _drop(self, adapter: str) -> None:
+        """Delete what a model holds of an adapter, which is not active."""
+        remove(self, adapter)
+
     def get_layer_status(self) -> list[LayerStatus]:
         """Return what adapters have of each module: active, merged, trained, ranks, bytes."""
-        return layer_status(self)
+        return layer_status(self)  # type: ignore[arg-type]
 
     def get_model_status(self) -> ModelStatus:
         """Return what adapters the model has, which act, learn or are merged, and its bytes."""
-        return model_status(self)
+        return model_status(self)  # type: ignore[arg-type]
 
     def print_trainable_parameters(self) -> None:
         """Print trainable and total parameter counts, as PEFT does."""
@@ -211,12 +216,27 @@ class AdapterMethods(AdapterChecks):
 
     def _route(self) -> None:
         """Let every site know the columns of the adapters that there are."""
-        self.lora_fx_routes = routes_of(tuple(self.lora_fx_adapters), self.lora_fx_plan.spec.route)
+        self.lora_fx_routes = routes_of(self._columns(), self.lora_fx_plan.spec.route)
         sites = dict(storage.sites(self))
         self.lora_fx_sited = tuple(sites)
         for site in sites.values():
             site.lora_routing = self.lora_fx_routing
             site.route(self.lora_fx_routes.adapters)
+        own_outputs.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
+        token_rows.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
+        self.lora_fx_routing.settle()
+
+    def _columns(self) -> tuple[str, ...]:
+        """Return the adapters by their columns in the shares of a mixed batch."""
+        return tuple(self.lora_fx_adapters)
+
+    def _watched(self) -> tuple[str, ...]:
+        """Return what stands for the adapters of a mixed batch, of which one has to be seen."""
+        return tuple(self.lora_fx_adapters)
+
+    def _own_tensors(self, adapter: str) -> dict[str, Tensor]:
+        """Return what a file of an adapter holds, by name."""
+        return adapter_tensors(self, adapter)
 
     def _overwrite(self, adapter: str, loaded: Loaded) -> None:
         """Put a file's values and scalings in the place of an adapter's own; dropout stays."""
@@ -241,4 +261,5 @@ def write_adapter(
     config = folder_config(model, plan, model._layers())
     base = getattr(getattr(model, "config", None), "_name_or_path", None) or None
     config |= {"base_model_name_or_path": base, "task_type": task_of(model, plan)}
-    write(folder, model, plan, config, save_embedding_layers, earlier)
+    tensors = model._own_tensors(plan.name)
+    write(folder, model, plan, tensors, config, save_embedding_layers, earlier)

@@ -8,6 +8,7 @@ from lora_fx.adapters.peft.keys import expected_shapes
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
+from lora_fx.plan.slots import is_slot
 
 if TYPE_CHECKING:
     _Base = nn.Module
@@ -69,7 +70,7 @@ class AdapterChecks(_Base):
 
 def check_name(name: str) -> None:
     """Raise LoraFxError for what cannot name an adapter."""
-    taken = name in ("", "base", "__base__") or hasattr(nn.ModuleDict(), name)
+    taken = name in ("", "base", "__base__") or is_slot(name) or hasattr(nn.ModuleDict(), name)
     if taken or set("./\\") & set(name):
         message = f"`{name}` cannot name an adapter"
         help = "choose a name without dots and slashes, not `base` and no word of `nn.ModuleDict`"

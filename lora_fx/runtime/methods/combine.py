@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from lora_fx.adapters.combine.combine import combined
+from lora_fx.adapters.combine.combine import Combined, combined
 from lora_fx.adapters.combine.operators import Method
 from lora_fx.adapters.combine.recipe import Recipe
 from lora_fx.adapters.undo import undone_on_error
@@ -74,11 +74,13 @@ class CombineMethods(LiveMethods):
 
     def _add_combined(self, name: str, weights: dict[str, float], recipe: Recipe) -> None:
         mix = [(self.lora_fx_adapters[adapter], weight) for adapter, weight in weights.items()]
-        new = combined(self, name, mix, recipe)
+        self._add(combined(self, name, mix, recipe))
+
+    def _add(self, new: Combined) -> None:
         self._require_rank(new.plan)
         with undone_on_error(self):
             new.bind(self)
-            self.lora_fx_adapters = {**self.lora_fx_adapters, name: new.plan}
+            self.lora_fx_adapters = {**self.lora_fx_adapters, new.plan.name: new.plan}
             self._activate()
 
 

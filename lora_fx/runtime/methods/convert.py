@@ -1,10 +1,8 @@
 """Adapters of a compiled model made into others, one at a time."""
 
-from lora_fx.adapters.combine.combine import Combined
 from lora_fx.adapters.combine.convert import Adjust, converted
 from lora_fx.adapters.combine.intruders import reduced
 from lora_fx.adapters.combine.low_rank import Rank, is_rank
-from lora_fx.adapters.undo import undone_on_error
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.methods.checks import check_name
 from lora_fx.runtime.methods.combine import CombineMethods
@@ -65,10 +63,3 @@ class ConvertMethods(CombineMethods):
         new, errors = converted(self, plan, new_name, rank, adjust)
         self._add(new)
         return errors
-
-    def _add(self, new: Combined) -> None:
-        self._require_rank(new.plan)
-        with undone_on_error(self):
-            new.bind(self)
-            self.lora_fx_adapters = {**self.lora_fx_adapters, new.plan.name: new.plan}
-            self._activate()

@@ -79,23 +79,41 @@ def route_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rou
     if names is not None and rows is not None:
         raise _fault(f"the call has both `{argument_of(route)}` and `{INDICES}`", "give one")
     if names is not None:
-        rows = torch.tensor(routes.indices(_checked_names(names)), dtype=torch.int32)
+        rows = torch.tensor(_rows_of(model, _checked_names(names), first), dtype=torch.int32)
+        routes = model.lora_fx_routes
     elif rows is not None:
         _require_indices(rows, len(routes.names))
     elif model.lora_fx_default is None or model.lora_fx_routing.shares_around is not None:
         return Routed()
     else:
         rows = torch.full((1 if first is None else len(first),), model.lora_fx_default)
-    if first is not None and len(rows) != len(first):
-        raise _fault(
-            f"there are names of adapters for {len(rows)} samples, and {len(first)} samples",
-            "give one name for each sample of the batch",
-        )
+    _require_length(len(rows), first)
+    if model.lora_fx_slots is not None and rows.device.type == "cpu":
+        used = (routes.names[row] for row in set(rows.tolist()) if row >= 0)
+        model.lora_fx_slots = model.lora_fx_slots.touched(used)
     if not model.lora_fx_enabled:
         return Routed(rows)
     _require_routable(model)
     shares = routes.table.to(rows.device)[rows.long()]
     return Routed(rows, shares if first is None else shares.to(first.device, non_blocking=True))
+
+
+def _rows_of(model: Any, names: list[str], first: Tensor | None) -> list[int]:
+    """Return the row of each name; adapters that are known and in no slot are brought in."""
+    slots = model.lora_fx_slots
+    elsewhere = () if slots is None else slots.elsewhere(slots.folders)
+    model.lora_fx_routes.require_known(names, elsewhere)
+    _require_length(len(names), first)
+    model.bring_in(names)
+    return model.lora_fx_routes.indices(names)
+
+
+def _require_length(names: int, first: Tensor | None) -> None:
+    if first is not None and names != len(first):
+        raise _fault(
+            f"there are names of adapters for {names} samples, and {len(first)} samples",
+            "give one name for each sample of the batch",
+        )
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.slots import is_slot
 from lora_fx.spec.closest import did_you_mean
 from lora_fx.spec.spec import RouteSpec, Term
 
@@ -18,6 +19,8 @@ DEFAULT = -2
 class Routes:
     """Adapters by column, and names by row: adapters, then mixes.
 
+    An empty slot is a row and a column as well, and no name.
+
     `table` (names + 2, adapters), float32: the shares of the adapters under each name, and behind
     them those of the spec's `default` and of the base, so that their rows are -2 and -1.
     """
@@ -28,7 +31,13 @@ class Routes:
 
     def indices(self, names: Sequence[str]) -> list[int]:
         """Return the row of each name. Raises LoraFxError with all that are unknown."""
-        rows = {name: row for row, name in enumerate(self.names)} | {BASE: -1}
+        rows = self._rows()
+        self.require_known(names)
+        return [rows[name] for name in names]
+
+    def require_known(self, names: Sequence[str], elsewhere: Collection[str] = ()) -> None:
+        """Raise LoraFxError with all names that are neither rows nor `elsewhere`."""
+        rows = (*self._rows(), *elsewhere)
         known = ", ".join(f"`{name}`" for name in rows)
         faults = tuple(
             Diagnostic(
@@ -41,7 +50,10 @@ class Routes:
         )
         if faults:
             raise LoraFxError(faults)
-        return [rows[name] for name in names]
+
+    def _rows(self) -> dict[str, int]:
+        names = ((row, name) for row, name in enumerate(self.names) if not is_slot(name))
+        return {name: row for row, name in names} | {BASE: -1}
 
     def present(self, rows: Collection[int]) -> set[str]:
         """Return the adapters that have a share under one of these names."""

@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.sites.convolution_site import ConvolutionSite
-from lora_fx.adapters.sites.site import Site
+from lora_fx.adapters.weights import copies
+from lora_fx.adapters.weights.own_outputs import OwnOutputs, of_model
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import ops
 from lora_fx.graph.inputs import named_input
@@ -47,6 +48,11 @@ def require_called(module: GraphModule, inputs: Sequence[Any], model: nn.Module)
         for node in map(named_input, site.args[2])  # type: ignore[arg-type]
         if FQN in node.meta
     }
+    called |= {
+        placeholder.meta[FQN].partition(".lora_own.")[0]
+        for placeholder in placeholders
+        if ".lora_own." in placeholder.meta.get(FQN, "") and placeholder.users
+    }
     _refuse(used, owners, called)
 
 
@@ -60,7 +66,7 @@ def run_watched(
     """
     active = model.lora_fx_active if model.lora_fx_enabled else ()
     if model.lora_fx_routing.shares is not None:
-        active = ("__mixed__", *model.lora_fx_adapters)
+        active = ("__mixed__", *model._watched())
     seen = active, model.training
     if torch.compiler.is_compiling() or not active or seen in model.lora_fx_watched:
         return forward(*args, **kwargs)
@@ -93,7 +99,7 @@ def unwatched() -> Iterator[None]:
 class _Watch(TorchFunctionMode):
     """Notes which weights are read, and which sites are called."""
 
-    def __init__(self, sites: Mapping[str, Site]) -> None:
+    def __init__(self, sites: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self._sites = sites
         self._owners = _owners(sites)
@@ -101,7 +107,7 @@ class _Watch(TorchFunctionMode):
             id(site.lora_branches[name].A.weight): fqn
             for fqn, site in sites.items()
             if isinstance(site, ConvolutionSite)
-            for name in site.lora_active
+            for name in site.lora_branches
         }
         self._used: dict[int, Place | None] = {}
         self._called: set[str] = set()
@@ -142,23 +148,30 @@ class _Watch(TorchFunctionMode):
         _refuse(self._used, self._owners, self._called)
 
 
-def _active_sites(model: nn.Module) -> dict[str, Site]:
-    """Return the modules that adapters adapt; a parameter is adapted wherever it is read."""
+def _active_sites(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules that adapters adapt, and in a mixed batch those that they train.
+
+    A parameter is adapted wherever it is read.
+    """
     active = {fqn: site for fqn, site in storage.sites(model) if site.takes_part}
-    return {fqn: site for fqn, site in active.items() if site.lora_place[0] is site}
+    sites = {fqn: site for fqn, site in active.items() if site.lora_place[0] is site}
+    return {**sites, **{fqn: module for fqn, module in of_model(model) if module.mixes}}
 
 
-def _outside_units(model: nn.Module) -> dict[str, Site]:
+def _outside_units(model: nn.Module) -> dict[str, nn.Module]:
     units = [fqn for fqn, module in model.named_modules() if hasattr(module, "lora_fx_unit")]
     inside = tuple(f"{fqn}." if fqn else "" for fqn in units)
     return {f: site for f, site in _active_sites(model).items() if not f.startswith(inside)}
 
 
-def _owners(sites: Mapping[str, Site]) -> dict[int, list[str]]:
+def _owners(sites: Mapping[str, nn.Module]) -> dict[int, list[str]]:
     """Return the names of the sites that have a weight; several do where it is shared."""
     owners: dict[int, list[str]] = {}
     for fqn, site in sites.items():
-        owners.setdefault(id(site.weight), []).append(fqn)
+        mixes = isinstance(site, OwnOutputs) and site.mixes
+        tensors = copies.tensors(site, copies.BASE).values() if mixes else (site.weight,)
+        for tensor in tensors:
+            owners.setdefault(id(tensor), []).append(fqn)
     return owners
 
 
