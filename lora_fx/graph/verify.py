@@ -16,14 +16,16 @@ _NAMES = (
     *(*_SHRINKS, "expand", "magnitude", "share"),
     *("block_diagonal", "diagonal", "perturb"),
     *("stack_shrink", "stack_expand"),
+    *("choose", "sample_scalings", "sample_shrink", "sample_expand"),
 )
 _GROUPED = frozenset({"lora_fx::grouped"})
+_PICKED = frozenset({"lora_fx::pick"})
 _BRANCHES = frozenset(f"lora_fx::{name}" for name in _NAMES)
 _LEGAL: dict[Stage, frozenset[str]] = {
     "captured": _GROUPED | _TOKENS | {"lora_fx::site", "lora_fx::merge"},
-    "adapted": _GROUPED | _TOKENS | _BRANCHES | {"lora_fx::norms", "lora_fx::delta"},
-    "fused": _GROUPED | _TOKENS | _BRANCHES | {"lora_fx::delta"},
-    "lowered": _GROUPED,
+    "adapted": _GROUPED | _PICKED | _TOKENS | _BRANCHES | {"lora_fx::norms", "lora_fx::delta"},
+    "fused": _GROUPED | _PICKED | _TOKENS | _BRANCHES | {"lora_fx::delta"},
+    "lowered": _GROUPED | _PICKED,
 }
 
 

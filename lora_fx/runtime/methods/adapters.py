@@ -216,7 +216,7 @@ class AdapterMethods(AdapterChecks):
         self.lora_fx_sited = tuple(sites)
         for site in sites.values():
             site.lora_routing = self.lora_fx_routing
-            site.route(self.lora_fx_routes.adapters)
+            site.route(self.lora_fx_routes.adapters, self.lora_fx_routes.terms)
 
     def _overwrite(self, adapter: str, loaded: Loaded) -> None:
         """Put a file's values and scalings in the place of an adapter's own; dropout stays."""
