@@ -9,9 +9,9 @@ in multiply-adds for each feature, in and out: S samples of T rows, rᵢ the ada
 widest. c: copying and casting factors of all adapters; a: a small product is slower than a large
 one; p: picking; q: stacking what is picked from.
 
-`cpu`: fitted to medians of float32 products at widths 512 and 2048 on one core, r = 16, 2 to 64
-adapters, 8 or 32 samples of 1 to 128 rows: within a factor of 2, and the choice was right wherever
-one way took 1.5 times as long as the other. `cuda`: not measured. p is the time in which an H100
+`cpu`: fitted to the best times of float32 products, forward, at widths 512 and 2048 on one core,
+r = 16, 2 to 64 adapters, 8 or 32 samples of 1 to 128 rows; of these the choice is right wherever
+one way takes 1.5 times as long as the other. `cuda`: not measured. p is the time in which an H100
 reads a float32 factor, writes and reads it in bfloat16, 8 bytes at 3.0 TB/s, over that of one
 multiply-add at a third of 790 TFLOP/s; with it, 64 samples of 128 rows are gathered from
 Σ rᵢ > 60 and single rows hardly ever, as `performance.md` 4.6 expects.

@@ -79,7 +79,12 @@ def steps(given: argparse.Namespace) -> dict[str, Build]:
         if given.train:
             leaves = [x, *trainable(model)]
             return training_step(lambda: [forward()], [torch.ones_like(forward())], leaves)
-        return torch.no_grad()(forward)
+
+        @torch.no_grad()
+        def step() -> None:
+            forward()
+
+        return step
 
     def ours(active: list[str], way: bool | None = None, **more: Any) -> Step:
         model = by_lora_fx(base, active, given.rank)

@@ -1,9 +1,12 @@
 """The rule that gives samples their own factors, and what it leaves to the site."""
 
+from typing import Any
+
 import pytest
 from expecttest import assert_expected_inline
 
 import lora_fx
+from lora_fx.graph.verify import Stage
 from lora_fx.rewrite.driver import misses
 from lora_fx.rules import gather_samples
 from lora_fx.rules.gather_samples import GatherSamples
@@ -17,7 +20,7 @@ route { when "mix" -> 0.5 * a - b }
 """
 
 
-def lines(stage: str) -> str:
+def lines(stage: Stage) -> str:
     model = lora_fx.compile(llama(1), SPEC, backend="eager").eval()
     ids = tokens(5, 33)
     program = lora_fx.capture(model, input_ids=ids, adapter_names=["a", "b", "d", "a", "b"])
@@ -50,10 +53,10 @@ def test_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_says_why_not() -> None:
-    model = lora_fx.compile(llama(1), SPEC, backend="eager").eval()
+    model: Any = lora_fx.compile(llama(1), SPEC, backend="eager").eval()
     ids = tokens(5, 33)
 
-    def reasons(**names: object) -> set[str]:
+    def reasons(**names: Any) -> set[str]:
         graph = lora_fx.capture(model, input_ids=ids, **names).at("captured")
         return {why for _, _, why in misses([GatherSamples()], graph)} - {"not a site"}
 
