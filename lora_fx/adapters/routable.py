@@ -42,13 +42,8 @@ def unroutable(model: nn.Module, training: bool) -> list[Diagnostic]:
     if training:
         for fqn, site in storage.sites(model):
             for name, factors in site.lora_branches.items():
-                learning = {
-                    "velora": factors.direction,
-                    "kasa": factors.diagonal,
-                    "monteclora": factors.sampler,
-                }
-                for variant in (word for word, held in learning.items() if held is not None):
-                    found[name] = f"is `{variant}` at `{fqn}`, and learns"
+                if factors.direction is not None:
+                    found[name] = f"is `velora` at `{fqn}`, and learns"
     return [
         Diagnostic(
             "not-routable",

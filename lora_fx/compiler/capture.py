@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
+from lora_fx.adapters.routing import Routing
 from lora_fx.compiler.pipeline import prepare, rewrite
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.inputs import mark_sizes
@@ -40,7 +41,11 @@ def capture(model: nn.Module, *, layer: int = 0, dynamic: bool = False, **inputs
     args, kwargs = arguments_of(units[fqn], list(units.values()), lambda: model(**inputs))
     if dynamic:
         mark_sizes((args, kwargs), inputs)
-    with brought_in(model.get_submodule(fqn), args, kwargs) as (args, kwargs):
+    routing: Routing = model.lora_fx_routing  # type: ignore[assignment]
+    with (
+        routing.of(None),  # the layer sets its own, which ends with the capture
+        brought_in(model.get_submodule(fqn), args, kwargs) as (args, kwargs),
+    ):
         Unit(record, None)(model.get_submodule(fqn), args, kwargs)
     return Program(graphs[0], fqn, rewrite)
 

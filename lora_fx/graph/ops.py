@@ -8,6 +8,11 @@
     convolve(x, A, dropout, compute, window)           drop(x) * A, as the layer convolves
     lookup(ids, A, padding, compute)                   columns of A, one for each id
     expand(y, h, B, scalings, branch, compute, bias, share)        y + c ((s h) Bᵀ + s b)
+    choose(samples, columns, terms)                    which branches each sample has
+    sample_scalings(samples, scalings, columns, branches, which)    s c of those
+    pick(factors, which, rank, columns)                of each sample: `graph/picked.py`
+    sample_shrink(x, A, dropout, compute)              shrink, by each sample's own A
+    sample_expand(y, h, B, factors, compute)           expand, likewise
     stack_shrink(x, A, offsets, compute)               x Aᵀ, of each matrix of a stack
     stack_expand(y, h, B, scalings, branch, compute, offsets)      y + (s h) Bᵀ, likewise
     block_diagonal(weight, blocks)                     the rows' chunks on a diagonal
@@ -49,7 +54,7 @@ differentiable path that every rewrite is compared with.
 
 import torch
 
-from lora_fx.graph import references, site_references
+from lora_fx.graph import references, sample_references, site_references
 
 _library = torch.library.Library("lora_fx", "DEF")
 _library.define(
@@ -67,6 +72,15 @@ _library.define("lookup(Tensor ids, Tensor A, int? padding, str compute) -> Tens
 _library.define(
     "expand(Tensor y, Tensor h, Tensor B, Tensor scalings, int branch, str compute, "
     "Tensor? bias=None, Tensor? share=None) -> Tensor"
+)
+_library.define("choose(Tensor samples, int[] columns, int terms) -> Tensor")
+_library.define(
+    "sample_scalings(Tensor samples, Tensor scalings, int[] columns, int[] branches, Tensor which) "
+    "-> Tensor"
+)
+_library.define("sample_shrink(Tensor x, Tensor A, float dropout, str compute) -> Tensor")
+_library.define(
+    "sample_expand(Tensor y, Tensor h, Tensor B, Tensor factors, str compute) -> Tensor"
 )
 _library.define("stack_shrink(Tensor x, Tensor A, Tensor? offsets, str compute) -> Tensor")
 _library.define(
@@ -119,6 +133,7 @@ for _of, _names in {
         *("norms", "packed_norms", "magnitude", "replace_rows", "replace_columns", "delta"),
         *("mix", "shift", "mix_rows", "mix_columns"),
     ),
+    sample_references: ("choose", "sample_scalings", "sample_shrink", "sample_expand"),
     site_references: ("site", "merge"),
 }.items():
     for _name in _names:
@@ -131,6 +146,10 @@ convolve = torch.ops.lora_fx.convolve.default
 lookup = torch.ops.lora_fx.lookup.default
 share = torch.ops.lora_fx.share.default
 expand = torch.ops.lora_fx.expand.default
+choose = torch.ops.lora_fx.choose.default
+sample_scalings = torch.ops.lora_fx.sample_scalings.default
+sample_shrink = torch.ops.lora_fx.sample_shrink.default
+sample_expand = torch.ops.lora_fx.sample_expand.default
 stack_shrink = torch.ops.lora_fx.stack_shrink.default
 stack_expand = torch.ops.lora_fx.stack_expand.default
 block_diagonal = torch.ops.lora_fx.block_diagonal.default

@@ -27,7 +27,7 @@ def shrink(x: Tensor, A: Tensor, dropout: float, compute: str) -> Tensor:
     dtype = compute_dtype(compute, x.dtype)
     if dropout:
         x = F.dropout(x, dropout, training=True)
-    with _arithmetic(x, compute):
+    with arithmetic(x, compute):
         return F.linear(x.to(dtype), A.to(dtype))
 
 
@@ -41,7 +41,7 @@ def compressed_shrink(
     dtype = compute_dtype(compute, x.dtype)
     if dropout:
         x = F.dropout(x, dropout, training=True)
-    with _arithmetic(x, compute):
+    with arithmetic(x, compute):
         x, A = x.to(dtype), A.to(dtype)
         P = projection(v.to(dtype), groups, x.shape[-1])
         own = F.linear(F.linear(x.detach(), P), F.linear(A, P)) * scale
@@ -53,7 +53,7 @@ def convolve(x: Tensor, A: Tensor, dropout: float, compute: str, window: str) ->
     dtype = compute_dtype(compute, x.dtype)
     if dropout:
         x = F.dropout(x, dropout, training=True)
-    with _arithmetic(x, compute):
+    with arithmetic(x, compute):
         return convolution(x.to(dtype), A.to(dtype), Window.parse(window))
 
 
@@ -89,7 +89,7 @@ def expand(
     B (out, r / groups, 1…) -> (*, out, …).
     """
     dtype = compute_dtype(compute, h.dtype)
-    with _arithmetic(h, compute):
+    with arithmetic(h, compute):
         scaled = None if bias is None else (bias * scalings[branch]).to(dtype)
         h, B = _scaled(h, B, scalings[branch], dtype)
         if share is not None and scaled is None:
@@ -106,7 +106,7 @@ def stack_shrink(x: Tensor, A: Tensor, offsets: Tensor | None, compute: str) -> 
     With `offsets`, x (S, in) -> (S, r), or more columns, of zeros.
     """
     dtype = compute_dtype(compute, x.dtype)
-    with _arithmetic(x, compute):
+    with arithmetic(x, compute):
         x, A = x.to(dtype), A.to(dtype)
         if offsets is None:
             return torch.matmul(x, A.mT)
@@ -126,7 +126,7 @@ def stack_expand(
 ) -> Tensor:
     """Add one branch as `expand` does, by the matrices of a stack B (n, out, r)."""
     dtype = compute_dtype(compute, h.dtype)
-    with _arithmetic(h, compute):
+    with arithmetic(h, compute):
         h, B = _scaled(h, B, scalings[branch], dtype)
         h, B = h.to(dtype), B.to(dtype)
         if offsets is None:
@@ -275,7 +275,7 @@ def _scaled(h: Tensor, B: Tensor, scaling: Tensor, dtype: torch.dtype) -> tuple[
     return h * scaling, B
 
 
-def _arithmetic(x: Tensor, compute: str):
+def arithmetic(x: Tensor, compute: str):
     """Keep a named compute dtype under autocast; `activation` leaves autocast in charge."""
     if compute == ACTIVATION:
         return nullcontext()

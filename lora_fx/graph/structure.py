@@ -12,6 +12,9 @@ from lora_fx.graph.convolution import Window
 from lora_fx.graph.packing import Packing
 
 ACTIVATION = "activation"
+_WHOLE = re.compile(
+    r"(\w+)(?:@(\d+))?(?:\*([\d.e+-]+))?(?:\((.+?)\))?(?:<(.+)>)?(?:~(\d+))?\[(.+)\]"
+)
 _BRANCH = re.compile(
     r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?(:diagonal)?(?::(\d+)x(\d+))?"
     r"(?::g(\d+)\*([\d.e+-]+))?(?::n(\d+)\*([\d.e+-]+))?(?::([+-])s(\d+))?"
@@ -73,7 +76,8 @@ class Structure:
     from `linear` ones. `kind` is `linear`, `embedding` or `conv`, or for matrices in stacks
     `batched` or `grouped`: each has its own rows, or they follow each other. `padding` is an
     embedding's row that has no gradient, `factor` what it multiplies its output by, `window` a
-    convolution's. `packing` is that of a weight in 4 or 8 bits, where a branch needs the weight.
+    convolution's. `packing` is that of a weight in 4 or 8 bits, where a branch needs the weight. In
+    a mixed batch no sample has a share in more than `terms` branches; 0 if that is not known.
     Values that may change without a recompile (weights, scalings) are tensors and have no place
     here.
     """
@@ -84,14 +88,16 @@ class Structure:
     factor: float = 1.0
     window: Window | None = None
     packing: Packing | None = None
+    terms: int = 0
 
     def __str__(self) -> str:
         padding = "" if self.padding is None else f"@{self.padding}"
         factor = "" if self.factor == 1 else f"*{self.factor!r}"
         window = "" if self.window is None else f"({self.window})"
         packing = "" if self.packing is None else f"<{self.packing}>"
+        terms = f"~{self.terms}" if self.terms else ""
         branches = "|".join(map(str, self.branches))
-        return f"{self.kind}{padding}{factor}{window}{packing}[{branches}]"
+        return f"{self.kind}{padding}{factor}{window}{packing}{terms}[{branches}]"
 
     def params(self, tensors: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Deal out the op's `params` to the branches: A, B, and what there is of these, or None.
@@ -132,13 +138,11 @@ class Structure:
     @cache
     def parse(key: str) -> "Structure":
         """Read a key back; `Structure.parse(str(s)) == s`. Raises ValueError for any other text."""
-        whole = re.fullmatch(
-            r"(\w+)(?:@(\d+))?(?:\*([\d.e+-]+))?(?:\((.+?)\))?(?:<(.+)>)?\[(.+)\]", key
-        )
+        whole = _WHOLE.fullmatch(key)
         if whole is None:
             raise ValueError(f"`{key}` is not a site structure")
         branches = []
-        for text in whole[6].split("|"):
+        for text in whole[7].split("|"):
             branch = _BRANCH.fullmatch(text)
             if branch is None:
                 raise ValueError(f"`{text}` is not a branch of a site structure")
@@ -153,8 +157,8 @@ class Structure:
         padding = None if whole[2] is None else int(whole[2])
         window = None if whole[4] is None else Window.parse(whole[4])
         packing = None if whole[5] is None else Packing.parse(whole[5])
-        factor = float(whole[3] or 1)
-        return Structure(whole[1], tuple(branches), padding, factor, window, packing)
+        of_layer = padding, float(whole[3] or 1), window, packing
+        return Structure(whole[1], tuple(branches), *of_layer, int(whole[6] or 0))
 
 
 def compute_dtype(compute: str, activation: torch.dtype) -> torch.dtype:

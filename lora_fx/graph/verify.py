@@ -17,16 +17,18 @@ _NAMES = (
     *(*_SHRINKS, "expand", "magnitude", "share"),
     *("block_diagonal", "diagonal", "perturb"),
     *("stack_shrink", "stack_expand"),
+    *("choose", "sample_scalings", "sample_shrink", "sample_expand"),
 )
 _GROUPED = frozenset({"lora_fx::grouped"})
+_PICKED = frozenset({"lora_fx::pick"})
 _PACKED = {"lora_fx::packed_linear", "lora_fx::packed_rows"}
 _NORMS = {"lora_fx::norms", "lora_fx::packed_norms"}
 _BRANCHES = frozenset(f"lora_fx::{name}" for name in _NAMES)
 _LEGAL: dict[Stage, frozenset[str]] = {
     "captured": _GROUPED | _KEPT | {"lora_fx::site", "lora_fx::merge"},
-    "adapted": _GROUPED | _KEPT | _BRANCHES | _PACKED | _NORMS | {"lora_fx::delta"},
-    "fused": _GROUPED | _KEPT | _BRANCHES | _PACKED | {"lora_fx::delta"},
-    "lowered": _GROUPED | _PACKED,
+    "adapted": _GROUPED | _PICKED | _KEPT | _BRANCHES | _PACKED | _NORMS | {"lora_fx::delta"},
+    "fused": _GROUPED | _PICKED | _KEPT | _BRANCHES | _PACKED | {"lora_fx::delta"},
+    "lowered": _GROUPED | _PICKED | _PACKED,
 }
 
 

@@ -11,6 +11,7 @@
     share(samples, column, rest, n)   →  select(samples, 1, column), or 1 less it, as (S, 1, …)
     stack_shrink(x, A, offsets, c)    →  matmul(x.to(d), A.to(d)ᵀ), or as `graph/grouped.py` says
     stack_expand(y, h, B, …)          →  as expand, likewise
+    choose, sample_…                  →  as `passes/lower_samples.py` says
     block_diagonal(weight, n)         →  block_diag(*chunk(weight, n))
     diagonal(B, d)                    →  B * d
     perturb(A, std, prior, noise)     →  `graph/monteclora.py`
@@ -24,7 +25,6 @@ d is the activations' dtype, or the named compute dtype, which then holds under 
 
 import operator
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -32,12 +32,13 @@ import torch.nn.functional as F
 from torch.fx import Graph, GraphModule, Node
 
 from lora_fx.graph import ops
-from lora_fx.graph.autocast import without_autocast
 from lora_fx.graph.convolution import Window
 from lora_fx.graph.grouped import grouped, is_fast, missing
 from lora_fx.graph.monteclora import perturbed
 from lora_fx.graph.own_tensors import mixed, mixed_columns, mixed_rows, shifted
-from lora_fx.graph.structure import ACTIVATION, compute_dtype
+from lora_fx.graph.structure import compute_dtype
+from lora_fx.passes import lower_samples
+from lora_fx.passes.casts import arithmetic, cast
 from lora_fx.rewrite.convolved import convolved, pointwise_mapped
 from lora_fx.rewrite.driver import apply
 from lora_fx.rewrite.metadata import EXAMPLE, call, dtype
@@ -80,8 +81,8 @@ def _compressed_shrink(graph: Graph, node: Node) -> Node:
         x = call(graph, F.dropout, x, dropout, True)
     wanted = compute_dtype(compute, dtype(x))  # type: ignore[arg-type]
     columns = A.meta[EXAMPLE].shape[1]  # type: ignore[union-attr]
-    with _arithmetic(graph, x, compute):
-        x, A, v = (_cast(graph, one, wanted) for one in (x, A, v))
+    with arithmetic(graph, x, compute):
+        x, A, v = (cast(graph, one, wanted) for one in (x, A, v))
         rows = [call(graph, "unsqueeze", v, 0)] * groups  # type: ignore[operator]
         P = call(graph, torch.narrow, call(graph, torch.block_diag, *rows), 1, 0, columns)
         kept = call(graph, F.linear, call(graph, "detach", x), P)
@@ -97,15 +98,15 @@ def _convolve(graph: Graph, node: Node) -> Node:
     if dropout:
         x = call(graph, F.dropout, x, dropout, True)
     wanted = compute_dtype(compute, dtype(x))  # type: ignore[arg-type]
-    with _arithmetic(graph, x, compute):
-        x, A = _cast(graph, x, wanted), _cast(graph, A, wanted)
+    with arithmetic(graph, x, compute):
+        x, A = cast(graph, x, wanted), cast(graph, A, wanted)
         return convolved(graph, x, A, Window.parse(window))  # type: ignore[arg-type]
 
 
 def _lookup(graph: Graph, node: Node) -> Node:
     ids, A, padding, compute = node.args
     h = call(graph, F.embedding, ids, call(graph, "t", A), padding)
-    return _cast(graph, h, compute_dtype(compute, dtype(h)))  # type: ignore[arg-type, return-value]
+    return cast(graph, h, compute_dtype(compute, dtype(h)))  # type: ignore[arg-type, return-value]
 
 
 def _expand(graph: Graph, node: Node) -> Node:
@@ -113,28 +114,28 @@ def _expand(graph: Graph, node: Node) -> Node:
     bias, share = (*more, None, None)[:2]
     wanted = compute_dtype(compute, dtype(h))  # type: ignore[arg-type]
     scaling = call(graph, operator.getitem, scalings, branch)
-    with _arithmetic(graph, h, compute):
+    with arithmetic(graph, h, compute):
         biases = []
         if bias is not None:
-            biases = [_cast(graph, call(graph, torch.mul, bias, scaling), wanted)]
+            biases = [cast(graph, call(graph, torch.mul, bias, scaling), wanted)]
         if dtype(B).itemsize > wanted.itemsize:  # the cast rounds B, scaled or not
             B = call(graph, torch.mul, B, scaling)
         else:
             h = call(graph, torch.mul, h, scaling)
         if share is not None and not biases:
             h = call(graph, torch.mul, h, share)
-        h, B = _cast(graph, h, wanted), _cast(graph, B, wanted)
+        h, B = cast(graph, h, wanted), cast(graph, B, wanted)
         delta = pointwise_mapped(graph, h, B, *biases)  # type: ignore[arg-type]
         if share is not None and biases:
             delta = call(graph, torch.mul, delta, share)
-    return call(graph, torch.add, y, _cast(graph, delta, dtype(y)))
+    return call(graph, torch.add, y, cast(graph, delta, dtype(y)))
 
 
 def _stack_shrink(graph: Graph, node: Node) -> Node:
     x, A, offsets, compute = node.args
     wanted = compute_dtype(compute, dtype(x))  # type: ignore[arg-type]
-    with _arithmetic(graph, x, compute):
-        x, A = _cast(graph, x, wanted), _cast(graph, A, wanted)
+    with arithmetic(graph, x, compute):
+        x, A = cast(graph, x, wanted), cast(graph, A, wanted)
         if offsets is not None and is_fast(x.meta[EXAMPLE]):  # type: ignore[attr-defined]
             columns = missing(A.meta[EXAMPLE].shape[1])  # type: ignore[attr-defined]
             A = call(graph, F.pad, A, (0, 0, 0, columns)) if columns else A
@@ -146,18 +147,18 @@ def _stack_expand(graph: Graph, node: Node) -> Node:
     y, h, B, scalings, branch, compute, offsets = node.args
     wanted = compute_dtype(compute, dtype(h))  # type: ignore[arg-type]
     scaling = call(graph, operator.getitem, scalings, branch)
-    with _arithmetic(graph, h, compute):
+    with arithmetic(graph, h, compute):
         if dtype(B).itemsize > wanted.itemsize:  # the cast rounds B, scaled or not
             B = call(graph, torch.mul, B, scaling)
         else:
             h = call(graph, torch.mul, h, scaling)
-        h, B = _cast(graph, h, wanted), _cast(graph, B, wanted)
+        h, B = cast(graph, h, wanted), cast(graph, B, wanted)
         if offsets is not None:
             columns = h.meta[EXAMPLE].shape[1] - B.meta[EXAMPLE].shape[2]  # type: ignore[attr-defined]
             B = call(graph, F.pad, B, (0, columns)) if columns else B
             B = call(graph, "contiguous", B)
         delta = _stack_product(graph, h, B, offsets)
-    return call(graph, torch.add, y, _cast(graph, delta, dtype(y)))
+    return call(graph, torch.add, y, cast(graph, delta, dtype(y)))
 
 
 def _stack_product(graph: Graph, x: object, factor: object, offsets: object) -> Node:
@@ -201,22 +202,22 @@ def _magnitude(graph: Graph, node: Node) -> Node:
     gained = call(graph, torch.mul, gain, own)
     gained = gained if share is None else call(graph, torch.mul, share, gained)
     total = call(graph, torch.add, y, gained)
-    return _cast(graph, total, dtype(y))  # type: ignore[return-value]
+    return cast(graph, total, dtype(y))  # type: ignore[return-value]
 
 
 def _replace_rows(graph: Graph, node: Node) -> Node:
     y, ids, tokens, rows, padding = node.args
     hits = call(graph, torch.eq, call(graph, "unsqueeze", ids, -1), tokens)
     which = call(graph, "argmax", call(graph, "to", hits, torch.int32), -1)
-    own = _cast(graph, call(graph, F.embedding, which, rows, padding), dtype(y))
+    own = cast(graph, call(graph, F.embedding, which, rows, padding), dtype(y))
     return call(graph, torch.where, call(graph, torch.any, hits, -1, True), own, y)
 
 
 def _replace_columns(graph: Graph, node: Node) -> Node:
     y, x, tokens, rows, bias = node.args
     own = () if bias is None else (call(graph, operator.getitem, bias, tokens),)
-    delta = call(graph, F.linear, x, _cast(graph, rows, dtype(x)), *own)
-    return call(graph, "index_copy", y, -1, tokens, _cast(graph, delta, dtype(y)))
+    delta = call(graph, F.linear, x, cast(graph, rows, dtype(x)), *own)
+    return call(graph, "index_copy", y, -1, tokens, cast(graph, delta, dtype(y)))
 
 
 def _mix(graph: Graph, node: Node) -> Node:
@@ -238,7 +239,7 @@ def _mix_columns(graph: Graph, node: Node) -> Node:
 
 def _delta(graph: Graph, node: Node) -> Node:
     weight, A, B, scaling, transposed = node.args
-    A, B = _cast(graph, A, dtype(weight)), _cast(graph, B, dtype(weight))
+    A, B = cast(graph, A, dtype(weight)), cast(graph, B, dtype(weight))
     if scaling is not None:
         B = call(graph, torch.mul, B, scaling)
     factors = (call(graph, "t", A), call(graph, "t", B)) if transposed else (B, A)
@@ -252,6 +253,7 @@ _LOWERED = (
     (ops.lookup, _lookup),
     (ops.expand, _expand),
     (ops.share, _share),
+    *lower_samples.LOWERED,
     (ops.stack_shrink, _stack_shrink),
     (ops.stack_expand, _stack_expand),
     (ops.block_diagonal, _block_diagonal),
@@ -270,15 +272,5 @@ _LOWERED = (
 
 def _linear(graph: Graph, x: object, weight: object, compute: object, *bias: object) -> Node:
     wanted = compute_dtype(compute, dtype(x))  # type: ignore[arg-type]
-    with _arithmetic(graph, x, compute):
-        return call(graph, F.linear, _cast(graph, x, wanted), _cast(graph, weight, wanted), *bias)
-
-
-def _cast(graph: Graph, node: object, wanted: torch.dtype) -> object:
-    return node if dtype(node) == wanted else call(graph, "to", node, wanted)
-
-
-def _arithmetic(graph: Graph, x: object, compute: object):
-    if compute == ACTIVATION:
-        return nullcontext()
-    return without_autocast(graph, x.meta[EXAMPLE].device.type)  # type: ignore[attr-defined]
+    with arithmetic(graph, x, compute):
+        return call(graph, F.linear, cast(graph, x, wanted), cast(graph, weight, wanted), *bias)

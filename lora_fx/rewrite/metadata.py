@@ -41,6 +41,11 @@ def dtype(node: Any) -> torch.dtype:
     return node.meta[EXAMPLE].dtype
 
 
+def likely_size(size: Any) -> int:
+    """Return a size, or of a symbolic one that which the graph was made at; nothing is guarded."""
+    return size if isinstance(size, int) else int(size.node.hint or 1)
+
+
 def inherit(node: Node, source: Node) -> None:
     """Give a new node the place in the model's source that the node it replaces had."""
     for key in _INHERITED:

@@ -124,8 +124,9 @@ class HuggingFace(SlotMethods, _Base):  # type: ignore[override]
         """
         if self.training and self.lora_fx_recomputes and _takes_use_cache(type(self)):
             kwargs["use_cache"] = False
-        result = run_routed(self, super().forward, args, kwargs)
-        extra = self.auxiliary_loss() if self.training and torch.is_grad_enabled() else None
+        result, present = run_routed(self, super().forward, args, kwargs)
+        trains = self.training and torch.is_grad_enabled()
+        extra = self.auxiliary_loss(present) if trains else None
         return result if extra is None else with_auxiliary_loss(self, result, extra, kwargs)
 
     def _set_gradient_checkpointing(  # type: ignore[override]

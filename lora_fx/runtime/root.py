@@ -25,7 +25,7 @@ class Plain(SlotMethods):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; `adapter_names` gives each sample its own adapter."""
-        return run_routed(self, super().forward, args, kwargs)
+        return run_routed(self, super().forward, args, kwargs)[0]
 
 
 def make_root(tree: nn.Module, plan: Plan, adapters: Mapping[str, AdapterPlan]) -> None:

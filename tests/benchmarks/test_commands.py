@@ -41,6 +41,17 @@ def test_merge_bandwidth_times_who_merges() -> None:
         assert row in text
 
 
+@pytest.mark.parametrize("more", [[], ["--train"]])
+def test_mixed_batch_times_each_way(more: list[str]) -> None:
+    few = ["--layers", "1", "--adapters", "3", "--samples", "4", "--tokens", "5", "--rank", "2"]
+    text = output("-m", "tests.benchmarks.mixed_batch", *few, "--rounds", "1", *more)
+    rows = ["frozen base", "all adapters masked", "gathered", "one adapter"]
+    for row in rows if more else [*rows, "PEFT, adapter_names"]:
+        assert row in text
+    assert "failed" not in text
+    assert "X1" in text
+
+
 def test_expert_adapters_times_who_computes_the_same() -> None:
     arguments = ["--shape", "tiny", "--rank", "3", "--rows", "40", "--rounds", "1"]
     text = output("-m", "tests.benchmarks.expert_adapters", *arguments)

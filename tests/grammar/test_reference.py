@@ -116,8 +116,7 @@ def asked_for() -> Iterator[str]:
     yield f"lora_bias = true tie = true offload = true bias = all {target} train norm tokens [1]"
     yield 'target embed_tokens } layers { of = "model.layers" drop 1 share = nothing'
     yield f"{target} train norm tokens [1] }} route {{ train = true"
-    for word in ("velora", "kasa", "monteclora"):
-        yield f"variant = {word} {target} }} route {{ train = true"
+    yield f"variant = velora {target} }} route {{ train = true"
     yield f"{target} }} optimizer {{ lr = 1 }} merge m {{ from a"
     yield f"{target} }} merge m {{ from a into = base(dequantize = true)"
     yield f"{target} }} quantize linear {{ method = nf4"

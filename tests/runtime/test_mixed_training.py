@@ -290,13 +290,13 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_loaded_adapter_that_learns_otherwise_is_refused(tmp_path: Path) -> None:
-    """Here of KaSA, whose regularisation would be that of no sample."""
-    kasa = lora_fx.compile(
-        llama(2), "lora 1 adapter k { rank = 2 variant = kasa target o_proj }", backend=None
+    """Here of VeLoRA, whose direction would be that of all samples."""
+    velora = lora_fx.compile(
+        llama(2), "lora 1 adapter k { rank = 2 variant = velora target o_proj }", backend=None
     )
-    kasa.save_pretrained(tmp_path)
+    velora.save_pretrained(tmp_path)
     model, ids = mixed(SPEC.replace("target linear", "target q_proj"), backend=None), tokens(2, 5)
     model.load_adapter(tmp_path / "k", "k", is_trainable=True)
     assert model(input_ids=ids, adapter_names=["a", "k"]).logits.isfinite().all()
-    with pytest.raises(LoraFxError, match="is `kasa` at"):
+    with pytest.raises(LoraFxError, match="is `velora` at"):
         model.train()(input_ids=ids, adapter_names=["a", "a"])

@@ -29,17 +29,18 @@ else:
 class ProjectionSite(ParameterSite):
     """The adapters of an input projection: those of a linear layer, of which rows are computed.
 
-    The rows of queries, keys and values lie one after the other in W and in B.
+    The rows of queries, keys and values lie one after the other in W and in B. In a mixed batch all
+    adapters are computed for all samples: none are gathered here.
     """
 
     lora_followed = ()
 
-    def _choose(self, added: Any) -> Choice:
+    def _choose(self, added: Any, terms: int = 0) -> Choice:
         return choose("linear", added)
 
-    def route(self, adapters: tuple[str, ...]) -> None:
+    def route(self, adapters: tuple[str, ...], terms: int) -> None:
         """Say which adapter each column of the shares of a mixed batch is of."""
-        Site.route(self, adapters)
+        Site.route(self, adapters, terms)
 
     @property
     def lora_base_bias(self) -> Tensor | None:

@@ -82,7 +82,7 @@ class ParameterSite(Site, nn.Module):
         self.lora_keys = {kind: str(Structure(kind, branches)) for kind in _KINDS}
         self._place_scalings()
 
-    def route(self, adapters: tuple[str, ...]) -> None:
+    def route(self, adapters: tuple[str, ...], terms: int) -> None:
         """Do nothing: `adapters/routable.py` refuses a mixed batch where parameters are adapted."""
 
     def read(self) -> Any:

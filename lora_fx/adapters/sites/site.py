@@ -155,8 +155,11 @@ class Site(_Base):
         )
         self._place_scalings()
 
-    def route(self, adapters: tuple[str, ...]) -> None:
-        """Say which adapter each column of the shares of a mixed batch is of."""
+    def route(self, adapters: tuple[str, ...], terms: int) -> None:
+        """Say which adapter each column of the shares of a mixed batch is of.
+
+        No sample has more than `terms` of them.
+        """
         c, change = self.lora_multiplier, self.lora_change
         added = [
             Added(self.lora_branches[name], self.lora_arithmetic[name].times(c), column)
@@ -170,15 +173,16 @@ class Site(_Base):
             if c != 1:
                 added.insert(0, Added(change.factors, change.arithmetic.times(1 - c), column))
             added.insert(0, Added(change.factors, change.arithmetic, column, rest=True))
-        self.lora_mixed = self._choose(added)
+        self.lora_mixed = self._choose(added, terms)
         self._place_scalings()
 
-    def _choose(self, added: Sequence[Added]) -> Choice:
+    def _choose(self, added: Sequence[Added], terms: int = 0) -> Choice:
         padding = getattr(self, "padding_idx", None)
         packing = packing_of(self)
         self.lora_packed = packing is not None
         packing = packing if any(one.factors.magnitude for one in added) else None
-        return choose(self.lora_kind, added, padding, output_scale(self), _window(self), packing)
+        of_layer = padding, output_scale(self), _window(self), packing
+        return choose(self.lora_kind, added, *of_layer, terms)
 
     @property
     def lora_turned(self) -> bool:

@@ -1,6 +1,6 @@
 """Adapters by name on a compiled model: PEFT's method names, on any `nn.Module`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -187,14 +187,20 @@ class AdapterMethods(AdapterChecks):
             write_adapter(self, plan, beside / inside, save_embedding_layers, folder / inside)
         save_spec(beside, folder, self.lora_fx_plan.spec)
 
-    def auxiliary_loss(self) -> Tensor | None:
-        """Return what variants of the active adapters add to the loss of a batch, None if nothing.
+    def auxiliary_loss(self, adapters: Collection[str] | None = None) -> Tensor | None:
+        """Return what variants of adapters add to the loss of a batch, None if it is nothing.
 
-        KaSA's regularisation, MonteCLoRA's divergence. A Hugging Face model adds it to its loss in
-        training by itself.
+        KaSA's regularisation, MonteCLoRA's divergence; of the active adapters, or the sum of what
+        each of those named adds alone: in a mixed batch those that any sample has. A Hugging Face
+        model adds it to its loss in training by itself.
         """
-        on = self.lora_fx_active if self.lora_fx_enabled else ()
-        return auxiliary_loss(self, [self.lora_fx_adapters[name] for name in on])
+        plans = self.lora_fx_adapters
+        if adapters is None:
+            on = self.lora_fx_active if self.lora_fx_enabled else ()
+            return auxiliary_loss(self, [plans[name] for name in on])
+        each = (auxiliary_loss(self, [plans[name]]) for name in plans if name in adapters)
+        found = [one for one in each if one is not None]
+        return sum(found[1:], found[0]) if found else None
 
     def _plans(self) -> list[AdapterPlan]:
         return list(self.lora_fx_adapters.values())
@@ -221,7 +227,7 @@ class AdapterMethods(AdapterChecks):
         self.lora_fx_sited = tuple(sites)
         for site in sites.values():
             site.lora_routing = self.lora_fx_routing
-            site.route(self.lora_fx_routes.adapters)
+            site.route(self.lora_fx_routes.adapters, self.lora_fx_routes.terms)
         own_outputs.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
         token_rows.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
         self.lora_fx_routing.settle()

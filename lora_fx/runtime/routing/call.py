@@ -5,7 +5,7 @@ the adapters in each sample, and none of them is read back from a device; but fo
 call in training brings on one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,28 +44,31 @@ class Routed:
 
 def run_routed(
     model: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+) -> tuple[Any, Collection[str] | None]:
     """Run a model with the adapters that the call names, or those that are active.
 
-    Inside a call that is routed already, that routing stays unless there is another one.
+    Inside a call that is routed already, that routing stays unless there is another one. Returns
+    with the result the adapters that learn from a mixed batch, None if there is nothing of it.
     """
     if torch.compiler.is_compiling():
-        return run_watched(model, forward, args, kwargs)
+        return run_watched(model, forward, args, kwargs), None
     call = route_call(model, args, kwargs)
     routing = model.lora_fx_routing
     with routing.of(routing.shares_around if call.rows is None else call.shares):
         result = run_watched(model, forward, args, kwargs)
-    if torch.is_grad_enabled():
-        _note(model, call, result)
-    return result
+    return result, _noted(model, call, result) if torch.is_grad_enabled() else None
 
 
-def _note(model: Any, call: "Routed", result: Any) -> None:
+def _noted(model: Any, call: "Routed", result: Any) -> Collection[str] | None:
+    """Note the adapters that a backward pass through the result is of; return a mixed batch's."""
     route = model.lora_fx_plan.spec.route
     if call.shares is not None and call.rows is not None:
-        note_present(model, result, model.lora_fx_routes.present(call.rows.tolist()), call.shares)
-    elif route and route.train and model.lora_fx_enabled:
+        present = model.lora_fx_routes.present(call.rows.tolist())
+        note_present(model, result, present, call.shares)
+        return present
+    if route and route.train and model.lora_fx_enabled:
         note_present(model, result, set(model.lora_fx_active))
+    return None
 
 
 def route_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Routed:

@@ -22,12 +22,14 @@ class Routes:
     An empty slot is a row and a column as well, and no name.
 
     `table` (names + 2, adapters), float32: the shares of the adapters under each name, and behind
-    them those of the spec's `default` and of the base, so that their rows are -2 and -1.
+    them those of the spec's `default` and of the base, so that their rows are -2 and -1. Under one
+    name at most `terms` adapters have a share.
     """
 
     adapters: tuple[str, ...]
     names: tuple[str, ...]
     table: Tensor
+    terms: int
 
     def indices(self, names: Sequence[str]) -> list[int]:
         """Return the row of each name. Raises LoraFxError with all that are unknown."""
@@ -70,7 +72,8 @@ def routes_of(adapters: Sequence[str], route: RouteSpec | None) -> Routes:
     shares = [[float(one == other) for other in adapters] for one in adapters]
     shares += [_shares(terms, adapters) for terms in (*there.values(), default, ())]
     table = torch.tensor(shares, dtype=torch.float32)
-    return Routes(tuple(adapters), (*adapters, *there), table)
+    terms = max(sum(share != 0 for share in row) for row in shares)
+    return Routes(tuple(adapters), (*adapters, *there), table, terms)
 
 
 def _shares(terms: Sequence[Term], adapters: Sequence[str]) -> list[float]:

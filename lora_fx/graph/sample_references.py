@@ -1,0 +1,81 @@
+"""What samples compute that have factors of their own: see `graph/ops.py`, and `graph/picked.py`.
+
+A sample has at most k adapters with a share, of the N that there are; where k is 1, it computes
+what it would compute alone, whatever N is.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lora_fx.graph.references import arithmetic
+from lora_fx.graph.structure import compute_dtype
+
+
+def choose(samples: Tensor, columns: Sequence[int], terms: int) -> Tensor:
+    """Return which of some branches each sample has: samples (S, adapters) -> int64 (S, terms).
+
+    They are places in `columns`, where the branches' shares stand, or -1 where there are fewer.
+    """
+    own = picked_out(samples, columns, 1)
+    sizes = own.abs()
+    places = sizes.argmax(1, keepdim=True) if terms == 1 else sizes.topk(terms, 1).indices
+    return torch.where(own.gather(1, places) == 0, -1, places)
+
+
+def sample_scalings(
+    samples: Tensor,
+    scalings: Tensor,
+    columns: Sequence[int],
+    branches: Sequence[int],
+    which: Tensor,
+) -> Tensor:
+    """Return s c of what `choose` returned, 0 for -1: scalings (all branches,) -> (S, terms)."""
+    places = which.clamp(0)
+    shares = picked_out(samples, columns, 1).gather(1, places)
+    factors = shares * picked_out(scalings, branches, 0)[places]
+    return torch.where(which < 0, 0, factors)
+
+
+def sample_shrink(x: Tensor, A: Tensor, dropout: float, compute: str) -> Tensor:
+    """Project each sample by its own factors: x (S, …, in), A (S, q, in) -> (S, …, q).
+
+    Of a sample there are any number of rows (S, T, in), or one (S, in).
+    """
+    dtype = compute_dtype(compute, x.dtype)
+    if dropout:
+        x = F.dropout(x, dropout, training=True)
+    with arithmetic(x, compute):
+        return _product(x.to(dtype), A.to(dtype))
+
+
+def sample_expand(y: Tensor, h: Tensor, B: Tensor, factors: Tensor, compute: str) -> Tensor:
+    """Add to each sample what its own factors make: `y + (f h) Bᵀ`.
+
+    y (S, …, out), h (S, …, k r), B (S, out, k r), f (S, k), each for r values -> y's shape
+    """
+    dtype = compute_dtype(compute, h.dtype)
+    with arithmetic(h, compute):
+        each = factors.repeat_interleave(B.shape[2] // factors.shape[1], 1)
+        if B.dtype.itemsize > dtype.itemsize:
+            B = B * each.unsqueeze(1)
+        else:
+            h = h * (each if h.ndim == 2 else each.unsqueeze(1))
+        delta = _product(h.to(dtype), B.to(dtype))
+    return y + delta.to(y.dtype)
+
+
+def picked_out(values: Tensor, columns: Sequence[int], dim: int) -> Tensor:
+    """Pick by numbers that are known when the graph is made: no index has to be copied."""
+    if list(columns) == list(range(values.shape[dim])):
+        return values
+    return torch.stack([values.select(dim, column) for column in columns], dim)
+
+
+def _product(x: Tensor, factors: Tensor) -> Tensor:
+    """Multiply each sample's rows, or its one, by its own matrix turned."""
+    if x.ndim == 2:
+        return torch.bmm(x.unsqueeze(1), factors.mT).squeeze(1)
+    return torch.bmm(x, factors.mT)

@@ -1,0 +1,128 @@
+"""Give each sample of a mixed batch its own factors, where that is cheaper than to compute all.
+
+    before   %z = lora_fx.site(%y, %x, [%A0, %B0, …], %scalings, "linear~1[r4:…:+s0|r3:…:+s1|…]",
+                               [], %samples)
+    after    %which = lora_fx.choose(%samples, [0, 1, …], 1)              (S, k), of the columns
+             %f = lora_fx.sample_scalings(%samples, %scalings, [0, 1, …], [0, 1, …], %which)
+             %A = lora_fx.pick([%A0, %A1, …], %which, 4, False)           (S, k r, in)
+             %B = lora_fx.pick([%B0, %B1, …], %which, 4, True)            (S, out, k r)
+             %h = lora_fx.sample_shrink(%x, %A, 0.0, "activation")        (S, T, k r)
+             %z = lora_fx.sample_expand(%y, %h, %B, %f, "activation")
+
+z_s = y_s + Σⱼ f_sj (x_s A_sjᵀ) B_sjᵀ over the at most k adapters that sample s has a share c in,
+f = s c. It is the same sum as over all adapters, whose other terms are zero (Hu et al. 2021, arXiv
+2106.09685, §4.1, eq. 3).
+
+`dispatch_costs.py` decides, by the sizes that the graph is first made for; it is right at any. Left
+as they are, in a site that computes all: branches that are more than two factors (a bias,
+magnitudes, a diagonal, blocks), what an adapter took out of the weight, embeddings and
+convolutions, dropout where a sample can have several adapters, each with a mask of its own, and
+sites whose rows have more than two dimensions before the features.
+
+Holds: a sample without a share is what it was, bit for bit. What is in an adapter that it has no
+share in, NaN too, does not reach it.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from lora_fx.graph import ops
+from lora_fx.graph.picked import pick
+from lora_fx.graph.structure import Branch, Structure
+from lora_fx.rewrite.metadata import EXAMPLE, call, dtype, likely_size
+from lora_fx.rewrite.rule import Match, Miss
+from lora_fx.rules.dispatch_costs import is_gathered
+
+
+class GatherSamples:
+    """site(y, x, …, samples) → sample_expand(site(y, x, others), sample_shrink(x, pick …), …)."""
+
+    name = "gather_samples"
+
+    def match(self, node: Node) -> Match | Miss:
+        """Match a site where branches are cheaper to gather; `groups` are the places of those."""
+        if node.op != "call_function" or node.target is not ops.site:
+            return Miss("not a site")
+        structure = Structure.parse(node.args[4])  # type: ignore[arg-type]
+        if len(node.args) < 7 or not structure.terms:
+            return Miss("all samples have the same adapters")
+        x = node.args[1].meta[EXAMPLE]  # type: ignore[union-attr]
+        if structure.kind != "linear" or x.ndim not in (2, 3):
+            return Miss("not the rows of a linear layer")
+        size = [likely_size(n) for n in x.shape[:-1]]
+        found = []
+        for places in _alike(node, structure):
+            ranks = [structure.branches[i].rank for i in places]
+            if is_gathered(x.device.type, size[0], (*size, 1)[1], ranks, structure.terms):
+                found.append(places)
+        if not found:
+            return Miss("to compute every adapter costs less")
+        return Match(node, {"structure": structure, "groups": found})
+
+    def rewrite(self, graph: Graph, match: Match) -> Node:
+        """Build the other branches' site, and what each group adds to it."""
+        x, params, scalings, *_, samples = match.node.args[1:]
+        structure: Structure = match["structure"]
+        dealt = structure.params(params)  # type: ignore[arg-type]
+        value = _others(graph, match)
+        for places in match["groups"]:
+            branches = [structure.branches[i] for i in places]
+            rank, terms = max(b.rank for b in branches), min(structure.terms, len(places))
+            columns = [b.column for b in branches]
+            which = call(graph, ops.choose, samples, columns, terms)
+            of = samples, scalings, columns, places, which
+            factors = call(graph, ops.sample_scalings, *of)
+            A = call(graph, pick, [dealt[i][0] for i in places], which, rank, False)
+            B = call(graph, pick, [dealt[i][1] for i in places], which, rank, True)
+            compute, dropout = branches[0].compute, branches[0].dropout
+            h = call(graph, ops.sample_shrink, x, A, dropout, compute)
+            value = call(graph, ops.sample_expand, value, h, B, factors, compute)
+        return value  # type: ignore[return-value]
+
+
+def _alike(node: Node, structure: Structure) -> list[list[int]]:
+    """Return the places of branches that can share their products: what they have is alike."""
+    groups: dict[Any, list[int]] = defaultdict(list)
+    dealt = structure.params(node.args[2])  # type: ignore[arg-type]
+    for i, (branch, (A, B, *_)) in enumerate(zip(structure.branches, dealt, strict=True)):
+        if _is_plain(branch) and not (branch.dropout and structure.terms > 1):
+            groups[branch.dropout, branch.compute, dtype(A), dtype(B)].append(i)
+    return list(groups.values())
+
+
+def _is_plain(branch: Branch) -> bool:
+    """Whether a branch is its two factors and a share."""
+    plain = Branch(branch.rank, branch.dropout, branch.compute, column=branch.column)
+    return branch.column is not None and branch == plain
+
+
+def _others(graph: Graph, match: Match) -> object:
+    """Build the site of the branches that are not gathered; without any it is the base's output."""
+    y, x, params, scalings, _, base, samples = match.node.args
+    structure: Structure = match["structure"]
+    gathered = {i for places in match["groups"] for i in places}
+    left = [i for i in range(len(structure.branches)) if i not in gathered]
+    if not left:
+        return y
+    own = _only(structure, left)
+    dealt = structure.params(params)  # type: ignore[arg-type]
+    params = [tensor for i in left for tensor in _flat(dealt[i])]
+    parts = [call(graph, torch.select, scalings, 0, i) for i in left]
+    scalings = call(graph, torch.stack, parts)
+    return call(graph, ops.site, y, x, params, scalings, str(own), base, samples)
+
+
+def _only(structure: Structure, places: Sequence[int]) -> Structure:
+    branches = tuple(structure.branches[i] for i in places)
+    of_layer = structure.padding, structure.factor, structure.window
+    return Structure(structure.kind, branches, *of_layer)
+
+
+def _flat(tensors: Sequence[Any]) -> list[Any]:
+    """Return what a branch has, without what it has not; its priors are two."""
+    each = (one if isinstance(one, tuple) else (one,) for one in tensors)
+    return [one for some in each for one in some if one is not None]

@@ -1,0 +1,125 @@
+"""Variants that add to the loss, in mixed batches: as each does alone, and only if it is there."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.dense import relative
+from tests.runtime.mixed import mixed, samples
+from tests.runtime.test_mixed_training import gradients, losses, of
+
+VARIANTS = {
+    "kasa": "kasa(beta = 0.01, gamma = 0.1)",
+    "monteclora": "monteclora(num_samples = 4, sample_scaler = 0.3, kl_loss_weight = 0.1)",
+}
+BACKENDS = [None, "eager", "inductor"]
+NAMES = ["k", "a", "__base__", "k", "a"]
+
+
+def model_of(variant: str, backend: str | None) -> Any:
+    """`k` is of the variant, `a` is LoRA, and `other` is of the variant too, elsewhere."""
+    spec = f"""lora 1
+adapter a {{ rank = 3 init = random target q_proj, up_proj }}
+adapter k {{ rank = 2 variant = {VARIANTS[variant]} target q_proj, down_proj }}
+adapter other {{ rank = 2 variant = {VARIANTS[variant]} target o_proj }}
+route {{ train = true }}"""
+    return mixed(spec, backend).train()
+
+
+def apart(model: Any, ids: Tensor) -> dict[str, Tensor]:
+    """Each adapter by itself, as `set_adapter` trains it; at most one draws."""
+    model.zero_grad()
+    for name in ("k", "a"):
+        chosen = [i for i, other in enumerate(NAMES) if other == name]
+        model.set_adapter(name)
+        torch.manual_seed(5)
+        loss = losses(model(input_ids=ids[chosen]).logits, ids[chosen]).sum()
+        extra = model.auxiliary_loss()
+        assert (extra is None) is (name == "a")
+        (loss if extra is None else loss + extra).backward()
+    return gradients(model)
+
+
+def together(model: Any, ids: Tensor, *regularised: str) -> dict[str, Tensor]:
+    model.zero_grad()
+    torch.manual_seed(5)
+    loss = losses(model(input_ids=ids, adapter_names=NAMES).logits, ids).sum()
+    (loss + model.auxiliary_loss(regularised)).backward()
+    return gradients(model)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_kasa_learns_as_it_does_alone(backend: str | None) -> None:
+    model, ids = model_of("kasa", backend), samples(len(NAMES))
+    got, want = together(model, ids, "k", "a"), apart(model, ids)
+    assert any("lora_diag" in name for name in want)
+    for name, gradient in want.items():
+        assert relative(got[name], gradient) < 2e-5, name
+    assert all(of(name, "other") and not got[name].any() for name in got.keys() - want.keys())
+    wrong = together(model, ids, "k", "other")
+    assert any(wrong[name].any() for name in wrong if of(name, "other"))
+
+
+def test_monteclora_learns_as_it_does_alone() -> None:
+    """With the same draws, which `other` must not be among: it draws its own."""
+    model, ids = model_of("monteclora", None), samples(len(NAMES))
+    model.delete_adapter("other")
+    got, want = together(model, ids, "k", "a"), apart(model, ids)
+    assert any("std_prior" in name or "sampler" in name for name in want), list(want)
+    for name, gradient in want.items():
+        assert relative(got[name], gradient) < 2e-5, name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_the_loss_has_what_is_of_the_batch(
+    variant: str, backend: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = model_of(variant, backend), samples(len(NAMES))
+    added: list[tuple[set[str], Tensor | None]] = []
+    auxiliary_loss = model.auxiliary_loss
+
+    def kept(adapters: set[str]) -> Tensor | None:
+        added.append((adapters, auxiliary_loss(adapters)))
+        return added[-1][1]
+
+    monkeypatch.setattr(model, "auxiliary_loss", kept)
+
+    def extra(*names: str) -> Tensor:
+        batch = {"input_ids": ids[: len(names)], "labels": ids[: len(names)]}
+        result = model(**batch, adapter_names=names)
+        own = torch.nn.functional.cross_entropy(
+            result.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+        )
+        return (result.loss - own).detach()
+
+    for names, present in (NAMES, {"k", "a"}), (["k", "other", "a"], {"k", "other", "a"}):
+        got = extra(*names)
+        there, value = added[-1]
+        assert there == present
+        assert value is not None
+        assert value > 0.01
+        assert relative(got, value) < 1e-4
+    assert extra("a", "__base__").abs() < 1e-5
+    assert added[-1] == ({"a"}, None)
+
+
+def test_the_loss_of_several_is_the_sum_of_each_alone() -> None:
+    model = model_of("kasa", None)
+    both, k, other = (model.auxiliary_loss(names) for names in (["k", "other"], ["k"], ["other"]))
+    assert relative(both, k + other) < 1e-6
+    assert relative(both, k) > 1e-2
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_absent_ones_do_not_move(variant: str) -> None:
+    model, ids = model_of(variant, "eager"), samples(len(NAMES))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    model(input_ids=ids, labels=ids, adapter_names=NAMES).loss.backward()
+    optimizer.step()
+    for name, parameter in ((n, p) for n, p in model.named_parameters() if p.requires_grad):
+        moved = not torch.equal(parameter, before[name])
+        assert moved is not of(name, "other"), name
