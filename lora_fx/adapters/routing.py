@@ -1,4 +1,4 @@
-"""Which adapters each sample of the running call gets."""
+"""Which adapters each sample of the running call gets, and from which of its tokens on."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,32 +18,40 @@ _CHECKPOINT = "_gradient_checkpointing_func"  # transformers keeps it in every l
 class Routing:
     """One for all the modules of a model; `shares` is None where all samples get the same.
 
-    `shares` (S, adapters), float32, are the parts that each adapter has in each sample.
+    `shares` (S, adapters), float32, are the parts that each adapter has in each sample. `invoked`
+    (S, adapters), int64, is on how many of the last tokens of each sample an adapter acts that acts
+    from its invocation on; without shares its columns are the active adapters. It is None if there
+    is none such.
     """
 
     def __init__(self) -> None:
         self.shares: Tensor | None = None
+        self.invoked: Tensor | None = None
         self._running: list[int] = []  # the thread of each call
 
     @contextmanager
-    def of(self, shares: Tensor | None) -> Iterator[None]:
+    def of(self, shares: Tensor | None, invoked: Tensor | None = None) -> Iterator[None]:
         """Route a call; whatever happens in it, afterwards everything is as it was.
 
-        Raises LoraFxError beside a call in another thread, if either is of a mixed batch.
+        Raises LoraFxError beside a call in another thread, if either is of a mixed batch, or of
+        adapters that wait for their invocation.
         """
         thread = get_ident()
         with _COUNTING:
             beside = any(other != thread for other in self._running)
-            if beside and (shares is not None or self.shares is not None):
-                message = "a mixed batch runs beside another call of this model, in another thread"
+            own = shares, invoked, self.shares, self.invoked
+            if beside and any(tensor is not None for tensor in own):
+                what = "a mixed batch" if (shares, self.shares) != (None, None) else "an aLoRA"
+                message = f"{what} runs beside another call of this model, in another thread"
                 help = "let one wait for the other, or give each thread its own copy of the model"
                 raise LoraFxError((Diagnostic("bad-routing", message, help=help),))
             self._running.append(thread)
-        before, self.shares = self.shares, shares
+        before = self.shares, self.invoked
+        self.shares, self.invoked = shares, invoked
         try:
             yield
         finally:
-            self.shares = before
+            self.shares, self.invoked = before
             self._running.remove(thread)
 
 
@@ -71,10 +79,10 @@ def checkpoint_routed(
     """Call `checkpoint(function, …)`; what it computes again is routed as it was the first time."""
     if torch.compiler.is_compiling():  # the graph holds both
         return checkpoint(function, *args, **kwargs)
-    shares = routing.shares
+    shares, invoked = routing.shares, routing.invoked
 
     def routed(*args: Any, **kwargs: Any) -> Any:
-        with routing.of(shares):
+        with routing.of(shares, invoked):
             return function(*args, **kwargs)
 
     return checkpoint(routed, *args, **kwargs)

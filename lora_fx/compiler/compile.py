@@ -14,6 +14,7 @@ from lora_fx.adapters.weights.augmented import augment
 from lora_fx.adapters.weights.clone import clone
 from lora_fx.compiler.bind import Given, bind_adapters, weights_of
 from lora_fx.compiler.pipeline import Backend, Pipeline
+from lora_fx.plan.invocable import require_invocable
 from lora_fx.plan.merge_sources import require_weights
 from lora_fx.plan.plan import Plan, plan_sites
 from lora_fx.plan.replication import replicate_layers
@@ -71,6 +72,7 @@ def compiled_tree(
     plan, units = plan_tree(tree, spec, backend)
     if spec.route is not None:
         require_sample_rows(plan, dict.fromkeys(site.fqn for site in plan.sites))
+    require_invocable(tree, plan, plan.sites)
     values = (given or weights_of)(tree.requires_grad_(False), plan)
     plan, start = starts(tree, plan, values, calibration, report)
     adapters = bind_adapters(tree, plan, values, start)

@@ -19,17 +19,21 @@ def site(
     structure: str,
     base: Sequence[Tensor],
     samples: Tensor | None = None,
+    invoked: Tensor | None = None,
 ) -> Tensor:
     """Add every branch of a site to its base output `y`; `params` is A₀, B₀, A₁, B₁, ….
 
-    Raises LoraFxError if dimension 0 of the input cannot be that of the samples.
+    Raises LoraFxError if dimension 0 of the input cannot be that of the samples, or if a branch
+    waits for an invocation that nobody has looked for, or cannot know the tokens of a sample.
     """
     if samples is not None and x.shape[0] != samples.shape[0]:
         raise _rows_not_samples(x.shape[0], samples.shape[0])
     parsed = Structure.parse(structure)
     if parsed.is_stack:
         return _stack(y, x, params, scalings, parsed, base)
-    return _layer(y, x, params, scalings, parsed, base, samples)
+    if any(branch.invoked is not None for branch in parsed.branches):
+        _require_tokens(x, invoked)
+    return _layer(y, x, params, scalings, parsed, base, samples, invoked)
 
 
 def _stack(
@@ -56,6 +60,7 @@ def _layer(
     parsed: Structure,
     base: Sequence[Tensor],
     samples: Tensor | None,
+    invoked: Tensor | None,
 ) -> Tensor:
     of_base, window = y, parsed.window
     places = 0 if window is None else window.dimensions
@@ -80,6 +85,9 @@ def _layer(
         share = None
         if samples is not None and branch.column is not None:
             share = references.share(samples, branch.column, branch.rest, h.ndim)
+        if invoked is not None and branch.invoked is not None:
+            acts = references.invoked(invoked, branch.invoked, x)
+            share = acts if share is None else share * acts
         alone = y is of_base and not branch.dropout and share is None
         y = references.expand(y, h, B, scalings, i, branch.compute, bias, share)
         if m is not None:
@@ -100,6 +108,19 @@ def _rows_not_samples(rows: int, samples: int) -> LoraFxError:
     note = f"dimension 0 of its input has {rows} rows, and there are {samples} samples"
     help = "adapt other modules, or call the model with one adapter at a time: `set_adapter`"
     return LoraFxError((Diagnostic("rows-not-samples", message, notes=(note,), help=help),))
+
+
+def _require_tokens(x: Tensor, invoked: Tensor | None) -> None:
+    """Raise LoraFxError unless x is (S, T, in), and it is known where S samples are invoked."""
+    if invoked is None:
+        message = "an adapter waits for its invocation, and this call has not looked for it"
+        help = "call the compiled model itself: it looks for the tokens in its `input_ids`"
+        raise LoraFxError((Diagnostic("not-invocable", message, help=help),))
+    if x.ndim != 3 or x.shape[0] != invoked.shape[0]:
+        message = "an adapter acts from its invocation on, and gets rows that are no tokens of it"
+        note = f"its input is {tuple(x.shape)}, and there are {invoked.shape[0]} samples"
+        help = "adapt modules that get (samples, tokens, features)"
+        raise LoraFxError((Diagnostic("rows-not-samples", message, notes=(note,), help=help),))
 
 
 def merge(W: Tensor, params: list[Tensor], scalings: Tensor, structure: str) -> Tensor:

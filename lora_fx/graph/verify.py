@@ -13,7 +13,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 _TOKENS = frozenset({"lora_fx::replace_rows", "lora_fx::replace_columns"})
 _SHRINKS = ("shrink", "compressed_shrink", "convolve", "lookup")
 _NAMES = (
-    *(*_SHRINKS, "expand", "magnitude", "share"),
+    *(*_SHRINKS, "expand", "magnitude", "share", "invoked"),
     *("block_diagonal", "diagonal", "perturb"),
     *("stack_shrink", "stack_expand"),
 )

@@ -24,6 +24,12 @@ In a mixed batch each sample has a share in the branch, by which what the branch
     after    %c = lora_fx.share(%samples, 0, False, 3)               (S, 1, 1)
              %z = lora_fx.expand(%y, %h, %B, %scalings, 0, "activation", None, %c)
 
+A branch that acts from its invocation on (aLoRA) has a share in each token, 0 or 1, by which that
+of its sample, if there is one, is multiplied:
+
+    after    %c = lora_fx.invoked(%invoked, 0, %x)                   (S, T, 1)
+             %z = lora_fx.expand(%y, %h, %B, %scalings, 0, "activation", None, %c)
+
 Factors that consist of blocks become whole matrices first: `lora_fx.block_diagonal(%A, 2)`. A
 diagonal d between B and A scales the columns of B: `lora_fx.diagonal(%B, %d)`. MonteCLoRA draws
 its A first: `lora_fx.perturb(%A, %std, %prior, 0.0001)`.
@@ -63,7 +69,8 @@ class ExpandSites:
 
 
 def _layer(graph: Graph, node: Node, structure: Structure) -> Node:
-    y, x, params, scalings, _, base, *samples = node.args
+    y, x, params, scalings, _, base, *shared = node.args
+    samples, invoked = (*shared, None, None)[:2]
     value, window = y, structure.window
     dealt = structure.params(params)  # type: ignore[arg-type]
     flat = {}
@@ -93,7 +100,10 @@ def _layer(graph: Graph, node: Node, structure: Structure) -> Node:
         share = []
         if branch.column is not None:
             dims = h.meta[EXAMPLE].ndim
-            share = [call(graph, ops.share, samples[0], branch.column, branch.rest, dims)]
+            share = [call(graph, ops.share, samples, branch.column, branch.rest, dims)]
+        if branch.invoked is not None:
+            acts = call(graph, ops.invoked, invoked, branch.invoked, x)
+            share = [call(graph, torch.mul, *share, acts) if share else acts]
         factors = h, B, scalings, i, branch.compute, bias
         before, value = value, call(graph, ops.expand, value, *_without_none(*factors, *share))
         if m is not None:
