@@ -40,7 +40,11 @@ def _of_model(model: nn.Module, site: SitePlan) -> Iterator[Diagnostic]:
 
 def _of_rows(plan: Plan, sites: list[SitePlan]) -> Iterator[Diagnostic]:
     there = {site.fqn: site for site in sites}
-    for fqn, shape in shapes_of(plan, there).items():
+    shapes, is_all = shapes_of(plan, there)
+    for fqn in there if is_all else ():
+        if fqn not in shapes:
+            yield _fault(there[fqn], f"`{numberless(fqn)}` gets nothing of a sample's tokens")
+    for fqn, shape in shapes.items():
         if len(shape) != 3 or shape[:2] != (SAMPLES, TOKENS):
             message = f"`{numberless(fqn)}` gets rows that are not the tokens of samples"
             note = f"of {SAMPLES} samples of {TOKENS} tokens it gets {tuple(shape)}"

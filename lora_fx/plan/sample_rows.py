@@ -40,17 +40,17 @@ def require_sample_rows(plan: Plan, fqns: Iterable[str]) -> None:
 
 def rows_of(plan: Plan, fqns: Iterable[str]) -> dict[str, int]:
     """Return how many rows each of these modules gets of seven samples, as far as can be known."""
-    return {fqn: shape[0] for fqn, shape in shapes_of(plan, fqns).items()}
+    return {fqn: shape[0] for fqn, shape in shapes_of(plan, fqns)[0].items()}
 
 
-def shapes_of(plan: Plan, fqns: Iterable[str]) -> dict[str, torch.Size]:
+def shapes_of(plan: Plan, fqns: Iterable[str]) -> tuple[dict[str, torch.Size], bool]:
     """Return the shape of what each of these modules gets of `SAMPLES` samples of `TOKENS` tokens.
 
-    As far as that can be known.
+    As far as that can be known, and whether it is all: the others then get nothing of tokens.
     """
     found: dict[str, torch.Size] = {}
     if plan.blueprint is None:
-        return found
+        return found, False
     try:
         tree = plan.blueprint.build().eval()
         for fqn in fqns:
@@ -58,8 +58,8 @@ def shapes_of(plan: Plan, fqns: Iterable[str]) -> dict[str, torch.Size]:
         with torch.no_grad(), WithoutValues():
             tree(**example_of(tree, SAMPLES, TOKENS).inputs)
     except Exception:  # whatever a forward does that is not made for meta tensors
-        return found
-    return found
+        return found, False
+    return found, True
 
 
 def _note(found: dict[str, torch.Size], fqn: str, module: nn.Module) -> None:

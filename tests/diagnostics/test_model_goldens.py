@@ -69,7 +69,6 @@ adapter default {
   target linear
   target embed_tokens
   target q_proj, k_proj { init = pissa(iterations = 4) }
-  target v_proj { variant = alora(tokens = [3]) }
   train "model.norm"
   tokens [7]
 }

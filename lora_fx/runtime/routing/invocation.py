@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from lora_fx.adapters.sites.site import Site
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 
 STARTS = "invocation_starts"
@@ -71,6 +72,7 @@ def in_call(
         if any(there & {name} for name, one in waiting.items() if one):
             raise _no_tokens(waiting)
         return Invocations({}, None) if tokens is None else _nowhere(waiting, tokens)
+    _require_in_order(model, waiting, said)
     past: int | Tensor = 0 if cache is None else _length(cache)
     starts = given
     if starts is None:
@@ -137,6 +139,16 @@ def _start(
     places = torch.arange(hits.shape[1], device=ids.device)
     last = torch.where(hits, places, -1).amax(1)
     return torch.where(last < 0, never, past + last)
+
+
+def _require_in_order(model: Any, waiting: Mapping[str, Tokens], said: Mapping[str, Any]) -> None:
+    """Raise LoraFxError if an adapted output head gets some tokens of its own choice."""
+    chosen = isinstance(said.get("logits_to_keep"), Tensor)
+    head = model.get_output_embeddings() if chosen else None
+    if isinstance(head, Site) and any(waiting.get(name) for name in head.lora_arithmetic):
+        message = "the adapted output head would not know which tokens `logits_to_keep` chooses"
+        help = "give a number: that many of the last tokens"
+        raise LoraFxError((Diagnostic("not-invocable", message, help=help),))
 
 
 def _nowhere(waiting: Mapping[str, Tokens], tokens: Tensor) -> Invocations:
