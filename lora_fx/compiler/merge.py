@@ -41,4 +41,4 @@ def merge(
     for adapter in there.values():
         bind_weights(tree, adapter, given[adapter.name])
     make_root(tree, plan, combine_statements(tree, spec, there))
-    return write_merges(tree, spec, mapped.shards, report)  # type: ignore[arg-type]
+    return write_merges(tree, spec, mapped, report)  # type: ignore[arg-type]

@@ -46,6 +46,25 @@ def test_deleted(kind: str) -> None:
 
 
 @KIND
+def test_training_leaves_the_base_as_it_is(kind: str) -> None:
+    """Bit for bit, though each step moves the output."""
+    base = Varied().eval().requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    model = compiled(KINDS[kind], None, base)
+    start = output(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(3):
+        step(model)
+        optimizer.step()
+    assert relative(output(model), start) > 1e-3
+    assert base.state_dict().keys() == before.keys()
+    for name, tensor in base.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    with model.disable_adapter():
+        assert torch.equal(output(model), output(base))
+
+
+@KIND
 def test_a_deep_copy_is_private(kind: str) -> None:
     model = eager(kind)
     before = step(model)

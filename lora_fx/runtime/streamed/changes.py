@@ -1,40 +1,59 @@
 """What one adapter makes of each tensor of a checkpoint."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters import storage, token_rows
-from lora_fx.adapters.sites.site import Site
 from lora_fx.adapters.weights import copies
 from lora_fx.adapters.weights.merged import changed_by
 from lora_fx.diagnostics import Diagnostic, LoraFxError
-from lora_fx.runtime.merging import program as merge_program
+from lora_fx.runtime.streamed.part_merged import can_add_to_part, with_delta
 from lora_fx.runtime.streamed.shards import Stored
+from lora_fx.runtime.streamed.stored_names import Part
 
 Change = Callable[[Tensor], Tensor]
+
+_IN_MEMORY = "load the model, compile the spec, and save what `merge_and_unload` returns"
 
 
 @dataclass(frozen=True)
 class _Changed:
-    """What an adapter does to one tensor of a module: its own version, its delta, its rows."""
+    """What an adapter does to one tensor of a module: its own version, its delta, its rows.
+
+    With a `part`, what it does to that part of the tensor.
+    """
 
     module: nn.Module
     name: str
     adapter: str
+    part: Part | None = None
 
     def __call__(self, values: Tensor) -> Tensor:
         module, name, dtype = self.module, self.name, values.dtype
         if copies.has(module, self.adapter) and name in copies.tensors(module, self.adapter):
-            values = copies.tensors(module, self.adapter)[name].detach().to(dtype)
+            own = copies.tensors(module, self.adapter)[name].detach().contiguous()
+            values = (own if self.part is None else self.part.of(own)).to(dtype)
         site = storage.site_of(module, name)
         if site is not None and name in changed_by(site, self.adapter):
-            values = _with_delta(site, name, self.adapter, values)
+            values = with_delta(site, name, self.adapter, values, self.part)
         for rows in token_rows.rows_of(module, self.adapter) if name == "weight" else ():
             values = values.index_copy(0, rows.tokens, rows.weight.detach().to(dtype))
         return values
+
+    def of_part(self, part: Part) -> "_Changed | None":
+        """Return the change of a part, or None if what is done there needs all of the tensor."""
+        if part.whole:
+            return self
+        if self.name == "weight" and token_rows.rows_of(self.module, self.adapter):
+            return None
+        site = storage.site_of(self.module, self.name)
+        if site is not None and self.name in changed_by(site, self.adapter):
+            possible = self.name == "bias" or can_add_to_part(site, self.adapter, part)
+            return replace(self, part=part) if possible else None
+        return replace(self, part=part)
 
     def identity(self) -> tuple[int, ...]:
         """Return what is equal for modules that share the tensor and all that changes it."""
@@ -47,12 +66,12 @@ class _Changed:
         return id(copies.base_tensor(module, name)), id(own), id(branch), id(rows)
 
 
-def changes_of(model: nn.Module, adapter: str) -> dict[str, Change]:
+def changes_of(model: nn.Module, adapter: str) -> dict[str, _Changed]:
     """Return what an adapter of a model makes of the base's tensors, by their names in it.
 
     Modules that share a weight, and what changes it, are changed as the first of them.
     """
-    found: dict[str, Change] = {}
+    found: dict[str, _Changed] = {}
     seen: set[tuple[int, ...]] = set()
     for fqn, module in storage.base_modules(model, itself=True).items():
         sites = storage.sites_at(module).values()
@@ -67,34 +86,41 @@ def changes_of(model: nn.Module, adapter: str) -> dict[str, Change]:
     return found
 
 
-def require_there(changes: Mapping[str, Change], stored: Mapping[str, Stored]) -> None:
-    """Raise LoraFxError if a tensor to be changed is not in the checkpoint, or is packed."""
+def in_checkpoint(
+    changes: Mapping[str, _Changed], parts: Mapping[str, Part], stored: Mapping[str, Stored]
+) -> dict[str, Change]:
+    """Return the changes of a checkpoint's tensors, by the names that these have in it.
+
+    Raises LoraFxError if a tensor to be changed is not there, or not all of it, or is packed.
+    """
+    found: dict[str, Change] = {}
     faults = []
-    for name, change in changes.items():
-        assert isinstance(change, _Changed)
-        shape = getattr(copies.base_tensor(change.module, change.name), "shape", None)
-        if name not in stored:
-            message = f"the checkpoint has no tensor `{name}`"
-            help = "save the model with transformers, which writes tensors under these names"
-            faults.append(Diagnostic("cannot-merge", message, help=help))
-        elif stored[name].floating is None:
-            message = f"the checkpoint stores `{name}` in {stored[name].dtype}"
-            help = "merge into the checkpoint in 16 or 32 bits that it was made from"
-            faults.append(Diagnostic("cannot-merge", message, help=help))
-        elif stored[name].shape != shape:
-            message = (
-                f"`{name}` is {stored[name].shape} in the checkpoint, not {tuple(shape or ())}"
-            )
-            faults.append(Diagnostic("cannot-merge", message))
+    for fqn, change in changes.items():
+        tensor = copies.base_tensor(change.module, change.name)
+        there = {name: part for name, part in parts.items() if part.fqn == fqn}
+        numbers = sum(torch.Size(part.shape).numel() for part in there.values())
+        if tensor is None or not there or numbers < tensor.numel():
+            message = f"the checkpoint has no tensor `{fqn}`"
+            faults.append(Diagnostic("cannot-merge", message, help=_IN_MEMORY))
+            continue
+        faults += [fault for name, part in there.items() for fault in _faults(name, part, stored)]
+        for name, part in there.items():
+            of_part = change.of_part(part)
+            if of_part is None:
+                message = f"the checkpoint stores `{fqn}` in pieces, as `{name}`"
+                faults.append(Diagnostic("cannot-merge", message, help=_IN_MEMORY))
+                break
+            found[name] = of_part
     if faults:
         raise LoraFxError(faults)
+    return found
 
 
-@torch.no_grad()
-def _with_delta(site: Site, name: str, adapter: str, values: Tensor) -> Tensor:
-    if name == "bias":
-        bias, scaling = site.lora_branches[adapter].B.bias, site.lora_arithmetic[adapter].scaling
-        assert bias is not None
-        wide = torch.promote_types(values.dtype, bias.dtype)
-        return (values.to(wide) + scaling * bias.to(wide)).to(values.dtype)
-    return merge_program.run(site, (adapter,), values)[name]
+def _faults(name: str, part: Part, stored: Mapping[str, Stored]) -> Iterator[Diagnostic]:
+    if stored[name].floating is None:
+        message = f"the checkpoint stores `{name}` in {stored[name].dtype}"
+        help = "merge into the checkpoint in 16 or 32 bits that it was made from"
+        yield Diagnostic("cannot-merge", message, help=help)
+    elif stored[name].shape != part.shape:
+        message = f"`{name}` is {stored[name].shape} in the checkpoint, not {part.shape}"
+        yield Diagnostic("cannot-merge", message)

@@ -10,7 +10,8 @@ from lora_fx.adapters.peft.keys import adapter_tensors
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.methods.adapters import AdapterMethods, write_adapter
 from lora_fx.runtime.progress import Report
-from lora_fx.runtime.streamed.changes import changes_of, require_there
+from lora_fx.runtime.streamed.changes import changes_of, in_checkpoint
+from lora_fx.runtime.streamed.mapped_model import MappedModel
 from lora_fx.runtime.streamed.shards import Shard
 from lora_fx.runtime.streamed.staging import staged
 from lora_fx.runtime.streamed.stream import stream
@@ -45,18 +46,21 @@ def require_saves(spec: Spec, force: bool) -> None:
 
 
 def write_merges(
-    model: AdapterMethods, spec: Spec, shards: Sequence[Shard], report: Report
+    model: AdapterMethods, spec: Spec, mapped: MappedModel, report: Report
 ) -> list[Path]:
     """Write every merge of a spec that says so; return the folders.
 
     An adapter is a PEFT folder. Of what goes into the base the checkpoint is streamed. Each folder
     appears when it is whole. Raises LoraFxError.
     """
+    shards = mapped.shards
     stored = {name: one for shard in shards for name, one in shard.tensors.items()}
     saved = [merge for merge in spec.merges if merge.save]
-    changes = {merge.name: changes_of(model, merge.name) for merge in saved if merge.into_base}
-    for one in changes.values():
-        require_there(one, stored)
+    changes = {
+        merge.name: in_checkpoint(changes_of(model, merge.name), mapped.parts, stored)
+        for merge in saved
+        if merge.into_base
+    }
     for merge in saved:
         folder = Path(str(merge.save))
         try:
