@@ -88,8 +88,8 @@ def expand(
 ) -> Tensor:
     """Add one branch to the base output: `y + c ((s h) Bᵀ + s b)`, h (*, r), B (out, r).
 
-    -> (*, out). The share c (S, 1, …) or (S, T, 1) is 1 if there is none. Of a convolution h (*, r, …),
-    B (out, r / groups, 1…) -> (*, out, …).
+    -> (*, out). The share c (S, 1, …) or (S, T, 1) is 1 if there is none. Of a
+    convolution h (*, r, …), B (out, r / groups, 1…) -> (*, out, …).
     """
     dtype = compute_dtype(compute, h.dtype)
     with _arithmetic(h, compute):

@@ -9,7 +9,7 @@
         where h and B have places (*, r, …), conv2d stands for the second linear
         of a share c (S, 1, …)          →  the same with h * c; if b is added, with the product * c
     share(samples, column, rest, n)   →  select(samples, 1, column), or 1 less it, as (S, 1, …)
-    invoked(invoked, column, x)       →  arange(T, 0, -1) <= select(invoked, 1, column), as (S, T, 1)
+    invoked(invoked, column, x)       →  arange(T, 0, -1) <= select(invoked, 1, column): (S, T, 1)
     stack_shrink(x, A, offsets, c)    →  matmul(x.to(d), A.to(d)ᵀ), or as `graph/grouped.py` says
     stack_expand(y, h, B, …)          →  as expand, likewise
     block_diagonal(weight, n)         →  block_diag(*chunk(weight, n))

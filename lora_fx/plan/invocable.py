@@ -1,4 +1,4 @@
-"""Refuse adapters that wait for tokens of their own where nobody can tell which tokens these are."""
+"""Refuse adapters that wait for tokens of their own where nobody can tell which these are."""
 
 import inspect
 from collections.abc import Iterable, Iterator
@@ -34,7 +34,9 @@ def _of_model(model: nn.Module, site: SitePlan) -> Iterator[Diagnostic]:
     if _IDS not in inspect.signature(model.forward).parameters:
         yield _fault(site, f"`{name}` takes no `{_IDS}`, in which `alora` looks for its tokens")
     elif getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        message = f"`{name}` has tokens of an encoder and of a decoder, and `alora` is for a decoder"
+        message = (
+            f"`{name}` has tokens of an encoder and of a decoder, and `alora` is for a decoder"
+        )
         yield _fault(site, message)
 
 

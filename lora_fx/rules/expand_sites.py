@@ -45,7 +45,7 @@ from torch.fx import Graph, Node
 
 from lora_fx.graph import ops
 from lora_fx.graph.convolution import Window
-from lora_fx.graph.structure import Structure
+from lora_fx.graph.structure import Branch, Structure
 from lora_fx.rewrite.convolved import convolved
 from lora_fx.rewrite.metadata import EXAMPLE, call
 from lora_fx.rewrite.rule import Match, Miss
@@ -97,13 +97,7 @@ def _layer(graph: Graph, node: Node, structure: Structure) -> Node:
             h = call(graph, ops.convolve, drawn, A, dropout, branch.compute, str(window))
         else:
             h = call(graph, ops.shrink, drawn, A, dropout, branch.compute)
-        share = []
-        if branch.column is not None:
-            dims = h.meta[EXAMPLE].ndim
-            share = [call(graph, ops.share, samples, branch.column, branch.rest, dims)]
-        if branch.invoked is not None:
-            acts = call(graph, ops.invoked, invoked, branch.invoked, x)
-            share = [call(graph, torch.mul, *share, acts) if share else acts]
+        share = _share(graph, branch, h.meta[EXAMPLE].ndim, x, samples, invoked)
         factors = h, B, scalings, i, branch.compute, bias
         before, value = value, call(graph, ops.expand, value, *_without_none(*factors, *share))
         if m is not None:
@@ -119,6 +113,19 @@ def _layer(graph: Graph, node: Node, structure: Structure) -> Node:
             gained = *own_values, *([] if base_bias else [None]), *share
             value = call(graph, ops.magnitude, value, u, *_without_none(*gained))
     return value  # type: ignore[return-value]
+
+
+def _share(
+    graph: Graph, branch: Branch, dims: int, x: object, samples: object, invoked: object
+) -> list[Node]:
+    """Return what the branch has of each sample, or of each token; nothing if it has all."""
+    share = []
+    if branch.column is not None:
+        share = [call(graph, ops.share, samples, branch.column, branch.rest, dims)]
+    if branch.invoked is not None:
+        acts = call(graph, ops.invoked, invoked, branch.invoked, x)
+        share = [call(graph, torch.mul, *share, acts) if share else acts]
+    return share
 
 
 def _stack(graph: Graph, node: Node, structure: Structure) -> Node:

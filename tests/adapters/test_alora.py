@@ -120,7 +120,9 @@ def test_before_the_invocation_all_is_the_base_s(backend: str | None) -> None:
         base = model(input_ids=ids, output_hidden_states=True, use_cache=True)
     pairs = list(zip(got.hidden_states, base.hidden_states, strict=True))
     for ours, theirs in zip(got.past_key_values.layers, base.past_key_values.layers, strict=True):
-        pairs += [(getattr(one, k).transpose(1, 2) for one in (ours, theirs)) for k in ("keys", "values")]
+        pairs += [
+            (getattr(one, k).transpose(1, 2) for one in (ours, theirs)) for k in ("keys", "values")
+        ]
     for one, other in pairs:
         for row, start in enumerate(PLACES):
             if backend == "inductor":  # which computes the rest of another graph in another order
@@ -195,7 +197,9 @@ def test_the_last_logits_alone() -> None:
         assert relative(kept, whole[:, -count:]) < 1e-6
     with pytest.raises(LoraFxError, match="which tokens `logits_to_keep` chooses"):
         model(input_ids=samples(), logits_to_keep=torch.tensor([2, 5]))
-    assert invoked("target q_proj")(input_ids=samples(), logits_to_keep=torch.tensor([2])) is not None
+    assert (
+        invoked("target q_proj")(input_ids=samples(), logits_to_keep=torch.tensor([2])) is not None
+    )
 
 
 def structure(bias: bool = False) -> str:
@@ -278,7 +282,9 @@ def t5() -> nn.Module:
 )
 def test_models_without_tokens_of_samples_are_refused(build: Any, said: str) -> None:
     with pytest.raises(LoraFxError, match=said):
-        lora_fx.compile(build(), f"lora 1 adapter a {{ rank = 1 {WAITING} target linear }}", backend=None)
+        lora_fx.compile(
+            build(), f"lora 1 adapter a {{ rank = 1 {WAITING} target linear }}", backend=None
+        )
 
 
 def test_a_part_that_gets_no_tokens_is_refused() -> None:

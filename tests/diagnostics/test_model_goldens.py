@@ -231,6 +231,9 @@ CASES: dict[str, Callable[[], object]] = {
     "not-capturable": lambda: run_odd(Branching(), "up"),
     "site-never-called": lambda: run_odd(Reading(), "up, proj"),
     "unsupported-use": lambda: run_odd(Blending(), 'parameter "experts"'),
+    "not-invocable": lambda: lora_fx.compile(
+        opt(), "lora 1 adapter x { variant = alora(tokens = [3, 4]) target linear }"
+    ),
     "not-supported-yet": lambda: lora_fx.compile(llama(2, attention_bias=True), NOT_YET),
     "peft-cannot-say": lambda: lora_fx.parse(UNSAID).to_peft(),
     "peft-no-targets": lambda: lora_fx.from_peft({"target_modules": ["nothing"]}, llama(2)),

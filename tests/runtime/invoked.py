@@ -57,7 +57,10 @@ def adapted(
     name: str = "default",
     times: float = 1.0,
 ) -> Iterator[None]:
-    """Let plain modules add 5/3 B A x, so many times, to all tokens from a start on, row by row, without a cache."""
+    """Let plain modules add 5/3 B A x, so many times, to all tokens from a start on, row by row.
+
+    There must be no cache.
+    """
     live = live_tensors(model, name)
 
     def add(fqn: str, module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
