@@ -161,6 +161,7 @@ def arithmetic(planned: SitePlan) -> Arithmetic:
         blocks_of(planned) if planned.variant.name == "bdlora" else (1, 1),
         Compression(*compression_of(planned)) if planned.variant.name == "velora" else None,
         drawn_of(planned) if planned.variant.name == "monteclora" else (0, 0.0),
+        planned.variant.name == "alora",
     )
 
 

@@ -85,6 +85,9 @@ def _obstacles_at(
         yield f"its rank at `{name}` is {new.rank}, and there is room for {room}"
     if new.variant.name == there.variant.name == "monteclora" and new.tensors != there.tensors:
         yield f"its `monteclora` at `{name}` has another rank, or draws another number of samples"
+    if "alora" in (new.variant.name, there.variant.name) and new.variant != there.variant:
+        yield f"one of both waits for its invocation at `{name}`, and the other not for that one"
+        return
     if _blocks(new) != _blocks(there) and new.rank <= room:
         yield f"its factors at `{name}` have other blocks"
     known = (*_PRODUCTS, there.variant.name)

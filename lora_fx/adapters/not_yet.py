@@ -9,7 +9,7 @@ from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.spec import RouteSpec, Spec
 
-_VARIANTS = ("lora", "dora", "bdlora", "velora", "kasa", "monteclora")
+_VARIANTS = ("lora", "dora", "alora", "bdlora", "velora", "kasa", "monteclora")
 _INITS = (
     *("default", "gaussian", "random", "orthogonal", "mica"),
     *("pissa", "olora", "loftq", "corda", "lora_ga", "eva"),

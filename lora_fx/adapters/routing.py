@@ -1,4 +1,4 @@
-"""Which adapters each sample of the running call gets."""
+"""Which adapters each sample of the running call gets, and from which of its tokens on."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
+from torch.utils._pytree import tree_leaves
 
 from lora_fx.adapters.weights import copies
 from lora_fx.diagnostics import Diagnostic, LoraFxError
@@ -21,11 +22,14 @@ class Routing:
     """One for all the modules of a model; `shares` is None where all samples get the same.
 
     `shares` (S, adapters), float32, are the parts that each adapter has in each sample. While there
-    are any, `versioned` modules have the base's tensors in force.
+    are any, `versioned` modules have the base's tensors in force. `invoked` (S, adapters), int64,
+    is on how many of the last tokens of each sample an adapter acts that acts from its invocation
+    on; without shares its columns are the active adapters. It is None if there is none such.
     """
 
     def __init__(self) -> None:
         self.shares: Tensor | None = None
+        self.invoked: Tensor | None = None
         self.versioned: tuple[nn.Module, ...] = ()
         self._aside: list[tuple[nn.Module, dict[str, Tensor]]] = []
         self._running: list[int] = []  # the thread of each call
@@ -36,27 +40,30 @@ class Routing:
         return bool(self._running)
 
     @contextmanager
-    def of(self, shares: Tensor | None) -> Iterator[None]:
+    def of(self, shares: Tensor | None, invoked: Tensor | None = None) -> Iterator[None]:
         """Route a call; whatever happens in it, afterwards everything is as it was.
 
-        Raises LoraFxError beside a call in another thread, if either is of a mixed batch.
+        Raises LoraFxError beside a call in another thread, if either is of a mixed batch, or of
+        adapters that wait for their invocation.
         """
         thread = get_ident()
         with _COUNTING:
             beside = any(other != thread for other in self._running)
-            if beside and (shares is not None or self.shares is not None):
-                message = "a mixed batch runs beside another call of this model, in another thread"
+            own = shares, invoked, self.shares, self.invoked
+            if beside and any(tensor is not None for tensor in own):
+                what = "a mixed batch" if (shares, self.shares) != (None, None) else "an aLoRA"
+                message = f"{what} runs beside another call of this model, in another thread"
                 help = "let one wait for the other, or give each thread its own copy of the model"
                 raise LoraFxError((Diagnostic("bad-routing", message, help=help),))
             if not self._running:  # a backward pass that failed may have left its own
-                self._set(None)
+                self._set(None, None)
             self._running.append(thread)
-        before = self.shares
+        before = self.shares, self.invoked
         try:
-            self._set(shares)
+            self._set(shares, invoked)
             yield
         finally:
-            self._set(before)
+            self._set(*before)
             self._running.remove(thread)
 
     @property
@@ -64,26 +71,35 @@ class Routing:
         """The shares of the call that is running, None between calls."""
         return self.shares if self._running else None
 
-    def in_backward(self, shares: Tensor) -> None:
-        """Route what the backward pass that is running computes again, until it ends.
+    def again(self, result: Any) -> None:
+        """Route what a backward pass through a result computes again as the call that runs is.
 
         What checkpoints by itself calls parts of the model then, after the call has ended.
         """
-        if not self._running and self.shares is not shares:
-            self._set(shares)
-            Variable._execution_engine.queue_callback(self._forget)
+        shares, invoked = self.shares, self.invoked
+        if shares is None and invoked is None:
+            return
+
+        def begins(_: Tensor) -> None:
+            if not self._running and (self.shares is not shares or self.invoked is not invoked):
+                self._set(shares, invoked)
+                Variable._execution_engine.queue_callback(self._forget)
+
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                tensor.register_hook(begins)
 
     def _forget(self) -> None:
         if not self._running:
-            self._set(None)
+            self._set(None, None)
 
     def settle(self) -> None:
         """Let the base's tensors be in force again, if others have been put there meanwhile."""
         if self.shares is not None:
             self._put_base()
 
-    def _set(self, shares: Tensor | None) -> None:
-        before, self.shares = self.shares, shares
+    def _set(self, shares: Tensor | None, invoked: Tensor | None) -> None:
+        before, self.shares, self.invoked = self.shares, shares, invoked
         if before is None and shares is not None:
             self._put_base()
         elif before is not None and shares is None:
@@ -121,10 +137,10 @@ def checkpoint_routed(
     """Call `checkpoint(function, …)`; what it computes again is routed as it was the first time."""
     if torch.compiler.is_compiling():  # the graph holds both
         return checkpoint(function, *args, **kwargs)
-    shares = routing.shares
+    shares, invoked = routing.shares, routing.invoked
 
     def routed(*args: Any, **kwargs: Any) -> Any:
-        with routing.of(shares):
+        with routing.of(shares, invoked):
             return function(*args, **kwargs)
 
     return checkpoint(routed, *args, **kwargs)

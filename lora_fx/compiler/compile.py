@@ -16,6 +16,7 @@ from lora_fx.adapters.weights.clone import clone
 from lora_fx.compiler.bind import Given, bind_adapters, weights_of
 from lora_fx.compiler.pipeline import Backend, Pipeline
 from lora_fx.compiler.quantise import quantise_tree
+from lora_fx.plan.invocable import require_invocable
 from lora_fx.plan.merge_sources import require_weights
 from lora_fx.plan.plan import Plan, plan_sites
 from lora_fx.plan.replication import replicate_layers
@@ -75,6 +76,7 @@ def compiled_tree(
     if spec.route is not None:
         require_separable(tree, plan)
         require_sample_rows(plan, _routed(tree, plan))
+    require_invocable(tree, plan, plan.sites)
     values = (given or weights_of)(tree.requires_grad_(False), plan)
     plan, start = starts(tree, plan, values, calibration, report)
     adapters = bind_adapters(tree, plan, values, start)

@@ -1,8 +1,9 @@
 """The `lora_fx::` operators; `references.py` and `site_references.py` say what they compute.
 
-    site(y, x, params, scalings, structure, base, samples)
+    site(y, x, params, scalings, structure, base, samples, invoked)
                                                        y + sum_i s_i * (B_i A_i drop_i(x) + b_i)
     share(samples, column, rest, dims)                 of each sample, to multiply (S, …)
+    invoked(invoked, column, x)                        of each token, 0 or 1, to multiply (S, T, …)
     shrink(x, A, dropout, compute)                     drop(x) Aᵀ
     compressed_shrink(x, A, v, groups, scale, dropout, compute)    shrink; dA is VeLoRA's
     convolve(x, A, dropout, compute, window)           drop(x) * A, as the layer convolves
@@ -36,7 +37,9 @@ m, norms: (out,)
 In a mixed batch `samples` (S, adapters), float32, are the shares that adapters have in each sample:
 dimension 0 of x and y is then S, and a branch's share c in a sample multiplies all it adds there.
 Without them c is 1. `columns` are where those of adapters with tensors of their own stand, see
-`graph/own_tensors.py`.
+`graph/own_tensors.py`. Of a branch that acts from its invocation on (aLoRA, arXiv 2504.12397), c is
+also 0 for all tokens but the last of each sample, as many as `invoked` (S, adapters), int64, says;
+x is then (S, T, in).
 Where `merge` and `delta` are given W as (in, out), B A is transposed. Of a convolution, all have
 places behind their features: x (*, in, …), A (r, in, k…), B (out, r / groups, 1…), y (*, out, …).
 Of a stack, x, y, A and B have one more dimension in front, or, with `offsets` (E,), the rows of x
@@ -59,9 +62,10 @@ from lora_fx.graph import references, sample_references, site_references
 _library = torch.library.Library("lora_fx", "DEF")
 _library.define(
     "site(Tensor y, Tensor x, Tensor[] params, Tensor scalings, str structure, "
-    "Tensor[] base, Tensor? samples=None) -> Tensor"
+    "Tensor[] base, Tensor? samples=None, Tensor? invoked=None) -> Tensor"
 )
 _library.define("share(Tensor samples, int column, bool rest, int dims) -> Tensor")
+_library.define("invoked(Tensor invoked, int column, Tensor x) -> Tensor")
 _library.define("shrink(Tensor x, Tensor A, float dropout, str compute) -> Tensor")
 _library.define(
     "compressed_shrink(Tensor x, Tensor A, Tensor v, int groups, float scale, float dropout, "
@@ -128,7 +132,8 @@ _library.define("delta(Tensor W, Tensor A, Tensor B, Tensor? scaling, bool trans
 
 for _of, _names in {
     references: (
-        *("shrink", "compressed_shrink", "convolve", "lookup", "share", "expand"),
+        *("shrink", "compressed_shrink", "convolve", "lookup", "share", "invoked"),
+        "expand",
         *("stack_shrink", "stack_expand", "block_diagonal", "diagonal", "perturb"),
         *("norms", "packed_norms", "magnitude", "replace_rows", "replace_columns", "delta"),
         *("mix", "shift", "mix_rows", "mix_columns"),
@@ -145,6 +150,7 @@ compressed_shrink = torch.ops.lora_fx.compressed_shrink.default
 convolve = torch.ops.lora_fx.convolve.default
 lookup = torch.ops.lora_fx.lookup.default
 share = torch.ops.lora_fx.share.default
+invoked = torch.ops.lora_fx.invoked.default
 expand = torch.ops.lora_fx.expand.default
 choose = torch.ops.lora_fx.choose.default
 sample_scalings = torch.ops.lora_fx.sample_scalings.default

@@ -73,6 +73,16 @@ def share(samples: Tensor, column: int, rest: bool, dims: int) -> Tensor:
     return share.reshape(-1, *[1] * (dims - 1))
 
 
+def invoked(invoked: Tensor, column: int, x: Tensor) -> Tensor:
+    """Return 1 for the last tokens of each sample, as many as a column says, else 0: (S, T, 1).
+
+    `invoked` (S, adapters), integers that may be below 0 or above T; x (S, T, in).
+    """
+    to_the_end = torch.arange(x.shape[1], 0, -1, device=x.device)
+    acts = to_the_end <= invoked.select(1, column).unsqueeze(1)
+    return acts.unsqueeze(-1).to(torch.float32)
+
+
 def expand(
     y: Tensor,
     h: Tensor,
@@ -85,8 +95,8 @@ def expand(
 ) -> Tensor:
     """Add one branch to the base output: `y + c ((s h) Bᵀ + s b)`, h (*, r), B (out, r).
 
-    -> (*, out). The share c (S, 1, …) is 1 if there is none. Of a convolution h (*, r, …),
-    B (out, r / groups, 1…) -> (*, out, …).
+    -> (*, out). The share c (S, 1, …) or (S, T, 1) is 1 if there is none. Of a
+    convolution h (*, r, …), B (out, r / groups, 1…) -> (*, out, …).
     """
     dtype = compute_dtype(compute, h.dtype)
     with arithmetic(h, compute):

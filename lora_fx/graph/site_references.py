@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import references
 from lora_fx.graph.convolution import by_channel, convolution
 from lora_fx.graph.own_tensors import require_samples
@@ -20,17 +21,21 @@ def site(
     structure: str,
     base: Sequence[Tensor],
     samples: Tensor | None = None,
+    invoked: Tensor | None = None,
 ) -> Tensor:
     """Add every branch of a site to its base output `y`; `params` is A₀, B₀, A₁, B₁, ….
 
-    Raises LoraFxError if dimension 0 of the input cannot be that of the samples.
+    Raises LoraFxError if dimension 0 of the input cannot be that of the samples, or if a branch
+    waits for an invocation that nobody has looked for, or cannot know the tokens of a sample.
     """
     if samples is not None:
         require_samples(x.shape[0], samples.shape[0])
     parsed = Structure.parse(structure)
     if parsed.is_stack:
         return _stack(y, x, params, scalings, parsed, base)
-    return _layer(y, x, params, scalings, parsed, base, samples)
+    if any(branch.invoked is not None for branch in parsed.branches):
+        _require_tokens(x, invoked)
+    return _layer(y, x, params, scalings, parsed, base, samples, invoked)
 
 
 def _stack(
@@ -57,6 +62,7 @@ def _layer(
     parsed: Structure,
     base: Sequence[Tensor],
     samples: Tensor | None,
+    invoked: Tensor | None,
 ) -> Tensor:
     of_base, window = y, parsed.window
     places = 0 if window is None else window.dimensions
@@ -81,6 +87,9 @@ def _layer(
         share = None
         if samples is not None and branch.column is not None:
             share = references.share(samples, branch.column, branch.rest, h.ndim)
+        if invoked is not None and branch.invoked is not None:
+            acts = references.invoked(invoked, branch.invoked, x)
+            share = acts if share is None else share * acts
         alone = y is of_base and not branch.dropout and share is None
         y = references.expand(y, h, B, scalings, i, branch.compute, bias, share)
         if m is not None:
@@ -107,6 +116,19 @@ def _applied(x: Tensor, weight: list[Tensor], parsed: Structure) -> Tensor:
     if parsed.window is not None:
         return convolution(x, weight[0], parsed.window)
     return F.linear(x, weight[0])
+
+
+def _require_tokens(x: Tensor, invoked: Tensor | None) -> None:
+    """Raise LoraFxError unless x is (S, T, in), and it is known where S samples are invoked."""
+    if invoked is None:
+        message = "an adapter waits for its invocation, and this call has not looked for it"
+        help = "call the compiled model itself: it looks for the tokens in its `input_ids`"
+        raise LoraFxError((Diagnostic("not-invocable", message, help=help),))
+    if x.ndim != 3 or x.shape[0] != invoked.shape[0]:
+        message = "an adapter acts from its invocation on, and gets rows that are no tokens of it"
+        note = f"its input is {tuple(x.shape)}, and there are {invoked.shape[0]} samples"
+        help = "adapt modules that get (samples, tokens, features)"
+        raise LoraFxError((Diagnostic("rows-not-samples", message, notes=(note,), help=help),))
 
 
 def merge(W: Tensor, params: list[Tensor], scalings: Tensor, structure: str) -> Tensor:

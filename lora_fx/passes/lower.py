@@ -9,6 +9,7 @@
         where h and B have places (*, r, …), conv2d stands for the second linear
         of a share c (S, 1, …)          →  the same with h * c; if b is added, with the product * c
     share(samples, column, rest, n)   →  select(samples, 1, column), or 1 less it, as (S, 1, …)
+    invoked(invoked, column, x)       →  arange(T, 0, -1) <= select(invoked, 1, column): (S, T, 1)
     stack_shrink(x, A, offsets, c)    →  matmul(x.to(d), A.to(d)ᵀ), or as `graph/grouped.py` says
     stack_expand(y, h, B, …)          →  as expand, likewise
     choose, sample_…                  →  as `passes/lower_samples.py` says
@@ -41,7 +42,7 @@ from lora_fx.passes import lower_samples
 from lora_fx.passes.casts import arithmetic, cast
 from lora_fx.rewrite.convolved import convolved, pointwise_mapped
 from lora_fx.rewrite.driver import apply
-from lora_fx.rewrite.metadata import EXAMPLE, call, dtype
+from lora_fx.rewrite.metadata import EXAMPLE, call, dtype, fake_mode
 from lora_fx.rewrite.rule import Match, Miss
 
 
@@ -177,6 +178,17 @@ def _share(graph: Graph, node: Node) -> Node:
     return call(graph, "reshape", share, -1, *[1] * (dims - 1))  # type: ignore[operator]
 
 
+def _invoked(graph: Graph, node: Node) -> Node:
+    invoked, column, x = node.args
+    example = x.meta[EXAMPLE]  # type: ignore[union-attr]
+    tokens = call(graph, "size", x, 1)
+    with fake_mode((example,)):
+        to_the_end = call(graph, torch.arange, tokens, 0, -1, device=example.device)
+    counts = call(graph, "unsqueeze", call(graph, torch.select, invoked, 1, column), 1)
+    acts = call(graph, "unsqueeze", call(graph, torch.le, to_the_end, counts), -1)
+    return call(graph, "to", acts, torch.float32)
+
+
 def _block_diagonal(graph: Graph, node: Node) -> Node:
     weight, blocks = node.args
     chunks = call(graph, torch.chunk, weight, blocks)
@@ -254,6 +266,7 @@ _LOWERED = (
     (ops.expand, _expand),
     (ops.share, _share),
     *lower_samples.LOWERED,
+    (ops.invoked, _invoked),
     (ops.stack_shrink, _stack_shrink),
     (ops.stack_expand, _stack_expand),
     (ops.block_diagonal, _block_diagonal),

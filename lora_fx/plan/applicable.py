@@ -73,7 +73,7 @@ def _combined(site: SitePlan) -> Iterator[tuple[str, str, str]]:
     if init not in _PLAIN_INITS and site.layer.groups > 1:
         message = f"a convolution with groups has no init `{init}`"
         yield "init", message, f"{site.layer.groups} groups"
-    if site.lora_bias and variant != "lora":
+    if site.lora_bias and variant not in ("lora", "alora"):
         yield "lora_bias", f"`lora_bias` and variant `{variant}` do not go together", "both set"
     if variant == "dora" and site.tie and site.layer.kind == "embedding":
         message = "variant `dora` and `tie` do not go together at an embedding"

@@ -3,7 +3,7 @@
 Names and shapes are those of PEFT's files. `velora` keeps a buffer, which is no parameter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lora_fx.plan.sites import SitePlan
 from lora_fx.spec.expressions import Value, Word
@@ -64,6 +64,16 @@ def drawn_of(site: SitePlan) -> tuple[int, float]:
     assert isinstance(samples, int)
     assert isinstance(scale, int | float)
     return samples, float(scale)
+
+
+def invocation_of(sites: Iterable[SitePlan]) -> tuple[int, ...] | None:
+    """Return the tokens that an adapter with these sites waits for; None if it does not."""
+    for site in sites:
+        if site.variant.name == "alora":
+            tokens = site.variant.argument("tokens")
+            assert isinstance(tokens, tuple)
+            return tokens  # type: ignore[return-value]
+    return None
 
 
 def named_blocks(site: SitePlan) -> tuple[bool, bool, int]:

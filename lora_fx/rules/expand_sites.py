@@ -25,6 +25,12 @@ In a mixed batch each sample has a share in the branch, by which what the branch
     after    %c = lora_fx.share(%samples, 0, False, 3)               (S, 1, 1)
              %z = lora_fx.expand(%y, %h, %B, %scalings, 0, "activation", None, %c)
 
+A branch that acts from its invocation on (aLoRA) has a share in each token, 0 or 1, by which that
+of its sample, if there is one, is multiplied:
+
+    after    %c = lora_fx.invoked(%invoked, 0, %x)                   (S, T, 1)
+             %z = lora_fx.expand(%y, %h, %B, %scalings, 0, "activation", None, %c)
+
 Factors that consist of blocks become whole matrices first: `lora_fx.block_diagonal(%A, 2)`. A
 diagonal d between B and A scales the columns of B: `lora_fx.diagonal(%B, %d)`. MonteCLoRA draws
 its A first: `lora_fx.perturb(%A, %std, %prior, 0.0001)`.
@@ -43,7 +49,7 @@ from torch.fx import Graph, Node
 from lora_fx.graph import ops
 from lora_fx.graph.convolution import Window
 from lora_fx.graph.packed import packed_linear
-from lora_fx.graph.structure import Structure
+from lora_fx.graph.structure import Branch, Structure
 from lora_fx.rewrite.convolved import convolved
 from lora_fx.rewrite.metadata import EXAMPLE, call
 from lora_fx.rewrite.rule import Match, Miss
@@ -67,7 +73,8 @@ class ExpandSites:
 
 
 def _layer(graph: Graph, node: Node, structure: Structure) -> Node:
-    y, x, params, scalings, _, base, *samples = node.args
+    y, x, params, scalings, _, base, *shared = node.args
+    samples, invoked = (*shared, None, None)[:2]
     value, window = y, structure.window
     dealt = structure.params(params)  # type: ignore[arg-type]
     flat = {}
@@ -95,10 +102,7 @@ def _layer(graph: Graph, node: Node, structure: Structure) -> Node:
             h = call(graph, ops.convolve, drawn, A, dropout, branch.compute, str(window))
         else:
             h = call(graph, ops.shrink, drawn, A, dropout, branch.compute)
-        share = []
-        if branch.column is not None:
-            dims = h.meta[EXAMPLE].ndim
-            share = [call(graph, ops.share, samples[0], branch.column, branch.rest, dims)]
+        share = _share(graph, branch, h.meta[EXAMPLE].ndim, x, samples, invoked)
         factors = h, B, scalings, i, branch.compute, bias
         before, value = value, call(graph, ops.expand, value, *_without_none(*factors, *share))
         if m is not None:
@@ -113,6 +117,19 @@ def _layer(graph: Graph, node: Node, structure: Structure) -> Node:
             gained = *own_values, *([] if base_bias else [None]), *share
             value = call(graph, ops.magnitude, value, u, *_without_none(*gained))
     return value  # type: ignore[return-value]
+
+
+def _share(
+    graph: Graph, branch: Branch, dims: int, x: object, samples: object, invoked: object
+) -> list[Node]:
+    """Return what the branch has of each sample, or of each token; nothing if it has all."""
+    share = []
+    if branch.column is not None:
+        share = [call(graph, ops.share, samples, branch.column, branch.rest, dims)]
+    if branch.invoked is not None:
+        acts = call(graph, ops.invoked, invoked, branch.invoked, x)
+        share = [call(graph, torch.mul, *share, acts) if share else acts]
+    return share
 
 
 def _stack(graph: Graph, node: Node, structure: Structure) -> Node:

@@ -16,6 +16,7 @@ from lora_fx.runtime.facade import HuggingFace
 from lora_fx.runtime.methods.slots import SlotMethods
 from lora_fx.runtime.routing.call import INDICES, argument_of, run_routed
 from lora_fx.runtime.routing.generating import Generating
+from lora_fx.runtime.routing.invocation import STARTS
 from lora_fx.runtime.routing.routes import DEFAULT
 from lora_fx.runtime.units.unit import Compiled
 
@@ -33,7 +34,7 @@ def make_root(tree: nn.Module, plan: Plan, adapters: Mapping[str, AdapterPlan]) 
     facade = Plain
     if isinstance(tree, PreTrainedModel):
         facade = Generating if tree.can_generate() else HuggingFace
-    specialise(tree, facade, keywords=(argument_of(plan.spec.route), INDICES))
+    specialise(tree, facade, keywords=(argument_of(plan.spec.route), INDICES, STARTS))
     tree.lora_fx_plan = plan  # type: ignore[assignment]
     tree.lora_fx_routing = Routing()  # type: ignore[assignment]
     tree.lora_fx_adapters = dict(adapters)  # type: ignore[assignment]

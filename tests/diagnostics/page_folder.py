@@ -110,5 +110,5 @@ _ADAPTERS: dict[str, Callable[[str], None]] = {
     "replicated": _saved(f"{SPEC} layers {{ replicate 0..3, 1..4 }}"),
     "changed-config": _retargeted,
     "cut-off": _cut_off,
-    "invoked": _configured(alora_invocation_tokens=[3, 4]),
+    "compressed": _configured(velora_config={"num_groups": 4}, init_lora_weights="pissa"),
 }

@@ -62,22 +62,15 @@ adapter two { target v_proj train "model.norm" }
 """
 
 NOT_YET = """lora 1
-layers { drop 1 }
 adapter default {
   rank = 2
-  bias = lora_only
   target linear
-  target embed_tokens
-  target q_proj, k_proj { init = pissa(iterations = 4) }
-  target v_proj { variant = alora(tokens = [3]) }
-  train "model.norm"
-  tokens [7]
+  target q_proj, k_proj { init = pissa(iterations = 4)  variant = velora }
 }
-route { default -> default }
-optimizer { lr = 1e-4 }
-compile {
-  layout = augmented
-  entry train { batch = 2  sequence = 128 }
+adapter other {
+  rank = 2
+  target linear { variant = bdlora(blocks = 2, strict = false) }
+  target down_proj { variant = lora }
 }
 """
 
@@ -234,7 +227,10 @@ CASES: dict[str, Callable[[], object]] = {
     "not-capturable": lambda: run_odd(Branching(), "up"),
     "site-never-called": lambda: run_odd(Reading(), "up, proj"),
     "unsupported-use": lambda: run_odd(Blending(), 'parameter "experts"'),
-    "not-supported-yet": lambda: lora_fx.compile(llama(2, attention_bias=True), NOT_YET),
+    "not-invocable": lambda: lora_fx.compile(
+        opt(), "lora 1 adapter x { variant = alora(tokens = [3, 4]) target linear }"
+    ),
+    "not-supported-yet": lambda: lora_fx.compile(llama(2), NOT_YET),
     "peft-cannot-say": lambda: lora_fx.parse(UNSAID).to_peft(),
     "peft-no-targets": lambda: lora_fx.from_peft({"target_modules": ["nothing"]}, llama(2)),
     "peft-needs-model": lambda: lora_fx.from_peft({"r": 8}),

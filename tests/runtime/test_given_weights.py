@@ -78,7 +78,8 @@ def test_a_folder_that_does_not_fit(folder: Path, name: str, adapter: str) -> No
 
 def test_faults_of_the_folder_name_the_line(folder: Path) -> None:
     path = folder / "sql" / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"alora_invocation_tokens": [3]}))
+    more = {"velora_config": {"num_groups": 4}, "init_lora_weights": "pissa"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
     with pytest.raises(LoraFxError) as raised:
         compiled(SAME)
     (diagnostic,) = raised.value.diagnostics

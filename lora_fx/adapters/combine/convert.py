@@ -91,6 +91,11 @@ def _faults(plan: AdapterPlan, groups: bool) -> Iterator[Diagnostic]:
         where = numberless(site.name)
         if site.layer.kind not in _KINDS or (site.layer.groups > 1 and not groups):
             yield Diagnostic("cannot-convert", f"`{where}` is no matrix that has one change")
+        if site.variant.name == "alora":
+            message = (
+                f"`{plan.name}` is `alora` at `{where}`, and changes the weight for some tokens"
+            )
+            yield Diagnostic("cannot-convert", message)
         if site.replaces_base:
             message = f"`{plan.name}` has put another weight at `{where}`, and adds to that"
             yield Diagnostic("cannot-convert", message, help="merge it into the base instead")

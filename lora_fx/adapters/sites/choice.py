@@ -12,6 +12,7 @@ from lora_fx.graph.structure import Branch, Structure
 class Added:
     """One branch. In a mixed batch, `column` is that of the adapter's shares.
 
+    `invoked` is that of the tokens on which it acts, of a branch that acts from its invocation on.
     `rest`: it takes part by what that share is less than 1, as what an adapter took out of the
     weight does.
     """
@@ -20,6 +21,7 @@ class Added:
     arithmetic: Arithmetic
     column: int | None = None
     rest: bool = False
+    invoked: int | None = None
 
     @property
     def branch(self) -> Branch:
@@ -36,6 +38,7 @@ class Added:
             *self.arithmetic.drawn,
             self.column,
             self.rest,
+            self.invoked,
         )
 
 
@@ -46,6 +49,11 @@ class Choice:
     added: tuple[Added, ...]
     training: str
     evaluation: str
+
+    @property
+    def waits(self) -> bool:
+        """Whether a branch acts from its invocation on."""
+        return any(one.invoked is not None for one in self.added)
 
 
 def choose(kind: str, added: Sequence[Added], *layer: Any) -> Choice:

@@ -24,7 +24,7 @@ class Arithmetic:
 
     `scaling` is the number that multiplies B A x; `alpha` and `rslora` say where it came from.
     `blocks` are the numbers of blocks on the diagonals of A and B, `drawn` of how many samples
-    MonteCLoRA's noise is in training, and its scale.
+    MonteCLoRA's noise is in training, and its scale. `invoked`: it acts from its invocation on.
     """
 
     alpha: float
@@ -35,6 +35,7 @@ class Arithmetic:
     blocks: tuple[int, int] = (1, 1)
     compression: Compression | None = None
     drawn: tuple[int, float] = (0, 0.0)
+    invoked: bool = False
 
     def times(self, factor: float) -> "Arithmetic":
         """Return the same with another scaling."""

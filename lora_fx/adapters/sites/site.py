@@ -35,7 +35,8 @@ class Site(_Base):
     has changed the weight.
 
     In a mixed batch each sample, along dimension 0, has its own shares of the adapters, which
-    multiply what they add.
+    multiply what they add. Of an input (S, T, in), an adapter that acts from its invocation on
+    (aLoRA, arXiv 2504.12397) adds nothing to the tokens before it.
     """
 
     lora_kind: str
@@ -89,8 +90,12 @@ class Site(_Base):
         params = [t for one in choice.added for t in one.factors.tensors(self.training, rows)]
         key = choice.training if self.training else choice.evaluation
         base = self._base(rows) if any(one.factors.magnitude for one in choice.added) else []
-        samples = () if shares is None else (shares.to(input.device),)
-        return ops.site(output, input, params, scalings, key, base, *samples)
+        shared = () if shares is None else (shares.to(input.device),)
+        if choice.waits:
+            invoked = None if self.lora_routing is None else self.lora_routing.invoked
+            there = None if invoked is None else invoked.to(input.device)
+            shared = *(shared or (None,)), there
+        return ops.site(output, input, params, scalings, key, base, *shared)
 
     @property
     def takes_part(self) -> bool:
@@ -140,12 +145,19 @@ class Site(_Base):
     def activate(self, adapters: tuple[str, ...], in_weights: tuple[str, ...] = ()) -> None:
         """Let these adapters, of those present here, take part in the forward, in this order.
 
-        Those that are merged `in_weights` are in the weight that is here.
+        Those that are merged `in_weights` are in the weight that is here. The place of one that
+        acts from its invocation on is its column in `Routing.invoked`.
         """
         self.lora_in_weights = in_weights
         self.lora_active = tuple(name for name in adapters if name in self.lora_arithmetic)
         branches = self.branches_with(adapters)
-        self.lora_choice = self._choose([Added(*branch) for branch in branches])
+        waiting = {
+            self.lora_branches[name]: column
+            for column, name in enumerate(adapters)
+            if name in self.lora_arithmetic and self.lora_arithmetic[name].invoked
+        }
+        added = [Added(*branch, invoked=waiting.get(branch[0])) for branch in branches]
+        self.lora_choice = self._choose(added)
         self.lora_followed = tuple(
             (factors.direction, kept.groups, kept.init == "batch_average_once")
             for factors, arithmetic in branches
@@ -162,9 +174,14 @@ class Site(_Base):
         """
         c, change = self.lora_multiplier, self.lora_change
         added = [
-            Added(self.lora_branches[name], self.lora_arithmetic[name].times(c), column)
+            Added(
+                self.lora_branches[name],
+                arithmetic.times(c),
+                column,
+                invoked=column if arithmetic.invoked else None,
+            )
             for column, name in enumerate(adapters)
-            if name in self.lora_arithmetic
+            if (arithmetic := self.lora_arithmetic.get(name)) is not None
         ]
         if change is not None and change.adapter not in adapters:
             added.insert(0, Added(change.factors, change.arithmetic))

@@ -15,6 +15,7 @@ from lora_fx.plan.offloaded import offload_hook
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.stacks import find_stacks, place_of
 
+_WHY = {"alora": "acts on some tokens of a sample, and a weight on all"}
 _Sharing = Mapping[int, Sequence[tuple[str, nn.Module, str]]]
 
 
@@ -40,8 +41,8 @@ def require_variants(plans: Iterable[AdapterPlan], known: Container[str]) -> Non
     faults = [
         Diagnostic(
             "cannot-merge",
-            f"`{plan.name}` is `{site.variant.name}` at `{numberless(site.name)}`, which cannot be "
-            "merged yet",
+            f"`{plan.name}` is `{site.variant.name}` at `{numberless(site.name)}`, which "
+            + _WHY.get(site.variant.name, "cannot be merged yet"),
             help="leave it unmerged",
         )
         for plan in plans

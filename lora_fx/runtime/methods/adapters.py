@@ -19,10 +19,12 @@ from lora_fx.adapters.routing import Routing
 from lora_fx.adapters.undo import undone_on_error
 from lora_fx.adapters.weights import own_outputs
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.invocable import require_invocable
 from lora_fx.plan.lora_fa import lora_fa_faults, with_frozen_A
 from lora_fx.plan.memory import count_elements
 from lora_fx.plan.offloaded import distinct_parameters
 from lora_fx.plan.rules import AdapterPlan
+from lora_fx.plan.variants import invocation_of
 from lora_fx.runtime.auxiliary_loss import auxiliary_loss
 from lora_fx.runtime.methods.checks import AdapterChecks, check_name
 from lora_fx.runtime.routing.routes import Routes, routes_of
@@ -46,6 +48,7 @@ class AdapterMethods(AdapterChecks):
     lora_fx_sited: tuple[str, ...]  # the adapted modules
     lora_fx_rows_known: tuple[str, ...]  # those of which it is known that their rows are samples
     lora_fx_default: int | None
+    lora_fx_invocations: dict[str, tuple[int, ...]]  # of those that wait for tokens of their own
     lora_fx_present: set[str] | None
 
     def active_adapters(self) -> list[str]:
@@ -109,6 +112,7 @@ class AdapterMethods(AdapterChecks):
         self._require_rank(loaded.plan)
         with undone_on_error(self, live_tensors(self, adapter_name).values()):
             if adapter_name not in self.lora_fx_adapters:
+                require_invocable(self, self.lora_fx_plan, loaded.plan.sites)
                 plan = self._planned(loaded.plan.with_trainable(is_trainable))
                 bind(self, plan, without_values)
                 self.lora_fx_adapters = {**self.lora_fx_adapters, adapter_name: plan}
@@ -222,6 +226,9 @@ class AdapterMethods(AdapterChecks):
 
     def _route(self) -> None:
         """Let every site know the columns of the adapters that there are."""
+        plans = self.lora_fx_adapters.values()
+        found = {plan.name: invocation_of(plan.sites) for plan in plans}
+        self.lora_fx_invocations = {name: tokens for name, tokens in found.items() if tokens}
         self.lora_fx_routes = routes_of(self._columns(), self.lora_fx_plan.spec.route)
         sites = dict(storage.sites(self))
         self.lora_fx_sited = tuple(sites)

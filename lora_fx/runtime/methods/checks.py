@@ -9,6 +9,7 @@ from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.slots import is_slot
+from lora_fx.plan.variants import invocation_of
 
 if TYPE_CHECKING:
     _Base = nn.Module
@@ -64,6 +65,10 @@ class AdapterChecks(_Base):
         present = self.lora_fx_adapters[adapter]
         if expected_shapes(present, self) != expected_shapes(new, self):
             message = f"adapter `{adapter}` is there with other modules or ranks"
+            help = f'call `delete_adapter("{adapter}")` first, or load under another name'
+            raise LoraFxError((Diagnostic("adapter-exists", message, None, help=help),))
+        if invocation_of(present.sites) != invocation_of(new.sites):
+            message = f"adapter `{adapter}` is there and waits for other tokens, or for none"
             help = f'call `delete_adapter("{adapter}")` first, or load under another name'
             raise LoraFxError((Diagnostic("adapter-exists", message, None, help=help),))
 

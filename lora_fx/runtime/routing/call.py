@@ -7,6 +7,7 @@ call in training brings on one.
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from lora_fx.adapters.routable import unroutable
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.sample_rows import require_sample_rows
+from lora_fx.runtime.routing.invocation import in_call
 from lora_fx.runtime.routing.present import note_present
 from lora_fx.runtime.units.uncalled import run_watched
 from lora_fx.spec.spec import RouteSpec
@@ -54,9 +56,22 @@ def run_routed(
         return run_watched(model, forward, args, kwargs), None
     call = route_call(model, args, kwargs)
     routing = model.lora_fx_routing
-    with routing.of(routing.shares_around if call.rows is None else call.shares):
+    shares = routing.shares_around if call.rows is None else call.shares
+    there = partial(adapters_in, model, call)
+    invocations = in_call(model, shares is not None, there, forward, args, kwargs)
+    with routing.of(shares, invocations.invoked):
         result = run_watched(model, forward, args, kwargs)
+        if torch.is_grad_enabled():
+            routing.again(result)
+    invocations.note(result)
     return result, _noted(model, call, result) if torch.is_grad_enabled() else None
+
+
+def adapters_in(model: Any, call: "Routed") -> set[str]:
+    """Return the adapters that some sample of a call has; rows on a device are waited for."""
+    if call.shares is not None and call.rows is not None:
+        return model.lora_fx_routes.present(call.rows.tolist())
+    return set(model.lora_fx_adapters if call.rows is None else ())
 
 
 def _noted(model: Any, call: "Routed", result: Any) -> Collection[str] | None:
@@ -64,7 +79,7 @@ def _noted(model: Any, call: "Routed", result: Any) -> Collection[str] | None:
     route = model.lora_fx_plan.spec.route
     if call.shares is not None and call.rows is not None:
         present = model.lora_fx_routes.present(call.rows.tolist())
-        note_present(model, result, present, call.shares)
+        note_present(model, result, present)
         return present
     if route and route.train and model.lora_fx_enabled:
         note_present(model, result, set(model.lora_fx_active))

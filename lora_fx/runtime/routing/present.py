@@ -19,11 +19,10 @@ _installed: list[Any] = []
 _models: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
-def note_present(model: Any, result: Any, adapters: set[str], shares: Tensor | None = None) -> None:
+def note_present(model: Any, result: Any, adapters: set[str]) -> None:
     """Note, once a backward pass through a result begins, that samples of these adapters were.
 
-    What the pass computes again is routed by `shares`. Forgotten are adapters of earlier passes
-    whose gradients have been cleared since.
+    Forgotten are adapters of earlier passes whose gradients have been cleared since.
     """
     _before_every_step()
     _models.add(model)
@@ -35,8 +34,6 @@ def note_present(model: Any, result: Any, adapters: set[str], shares: Tensor | N
         model = seen()
         if model is not None:
             model.lora_fx_present = (model.lora_fx_present or set()) | adapters
-            if shares is not None:
-                model.lora_fx_routing.in_backward(shares)
 
     for tensor in tree_leaves(result):
         if isinstance(tensor, Tensor) and tensor.requires_grad:

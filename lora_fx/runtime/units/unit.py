@@ -138,11 +138,15 @@ def _forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if _SHARES in kwargs:
         kwargs = dict(kwargs)
         module.lora_routing.shares = kwargs.pop(_SHARES)  # type: ignore[union-attr]
+    if _INVOKED in kwargs:
+        kwargs = dict(kwargs)
+        module.lora_routing.invoked = kwargs.pop(_INVOKED)  # type: ignore[union-attr]
     compare(module.lora_fx_windows, args, kwargs)  # type: ignore[arg-type]
     return super(Compiled, module).forward(*args, **kwargs)  # type: ignore[misc]
 
 
 _SHARES = "lora_fx_shares"
+_INVOKED = "lora_fx_invoked"
 _OUTER = (
     "lora_fx has compiled this model itself: leave out the torch.compile around it "
     "(`torch.compile(model)`, `torch_compile=True` of Trainer)"
@@ -174,8 +178,11 @@ def _enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if module.lora_fx_index is not None:
         args, kwargs, views = with_views(args, kwargs, module.lora_fx_index)
         kwargs.pop("num_items_in_batch", None)  # Trainer's, for the loss; layers ignore it
-    if module.lora_routing is not None and module.lora_routing.shares is not None:
-        kwargs = {**kwargs, _SHARES: module.lora_routing.shares}  # an input of the graph
+    routing = module.lora_routing
+    if routing is not None and routing.shares is not None:
+        kwargs = {**kwargs, _SHARES: routing.shares}  # an input of the graph
+    if routing is not None and routing.invoked is not None:
+        kwargs = {**kwargs, _INVOKED: routing.invoked}
     if inner_outputs_wanted(module.lora_fx_index is None, kwargs):
         result = _forward(module, args, kwargs)
     else:

@@ -71,7 +71,7 @@ CASES = {
     "bias": config(bias="all", lora_bias=True),
     "beyond-the-rows": config(trainable_token_indices=[3, 1000]),
     "pissa": config(init_lora_weights="pissa_niter_16"),
-    "alora": config(alora_invocation_tokens=[3, 4]),
+    "compressed": config(velora_config={"num_groups": 4}, init_lora_weights="pissa"),
     "other-method": config(peft_type="IA3"),
     "several-settings": config(use_dora=True, lora_bias=True, target_parameters=["w"]),
     "wrong-types": config(r="8", lora_alpha=None, rank_pattern={"(": 2}, lora_dropout=1.5),
