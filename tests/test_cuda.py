@@ -68,7 +68,7 @@ def test_large_batches_are_as_precise_as_the_marked_model(
 
     for name in ("PLAIN", "AUGMENTED"):
         monkeypatch.setattr(pipeline, name, tuple(map(counted, getattr(pipeline, name))))
-    base = llama(2, hidden_size=512, intermediate_size=1024).bfloat16()
+    base = llama(2, hidden_size=1024, intermediate_size=2048).bfloat16()
     text = spec().replace("unit", f"layout = {layout}  unit")
     model = lora_fx.compile(base, text).cuda()
     marked = lora_fx.compile(base, text, backend=None).cuda()

@@ -13,8 +13,8 @@ from triton.language.extra import libdevice
 
 from lora_fx.kernels.elementwise import Line, parse
 
-_ROWS, _COLUMNS, _WARPS = 16, 256, 8  # of a tile
-_ROWS_FLOAT32 = 64  # where P and Q are float32: each tile reads its part of Q anew
+_TILE = 16, 256, 8  # rows, columns and warps
+_TILE_FLOAT32 = 64, 128, 4  # where P and Q are float32, which each tile reads anew
 _SPELLED = {
     "add": "{} + {}",
     "sub": "{} - {}",
@@ -50,11 +50,11 @@ def launch(
     (m, n), r = inputs[0].shape, P.shape[1]
     given = [x if x.stride(1) == 1 else x.contiguous() for x in inputs]
     tensors = [each for x in (*given, *outputs) for each in (x, x.stride(0))]
-    rows = _ROWS_FLOAT32 if P.dtype.itemsize > 2 else _ROWS
-    grid = (triton.cdiv(n, _COLUMNS), triton.cdiv(m, rows))
+    rows, columns, warps = _TILE_FLOAT32 if P.dtype.itemsize > 2 else _TILE
+    grid = (triton.cdiv(n, columns), triton.cdiv(m, rows))
     _kernel(program, len(inputs))[grid](
         *tensors, P, Q, m, n, r, *P.stride(), *Q.stride(),
-        ROWS=rows, COLUMNS=_COLUMNS, RANK=max(16, triton.next_power_of_2(r)), num_warps=_WARPS,
+        ROWS=rows, COLUMNS=columns, RANK=max(16, triton.next_power_of_2(r)), num_warps=warps,
     )  # fmt: skip
 
 

@@ -245,7 +245,8 @@ def _lowered(
     module = rewrite(_finished(graph, _merge(graph, structure, nodes)), "fused")
     if on_gpu:
         merge_in_one_kernel(module)
-    return rewrite(module, "lowered")
+    lower(module)
+    return module
 
 
 def _placeholder(graph: Graph, name: str, shape: torch.Size, dtype: torch.dtype) -> Node:
