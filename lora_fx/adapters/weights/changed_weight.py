@@ -155,12 +155,16 @@ def rebase_by_name(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def restore(site: Site) -> None:
+def restore(site: Site, dtype: torch.dtype | None = None) -> None:
     """Put back what the adapter that changed the weight took out of it; to rounding.
 
-    A weight in 4 or 8 bits is rounded to these again.
+    A weight in 4 or 8 bits is rounded to these again; with a `dtype` given it is one of that dtype.
     """
-    if packing_of(site) is not None:
+    if packing_of(site) is not None and dtype is not None:
+        from lora_fx.adapters.weights.dequantise import make_plain  # imports bitsandbytes
+
+        make_plain(site, {"weight": original(site).to(dtype)})
+    elif packing_of(site) is not None:
         from lora_fx.adapters.weights.quantise import pack_again  # imports bitsandbytes
 
         pack_again(site, original(site))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import rebase
 from lora_fx.adapters.sites import magnitudes
-from lora_fx.plan.packed import packing_of
+from lora_fx.plan.packed import packing_of, unpacked
 from lora_fx.plan.quantization import QuantizedModule
 from lora_fx.plan.rules import AdapterPlan
 
@@ -62,6 +62,13 @@ def pack_again(module: Any, weight: Tensor) -> None:
     assert packing is not None
     nested, storage = bool(packing.nested), module.weight.dtype
     _put(module, _pack(weight.to(packing.dtype), packing.method, nested, storage))
+
+
+def packed_values(weight: Tensor, planned: QuantizedModule) -> Tensor:
+    """Return the values (out, in) that a weight has once it is packed, in the dtype of these."""
+    module = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+    _become(module, planned, _packed(weight, planned))
+    return unpacked(module)
 
 
 def _packed(weight: Tensor, planned: QuantizedModule) -> Any:
