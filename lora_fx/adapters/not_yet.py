@@ -74,8 +74,6 @@ def _of_site(site: SitePlan) -> Iterator[tuple[str, Span | None, str]]:
     elif site.variant.name == "velora" and site.changes_base:
         what = f"variant `velora` with init `{site.init.name}`"
         yield what, _set(site, "variant"), where
-    if site.offload:
-        yield "`offload`", _set(site, "offload"), where
 
 
 def _set(site: SitePlan, attribute: str) -> Span:

@@ -13,6 +13,7 @@ from bitsandbytes.functional import int8_vectorwise_quant, quantize_4bit
 from bitsandbytes.nn.modules import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from torch import Tensor, nn
 
+from lora_fx.adapters.accelerator import start_device
 from lora_fx.adapters.dynamic_class import rebase
 from lora_fx.adapters.sites import magnitudes
 from lora_fx.plan.packed import packing_of, unpacked
@@ -49,7 +50,9 @@ def quantise(
     for adapter in started:
         for site in adapter.sites:
             if site.variant.name == "dora" and site.fqn in todo:
-                magnitudes.begin(tree.get_submodule(site.fqn), adapter.name)  # type: ignore[arg-type]
+                module = tree.get_submodule(site.fqn)
+                device = start_device(site, module.weight.device)
+                magnitudes.begin(module, adapter.name, device)
 
 
 def _is_shared(tree: nn.Module, weight: Tensor) -> bool:
