@@ -7,17 +7,19 @@ from typing import Any
 import bitsandbytes as bnb
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
 import lora_fx
+import lora_fx.compiler.compile as compile_module
 from lora_fx.adapters.dynamic_class import base_of
 from lora_fx.plan.packed import packing_of
 from tests.adapters.kinds import scatter
 from tests.dense import relative
 from tests.quantised import fp4, int8, nf4
 from tests.runtime.test_merge import assert_plain, logits
-from tests.tiny import llama
+from tests.tiny import assert_equal, llama, step, tokens
 
 PACKED: dict[str, Callable[[nn.Module], nn.Module]] = {
     "nf4": nf4,
@@ -282,3 +284,57 @@ def test_a_checkpoint_is_not_streamed_into_what_is_packed(tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
     lora_fx.merge(f"lora 1 {spec}", tmp_path / "base")
     assert (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_it_is_what_peft_merges_into_what_transformers_dequantises(
+    bits: int, tmp_path: Path
+) -> None:
+    base().save_pretrained(tmp_path / "base")
+    config = BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
+    given = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=config)
+    model = adapted(given.eval(), "rank = 3 alpha = 5 init = random target linear except lm_head")
+    model.save_adapters(tmp_path)
+    plain = model.merge_and_unload(dequantize=True)
+    theirs = PeftModel.from_pretrained(given.dequantize(), tmp_path / "one").merge_and_unload()
+    wanted = dict(theirs.named_parameters())
+    assert dict(plain.named_parameters()).keys() == wanted.keys()
+    for name, parameter in plain.named_parameters():
+        assert torch.allclose(parameter, wanted[name].to(parameter), 1e-5, 1e-6), name
+    assert relative(logits(plain), logits(theirs.float().eval())) < 1e-5
+    assert relative(logits(base()), logits(plain)) > 1e-2
+
+
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+def test_the_given_tree_is_as_before_if_what_comes_later_fails(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = PACKED[method](base())
+    adapted(given).save_adapters(tmp_path)
+    want, site = logits(given), given.model.layers[0].self_attn.q_proj
+    before = type(site), list(vars(site)), list(site._load_state_dict_pre_hooks)
+    seen = []
+
+    def fail(*_: object) -> None:
+        seen.append(base_of(type(site)))
+        raise RuntimeError("later")
+
+    monkeypatch.setattr(compile_module, "make_root", fail)
+    spec = f'lora 1 adapter one {{ weights = "{tmp_path / "one"}" }} {INTO % "one"}'
+    with pytest.raises(RuntimeError, match="later"):
+        lora_fx.compile(given, spec, backend=None, inplace=True)
+    assert seen == [nn.Linear]
+    assert (type(site), list(vars(site)), list(site._load_state_dict_pre_hooks)) == before
+    assert torch.equal(logits(given), want)
+
+
+def test_what_is_trained_on_the_merged_base_under_inductor(tmp_path: Path) -> None:
+    given = nf4(base())
+    adapted(given).save_adapters(tmp_path)
+    spec = f"""lora 1 adapter one {{ weights = "{tmp_path / "one"}" }} {INTO % "one"}
+    adapter new {{ rank = 2 init = random target q_proj, down_proj }}"""
+    marked, compiled = (lora_fx.compile(given, spec, backend=b) for b in (None, "inductor"))
+    want = step(marked, tokens())
+    assert_equal(step(compiled, tokens()), want)
+    assert relative(step(adapted(given, SITES, "new"), tokens())["loss"], want["loss"]) > 1e-3
