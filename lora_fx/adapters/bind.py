@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.adapters import storage, token_rows
+from lora_fx.adapters.accelerator import start_device
 from lora_fx.adapters.init import generator_of
 from lora_fx.adapters.init.direction import start_direction
 from lora_fx.adapters.reachable import require_reachable
@@ -73,6 +74,7 @@ def _bind_site(module: nn.Module, planned: SitePlan, start: Mapping[str, Tensor]
     if planned.parameter is not None:
         show_parameters(module)
     device, dtype = storage.base_device(site), getattr(torch, planned.dtype)
+    computed_on = start_device(planned, device)
     tensors = {name: start[name].to(device, dtype) for name in planned.tensors if name in start}
     begins = storage.MAGNITUDE in planned.tensors.keys() - tensors.keys()
     if begins:
@@ -89,11 +91,11 @@ def _bind_site(module: nn.Module, planned: SitePlan, start: Mapping[str, Tensor]
     how = arithmetic(planned), planned.trainable, planned.frozen
     storage.insert(site, planned.adapter, tensors, *how)
     if planned.variant.name == "kasa":
-        truncate(site, planned.adapter)
+        truncate(site, planned.adapter, computed_on)
     elif planned.changes_base:
-        change(site, planned.adapter, start.get("weight"))
+        change(site, planned.adapter, start.get("weight"), device=computed_on)
     if begins:
-        magnitudes.begin(site, planned.adapter)
+        magnitudes.begin(site, planned.adapter, computed_on)
 
 
 def _tie_site(model: nn.Module, planned: SitePlan) -> None:

@@ -7,7 +7,7 @@ from lora_fx.plan.alike import once_each
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
-from lora_fx.spec.spec import RouteSpec, Spec
+from lora_fx.spec.spec import RouteSpec
 
 _VARIANTS = ("lora", "dora", "alora", "bdlora", "velora", "kasa", "monteclora")
 _INITS = (
@@ -18,7 +18,7 @@ _INITS = (
 
 def require_supported(plan: Plan) -> None:
     """Raise LoraFxError with everything in a plan that this version cannot do."""
-    found = [*_of_spec(plan.spec), *(one for site in plan.sites for one in _of_site(site))]
+    found = [one for site in plan.sites for one in _of_site(site)]
     found += [one for adapter in plan.adapters for one in _of_adapter(adapter)]
     if plan.spec.route is not None:
         found += _of_route(plan, plan.spec.route)
@@ -38,12 +38,6 @@ def unsupported_parts(adapter: AdapterPlan) -> list[str]:
         f"{what} is not supported yet" for site in adapter.sites for what, *_ in _of_site(site)
     ]
     return list(dict.fromkeys(found))
-
-
-def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
-    for merge in spec.merges:
-        if merge.dequantize:
-            yield "`dequantize`", merge.span, ""
 
 
 def _of_route(plan: Plan, route: RouteSpec) -> Iterator[tuple[str, Span | None, str]]:
@@ -80,8 +74,6 @@ def _of_site(site: SitePlan) -> Iterator[tuple[str, Span | None, str]]:
     elif site.variant.name == "velora" and site.changes_base:
         what = f"variant `velora` with init `{site.init.name}`"
         yield what, _set(site, "variant"), where
-    if site.offload:
-        yield "`offload`", _set(site, "offload"), where
 
 
 def _set(site: SitePlan, attribute: str) -> Span:

@@ -15,7 +15,7 @@ from lora_fx.adapters.weights.augmented import augment
 from lora_fx.adapters.weights.clone import clone
 from lora_fx.compiler.bind import Given, bind_adapters, weights_of
 from lora_fx.compiler.pipeline import Backend, Pipeline
-from lora_fx.compiler.quantise import quantise_tree
+from lora_fx.compiler.quantise import quantise_merged, quantise_tree
 from lora_fx.plan.invocable import require_invocable
 from lora_fx.plan.merge_sources import require_weights
 from lora_fx.plan.plan import Plan, plan_sites
@@ -79,6 +79,8 @@ def compiled_tree(
     require_invocable(tree, plan, plan.sites)
     values = (given or weights_of)(tree.requires_grad_(False), plan)
     plan, start = starts(tree, plan, values, calibration, report)
+    if any(plan.dequantized.values()):
+        quantise_merged(tree, plan)
     adapters = bind_adapters(tree, plan, values, start)
     if plan.quantized:
         quantise_tree(tree, plan, values, report)

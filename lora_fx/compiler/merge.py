@@ -10,7 +10,7 @@ from lora_fx.runtime.merging.statements import combine_statements
 from lora_fx.runtime.progress import Report, silent
 from lora_fx.runtime.root import make_root
 from lora_fx.runtime.streamed.mapped_model import map_model
-from lora_fx.runtime.streamed.write_merges import require_saves, write_merges
+from lora_fx.runtime.streamed.write_merges import require_saves, require_whole, write_merges
 from lora_fx.spec import parse
 from lora_fx.spec.spec import Spec, SpecLike
 
@@ -36,6 +36,7 @@ def merge(
     mapped = map_model(place_of(model, spec), spec)
     tree = mapped.tree
     plan, _ = plan_tree(tree, spec, None)
+    require_whole(plan)
     given = weights_of(tree, plan)
     there = {a.name: a for a in plan.adapters if a.name in given}
     for adapter in there.values():

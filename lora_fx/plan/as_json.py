@@ -30,6 +30,7 @@ def plan_to_json(plan: "Plan") -> dict[str, Any]:
         "tokens": [_plain(tokens) | {"parameters": tokens.parameters} for tokens in plan.tokens],
         "biases": [_plain(bias) for bias in plan.biases],
         "quantized": [_plain(module) for module in plan.quantized.values()],
+        "dequantized": list(plan.dequantized),
         "selections": [_selection(selection) for selection in plan.selections],
         "layer_map": _plain(plan.layer_map),
         "stacks": dict(plan.stacks),

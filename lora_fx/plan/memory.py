@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lora_fx.graph.room import ROOM
 from lora_fx.plan.offloaded import distinct_parameters
 from lora_fx.plan.optimizer_state import state_bytes
+from lora_fx.plan.packed import packing_of, plain_dtype
 from lora_fx.plan.quantization import QuantizedModule
 from lora_fx.plan.room import weights_with_room
 from lora_fx.plan.rules import AdapterPlan
@@ -45,19 +46,26 @@ def estimate(
     tree: nn.Module,
     adapters: Iterable[AdapterPlan],
     quantized: Mapping[str, QuantizedModule],
+    dequantized: Collection[str],
     optimizer: OptimizerSpec | None,
     augmented: bool = False,
 ) -> Memory:
     """Return the bytes that training needs beside its activations.
 
     With `augmented`, adapted weights are held a second time, with room beside them; those that an
-    init changes are so in any case.
+    init changes are so in any case. Those that are `dequantized` are held as they are then.
     """
     sizes = {id(tensor): tensor.nbytes for tensor in _tensors(tree)}
     for fqn, module in quantized.items():
-        weight = tree.get_submodule(fqn).weight
-        if getattr(weight, "quant_state", None) is None:
-            sizes[id(weight)] = module.bytes
+        whole = tree.get_submodule(fqn).weight
+        if getattr(whole, "quant_state", None) is None:
+            sizes[id(whole)] = module.bytes
+    for module in (tree.get_submodule(fqn) for fqn in dequantized):
+        weight: Any = module.weight
+        if packing_of(module) is not None:
+            sizes |= dict.fromkeys((id(scales) for scales in scales_of(weight)), 0)
+            width = (plain_dtype(tree) or torch.float32).itemsize
+            sizes[id(weight)] = count_elements(weight) * width
     adapters = list(adapters)
     added = _with_room(tree, adapters, quantized) if augmented else 0
     trained = []

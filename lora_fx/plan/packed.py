@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_fx.graph.packing import Packing
+from lora_fx.plan.modules import outside_adapters
 
 
 def packing_of(module: nn.Module) -> Packing | None:
@@ -41,6 +42,15 @@ def unpacked(module: nn.Module) -> Tensor:
     packing = packing_of(module)
     assert packing is not None
     return packing.values(packed_tensors(module))
+
+
+def plain_dtype(model: nn.Module) -> torch.dtype | None:
+    """Return the dtype that a model's weights are in where they are not packed, None if nowhere."""
+    for _, module in outside_adapters(model):
+        for parameter in () if packing_of(module) else module.parameters(recurse=False):
+            if parameter.is_floating_point() and parameter.itemsize > 1:
+                return parameter.dtype
+    return None
 
 
 def scales_of_rows(module: Any) -> Tensor:

@@ -12,6 +12,7 @@ from lora_fx.plan.base_merges import base_merge_faults
 from lora_fx.plan.blueprint import Blueprint, blueprint_of
 from lora_fx.plan.changed_weights import changed_weight_faults
 from lora_fx.plan.checks import failed_checks
+from lora_fx.plan.dequantized import Dequantized, dequantized_faults, dequantized_modules
 from lora_fx.plan.explain import Part, explain
 from lora_fx.plan.lock_differences import lock_differences
 from lora_fx.plan.lora_fa import lora_fa_faults, with_frozen_A
@@ -42,8 +43,9 @@ class Plan:
 
     `adapters` one by one, and of all of them together: `sites` in module order, a module's adapters
     in file order; `trained`, modules of which a copy is trained; `tokens`, rows of embeddings;
-    `biases`, the base's own. `quantized` are modules whose weights are packed, `selections` what
-    each `quantize` statement selects. `stacks` are the numbers of layers in each stack, `modules`
+    `biases`, the base's own. `quantized` are modules whose weights are packed, `dequantized`
+    those that are not any more when merges into the base are done, `selections` what each
+    `quantize` statement selects. `stacks` are the numbers of layers in each stack, `modules`
     the classes of all modules by name, `parameters` the shapes of the base's. `base` counts their
     elements, packed weights as what they stand for. `merged_bytes` is what weights take a second
     time while all adapters are merged into them. `notes` are warnings and notes, `blueprint` is
@@ -57,6 +59,7 @@ class Plan:
     tokens: tuple[TrainedTokens, ...]
     biases: tuple[TrainedBias, ...]
     quantized: Mapping[str, QuantizedModule]
+    dequantized: Dequantized
     layer_map: LayerMap | None
     stacks: Mapping[str, int]
     modules: Mapping[str, str]
@@ -143,7 +146,9 @@ def with_adapters(plan: Plan, adapters: tuple[AdapterPlan, ...], tree: nn.Module
         plan,
         adapters=adapters,
         sites=tuple(sites[key] for key in keys if key in sites),
-        _memory=estimate(tree, adapters, plan.quantized, plan.spec.optimizer, augmented),
+        _memory=estimate(
+            tree, adapters, plan.quantized, plan.dequantized, plan.spec.optimizer, augmented
+        ),
     )
 
 
@@ -165,6 +170,9 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
             adapters.append(with_frozen_A(planned, spec.optimizer))
         except LoraFxError as error:
             diagnostics += error.diagnostics
+    dequantized = dequantized_modules(spec.merges, adapters, quantized, modules)
+    packed = {fqn: module for fqn, module in quantized.items() if fqn not in dequantized}
+    augmented = spec.compile.layout == "augmented"
     order = {name: i for i, name in enumerate((*modules.by_fqn, *modules.parameters))}
     plan = Plan(
         spec,
@@ -173,17 +181,18 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         tuple(module for adapter in adapters for module in adapter.modules),
         tuple(tokens for adapter in adapters for tokens in adapter.tokens),
         tuple(bias for adapter in adapters for bias in adapter.biases),
-        quantized,
+        packed,
+        dequantized,
         layer_map,
         {stack.fqn: len(stack.layers) for stack in modules.stacks},
         {fqn: type(module).__name__ for fqn, module in modules.by_fqn.items()},
         {name: tuple(parameter.shape) for name, parameter in modules.parameters.items()},
         tuple(quantize),
         sum(count_elements(parameter) for parameter in distinct_parameters(tree)),
-        merged_bytes(tree, adapters, quantized),
+        merged_bytes(tree, adapters, packed),
         tuple(d for d in diagnostics if d.severity != "error"),
         blueprint_of(tree),
-        estimate(tree, adapters, quantized, spec.optimizer, spec.compile.layout == "augmented"),
+        estimate(tree, adapters, packed, dequantized, spec.optimizer, augmented),
     )
     diagnostics += _rank_faults(plan) + slot_faults(spec, plan.sites)
     diagnostics += merge_faults(spec.merges, adapters)
@@ -192,6 +201,7 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
     diagnostics += two_way_faults(site for adapter in adapters for site in adapter.sites)
     diagnostics += lora_fa_faults(adapters, spec.optimizer)
     diagnostics += base_merge_faults(spec.merges, adapters, quantized, modules)
+    diagnostics += dequantized_faults(spec.merges, adapters, dequantized, modules)
     if not any(d.severity == "error" for d in diagnostics):
         diagnostics += failed_checks(spec.checks, _totals(plan), modules)
     if any(d.severity == "error" for d in diagnostics):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from lora_fx.adapters import token_rows
 from lora_fx.adapters.dynamic_class import base_of, generalise
@@ -14,6 +15,7 @@ from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.folding import numberless
 from lora_fx.plan.modules import input_embedding, outside_adapters
 from lora_fx.plan.offloaded import hooks_of, offload_hook
+from lora_fx.plan.packed import packing_of
 from lora_fx.runtime.loss import restore_loss
 
 
@@ -52,6 +54,14 @@ def put_for_good(results: Merged) -> None:
             module._parameters[name] = made
 
 
+def unpack_for_good(results: Merged) -> None:
+    """Make those of these modules that are in 4 or 8 bits plain ones with these tensors."""
+    for module in (module for module in results if packing_of(module) is not None):
+        from lora_fx.adapters.weights.dequantise import make_plain  # imports bitsandbytes
+
+        make_plain(module, results[module])
+
+
 def untie(model: nn.Module) -> None:
     """Let the config say so if input and output embeddings no longer share a weight."""
     if not isinstance(model, PreTrainedModel):
@@ -79,5 +89,21 @@ def strip(model: nn.Module) -> None:
         unrouted(module)
         module._non_persistent_buffers_set -= {"lora_scalings", "lora_mixed_scalings"}
         generalise(module)
+        if type(module) is nn.Linear and vars(module).pop("source_cls", None) is Conv1D:
+            _turn_back(module)
     if recomputes and isinstance(model, PreTrainedModel):
         model.gradient_checkpointing_disable()
+
+
+def _turn_back(module: nn.Module) -> None:
+    """Make a plain linear layer the `Conv1D` that transformers packed as a linear one."""
+    weight, bias = module._parameters["weight"], module._parameters["bias"]
+    assert weight is not None
+    made = Conv1D(*weight.shape)
+    made.weight = nn.Parameter(weight.detach().t().contiguous(), requires_grad=False)
+    made.bias.data = made.bias.data.to(weight) if bias is None else bias.detach()
+    for name in ("in_features", "out_features"):
+        del vars(module)[name]
+    module.__class__ = Conv1D
+    vars(module).update({"nf": made.nf, "nx": made.nx})
+    module._parameters.update(made._parameters)

@@ -60,7 +60,7 @@ def test_notes_go_to_stderr(
         ("lora 1 adapter x { target none }", "unmatched-target"),
         ("lora 1 adapter x { target }", "syntax-error"),
         (
-            "lora 1 adapter x { offload = true  target linear }",
+            "lora 1 adapter x { target linear  target q_proj { variant = kasa } }",
             "not-supported-yet",
         ),
     ],

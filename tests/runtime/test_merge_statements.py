@@ -141,7 +141,6 @@ def test_an_artifact_of_merged_adapters(folder: Path) -> None:
     [
         ("merge m { from one + three }", "no adapter `three`"),
         ("merge m { from one + two method = linear(cross_terms = true) }", "one rank"),
-        ("merge m { from one into = base(dequantize = true) }", "`dequantize` cannot"),
         ("merge keys { from one }", "`keys` is a name"),
         ("adapter new { target v_proj } merge m { from new }", "no weights yet"),
     ],

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lora_fx.adapters.accelerator import start_device
 from lora_fx.adapters.weights.changed_weight import original
 from lora_fx.plan.offloaded import device_of
 from lora_fx.plan.sites import SitePlan
@@ -31,9 +32,10 @@ class Place:
 def place_of(
     site: SitePlan, module: nn.Module, generator: torch.Generator, observed: Tensor | None
 ) -> Place:
-    """Return the site as its init sees it; the weight on the device where the module runs."""
+    """Return the site as its init sees it; the weight where the module runs, see `offload` too."""
     base = original(module, site.weight)
-    values = base.to(device_of(module, base), torch.promote_types(base.dtype, torch.float32))
+    device = start_device(site, device_of(module, base))
+    values = base.to(device, torch.promote_types(base.dtype, torch.float32))
     turned = site.layer.kind not in ("linear", "conv", "attention")
     weight = values.T if turned else values.flatten(1)
     observed = weight.new_empty(0) if observed is None else observed

@@ -14,23 +14,27 @@ from lora_fx.adapters.sites.site import Site
 from lora_fx.adapters.weights.changed_weight import change, original
 
 
-def truncate(site: Site, adapter: str) -> None:
-    """Leave the smallest part out of a site's weight, of the rank of an adapter that is there."""
-    change(site, adapter, None, smallest(site, site.lora_branches[adapter].rank))
+def truncate(site: Site, adapter: str, device: torch.device | None = None) -> None:
+    """Leave the smallest part out of a site's weight, of the rank of an adapter that is there.
+
+    Computed on the device, if one is given.
+    """
+    removed = smallest(site, site.lora_branches[adapter].rank, device)
+    change(site, adapter, None, removed, device)
 
 
 @torch.no_grad()
-def smallest(site: Site, rank: int) -> tuple[Tensor, Tensor]:
+def smallest(site: Site, rank: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Return A₀ (r, in) and B₀ (out, r), whose product is the base's weight but for its best part.
 
-    Without values they are zero.
+    Without values they are zero. On the device that is given, else on the weight's.
     """
     if is_without_values(site):
         rows, columns = site.weight.shape
         return torch.zeros(rank, columns), torch.zeros(rows, rank)
     weight = original(site)
     wide = torch.promote_types(weight.dtype, torch.float32)
-    U, S, V = torch.linalg.svd(weight.to(wide), full_matrices=False)
+    U, S, V = torch.linalg.svd(weight.to(device or weight.device, wide), full_matrices=False)
     return V[-rank:].contiguous(), (U[:, -rank:] * S[-rank:]).contiguous()
 
 

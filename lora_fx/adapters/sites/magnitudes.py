@@ -28,11 +28,15 @@ def start(site: Site, factors: Iterable[Tensor], scaling: float) -> Tensor:
 
 
 @torch.no_grad()
-def begin(site: Site, adapter: str) -> None:
-    """Let the magnitudes of an adapter that is here start, on the weight that is here."""
+def begin(site: Site, adapter: str, device: torch.device | None = None) -> None:
+    """Let the magnitudes of an adapter that is here start, on the weight that is here.
+
+    Computed on the device, if one is given.
+    """
     factors, scaling = site.lora_branches[adapter], site.lora_arithmetic[adapter].scaling
     assert factors.magnitude is not None
-    factors.magnitude.weight.copy_(start(site, (factors.A.weight, factors.B.weight), scaling))
+    A, B = (one.weight.to(device or one.weight.device) for one in (factors.A, factors.B))
+    factors.magnitude.weight.copy_(start(site, (A, B), scaling))
 
 
 @torch.no_grad()

@@ -102,11 +102,12 @@ def change(
     adapter: str,
     weight: Tensor | None = None,
     removed: tuple[Tensor, Tensor] | None = None,
+    device: torch.device | None = None,
 ) -> None:
     """Take what an adapter that is here adds out of the base weight.
 
     Or the product of the A₀ and B₀ that are `removed`. `weight`, in the layout of the base's, is
-    put there instead if it is given.
+    put there instead if it is given. Computed on the device, if one is given.
     """
     factors, arithmetic = site.lora_branches[adapter], site.lora_arithmetic[adapter]
     base, arithmetic = fingerprint(site.weight), replace(arithmetic, dropout=0.0)
@@ -116,7 +117,7 @@ def change(
     start = _keep(site, adapter, *(tensor.detach().clone() for tensor in kept))
     how = weight is not None, removed is not None
     site.lora_change = Change(adapter, start, arithmetic, base, *how)
-    _put(site, _plus(site, site.weight, -1) if weight is None else weight.to(site.weight))
+    _put(site, _plus(site, site.weight, -1, device) if weight is None else weight.to(site.weight))
 
 
 @torch.no_grad()
@@ -155,12 +156,16 @@ def rebase_by_name(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def restore(site: Site) -> None:
+def restore(site: Site, dtype: torch.dtype | None = None) -> None:
     """Put back what the adapter that changed the weight took out of it; to rounding.
 
-    A weight in 4 or 8 bits is rounded to these again.
+    A weight in 4 or 8 bits is rounded to these again; with a `dtype` given it is one of that dtype.
     """
-    if packing_of(site) is not None:
+    if packing_of(site) is not None and dtype is not None:
+        from lora_fx.adapters.weights.dequantise import make_plain  # imports bitsandbytes
+
+        make_plain(site, {"weight": original(site).to(dtype)})
+    elif packing_of(site) is not None:
         from lora_fx.adapters.weights.quantise import pack_again  # imports bitsandbytes
 
         pack_again(site, original(site))
@@ -199,15 +204,20 @@ def fingerprint(weight: Tensor) -> str:
     return f"{str(weight.dtype).removeprefix('torch.')} {shape} {sha256(data).hexdigest()}"
 
 
-def _plus(site: Site, weight: Tensor, sign: int) -> Tensor:
-    """Return weight ± s B₀ A₀, computed in float64, in the dtype and layout of `weight`."""
+def _plus(site: Site, weight: Tensor, sign: int, device: torch.device | None = None) -> Tensor:
+    """Return weight ± s B₀ A₀, computed in float64, in the dtype and layout of `weight`.
+
+    It lies where `weight` does; computed there, or on the device that is given.
+    """
     change = site.lora_change
     assert change is not None
     factors = change.factors.A.weight, change.factors.B.weight
-    A, B = (factor.detach().double().flatten(1) for factor in factors)
+    where = device or weight.device
+    A, B = (factor.detach().to(where, torch.float64).flatten(1) for factor in factors)
     delta = sign * change.arithmetic.scaling * (B @ A)
     delta = delta.T if site.lora_turned else delta.view(weight.shape)
-    return (weight.detach().double() + delta).to(weight.dtype)
+    result = (weight.detach().to(where, torch.float64) + delta).to(weight.dtype)
+    return result.to(weight.device)
 
 
 def _keep(site: Site, adapter: str, A: Tensor, B: Tensor) -> Factors:

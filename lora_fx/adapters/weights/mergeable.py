@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.sites.site import Site, is_convolution
@@ -12,6 +12,7 @@ from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.alike import once_each
 from lora_fx.plan.folding import numberless
 from lora_fx.plan.offloaded import offload_hook
+from lora_fx.plan.packed import packing_of
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.stacks import find_stacks, place_of
 
@@ -19,8 +20,11 @@ _WHY = {"alora": "acts on some tokens of a sample, and a weight on all"}
 _Sharing = Mapping[int, Sequence[tuple[str, nn.Module, str]]]
 
 
-def require_mergeable(model: nn.Module, adapters: Sequence[str]) -> None:
-    """Raise LoraFxError naming every reason why these adapters cannot be merged together."""
+def require_mergeable(model: nn.Module, adapters: Sequence[str], dequantize: bool = False) -> None:
+    """Raise LoraFxError naming every reason why these adapters cannot be merged together.
+
+    Weights in 4 or 8 bits are one, unless they are to be dequantised.
+    """
     sharing: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for fqn, module in storage.base_modules(model, itself=True).items():
         for name in module._parameters:
@@ -30,7 +34,10 @@ def require_mergeable(model: nn.Module, adapters: Sequence[str]) -> None:
         fault
         for fqn, site in storage.sites(model)
         if any(adapter in site.lora_branches for adapter in adapters)
-        for fault in (*_faults(fqn, site, adapters), *_shared(model, fqn, site, adapters, sharing))
+        for fault in (
+            *_faults(fqn, site, adapters, dequantize),
+            *_shared(model, fqn, site, adapters, sharing),
+        )
     ]
     if faults:
         raise LoraFxError(once_each(faults))
@@ -76,14 +83,18 @@ def require_separate(model: nn.Module, active: Sequence[str], merged: Sequence[s
                     raise LoraFxError((Diagnostic("adapter-conflict", message, help=help),))
 
 
-def _faults(fqn: str, site: Site, adapters: Sequence[str]) -> Iterator[Diagnostic]:
+def _faults(
+    fqn: str, site: Site, adapters: Sequence[str], dequantize: bool
+) -> Iterator[Diagnostic]:
     name, weight = numberless(fqn), weight_for(site, adapters)
     if offload_hook(site.lora_place[0]) is not None:
         message = f"the weight of `{name}` is offloaded, and a merged one has no place there"
         yield Diagnostic("cannot-merge", message, help="load the model without offloading")
-    elif not weight.is_floating_point() or weight.dtype.itemsize == 1:
+    elif _is_packed(site, weight) and not (dequantize and packing_of(site) is not None):
         message = f"the weight of `{name}` is stored in 4 or 8 bits"
-        help = "save the adapter, and load it over the base in 16 or 32 bits"
+        help = "`merge_and_unload(dequantize=True)` makes it a plain one"
+        if packing_of(site) is None:
+            help = "save the adapter, and load it over the base in 16 or 32 bits"
         yield Diagnostic("cannot-merge", message, help=help)
     groups = _groups(site)
     if groups > 1:
@@ -95,6 +106,11 @@ def _faults(fqn: str, site: Site, adapters: Sequence[str]) -> Iterator[Diagnosti
             message = f"`{name}` has no bias to merge that of `{adapter}` into"
             help = "leave the adapter unmerged, or train one without `lora_bias`"
             yield Diagnostic("cannot-merge", message, help=help)
+
+
+def _is_packed(site: Site, weight: Tensor) -> bool:
+    in_bytes = weight.dtype.itemsize == 1 or not weight.is_floating_point()
+    return in_bytes or packing_of(site) is not None
 
 
 def _groups(module: nn.Module) -> int:

@@ -13,9 +13,10 @@ from bitsandbytes.functional import int8_vectorwise_quant, quantize_4bit
 from bitsandbytes.nn.modules import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from torch import Tensor, nn
 
+from lora_fx.adapters.accelerator import start_device
 from lora_fx.adapters.dynamic_class import rebase
 from lora_fx.adapters.sites import magnitudes
-from lora_fx.plan.packed import packing_of
+from lora_fx.plan.packed import packing_of, unpacked
 from lora_fx.plan.quantization import QuantizedModule
 from lora_fx.plan.rules import AdapterPlan
 
@@ -49,7 +50,9 @@ def quantise(
     for adapter in started:
         for site in adapter.sites:
             if site.variant.name == "dora" and site.fqn in todo:
-                magnitudes.begin(tree.get_submodule(site.fqn), adapter.name)  # type: ignore[arg-type]
+                module = tree.get_submodule(site.fqn)
+                device = start_device(site, module.weight.device)
+                magnitudes.begin(module, adapter.name, device)
 
 
 def _is_shared(tree: nn.Module, weight: Tensor) -> bool:
@@ -62,6 +65,13 @@ def pack_again(module: Any, weight: Tensor) -> None:
     assert packing is not None
     nested, storage = bool(packing.nested), module.weight.dtype
     _put(module, _pack(weight.to(packing.dtype), packing.method, nested, storage))
+
+
+def packed_values(weight: Tensor, planned: QuantizedModule) -> Tensor:
+    """Return the values (out, in) that a weight has once it is packed, in the dtype of these."""
+    module = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+    _become(module, planned, _packed(weight, planned))
+    return unpacked(module)
 
 
 def _packed(weight: Tensor, planned: QuantizedModule) -> Any:

@@ -15,7 +15,8 @@ from lora_fx.adapters.weights.mergeable import require_mergeable
 from lora_fx.plan.merge_sources import base_sources
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.runtime.merging.tensors import merged_tensors, require_finite
-from lora_fx.runtime.unload import put_for_good, untie, with_rows
+from lora_fx.runtime.quantization_config import announce_plain
+from lora_fx.runtime.unload import put_for_good, unpack_for_good, untie, with_rows
 from lora_fx.spec.spec import MergeSpec, Spec
 
 Adapters = Mapping[str, AdapterPlan]
@@ -46,7 +47,7 @@ def combine_statements(tree: nn.Module, spec: Spec, adapters: Adapters) -> dict[
         there[merge.name] = new.plan
     for merge in spec.merges:
         if merge.into_base:
-            require_mergeable(tree, (merge.name,))
+            require_mergeable(tree, (merge.name,), merge.dequantize)
     return there
 
 
@@ -66,9 +67,11 @@ def _into_base(tree: nn.Module, name: str) -> None:
     activate(tree, (name,))
     results = merged_tensors(tree, (name,))
     require_finite(tree, results)
+    unpack_for_good(results)
     put_for_good(results)
     put_for_good(with_rows(tree, (name,)))
     for _, holder in copies.holders(tree):
         copies.replace_base(holder)
     activate(tree, ())
     untie(tree)
+    announce_plain(tree)

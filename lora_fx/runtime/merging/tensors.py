@@ -8,18 +8,21 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from lora_fx.adapters import storage
+from lora_fx.adapters.sites.site import Site
 from lora_fx.adapters.weights import merged
 from lora_fx.adapters.weights.merged import Merged
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.alike import once_each
 from lora_fx.plan.folding import numberless
+from lora_fx.plan.packed import packing_of, plain_dtype, unpacked
 from lora_fx.runtime.merging import program as merge_program
 
 
 def merged_tensors(model: nn.Module, adapters: Sequence[str], progressbar: bool = False) -> Merged:
     """Return the tensors of every module that these adapters change, each computed once.
 
-    Modules that share a weight, and the adapter, get one tensor.
+    Modules that share a weight, and the adapter, get one tensor. Of a weight in 4 or 8 bits they
+    are in the dtype that the model is in elsewhere, float32 if it is packed all over.
     """
     found: dict[nn.Module, dict[str, Tensor]] = {}
     made: dict[int, Tensor] = {}
@@ -29,7 +32,7 @@ def merged_tensors(model: nn.Module, adapters: Sequence[str], progressbar: bool 
         here = [adapter for adapter in adapters if adapter in site.lora_branches]
         if here and not any(site.lora_branches[name].tied for name in here):
             module, weight = site.lora_place
-            results = merge_program.run(site, adapters)
+            results = _merged(model, site, adapters)
             found.setdefault(module, {}).update(results)
             made[id(merged.weight_for(site, adapters))] = results[weight]
     for site in sites:
@@ -38,6 +41,16 @@ def merged_tensors(model: nn.Module, adapters: Sequence[str], progressbar: bool 
         if here and weight not in found.get(module, {}):
             found[module] = {weight: made[id(merged.weight_for(site, adapters))]}
     return found
+
+
+def _merged(model: nn.Module, site: Site, adapters: Sequence[str]) -> dict[str, Tensor]:
+    if packing_of(site) is None:
+        return merge_program.run(site, adapters)
+    values = unpacked(site)
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    dtype = plain_dtype(model) or torch.float32
+    merged = merge_program.run(site, adapters, wide)
+    return {name: tensor.to(dtype) for name, tensor in merged.items()}
 
 
 def require_finite(model: nn.Module, results: Merged) -> None:

@@ -71,12 +71,14 @@ class LiveMethods(MergeMethods):
                 site.lora_multiplier = value
             self._activate()
 
-    def _merged_with(self, chosen: tuple[str, ...], safe: bool, progressbar: bool) -> Merged:
+    def _merged_with(
+        self, chosen: tuple[str, ...], safe: bool, progressbar: bool, dequantize: bool = False
+    ) -> Merged:
         if any(site.lora_multiplier != 1 for _, site in storage.sites(self)):
             message = "scalings are multiplied for a while, and weights would keep that"
             help = "merge outside of `rescale_adapter_scale`"
             raise LoraFxError((Diagnostic("cannot-merge", message, help=help),))
-        return super()._merged_with(chosen, safe, progressbar)
+        return super()._merged_with(chosen, safe, progressbar, dequantize)
 
     def unload(self) -> nn.Module:
         """Make this model the plain one that it was, see `MergeMethods`; not while it is scaled."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from lora_fx.adapters import storage
@@ -12,9 +13,18 @@ from lora_fx.adapters.weights import merged
 from lora_fx.adapters.weights.changed_weight import restore
 from lora_fx.adapters.weights.mergeable import require_mergeable, require_variants
 from lora_fx.adapters.weights.merged import Merged
+from lora_fx.plan.packed import packing_of, plain_dtype
 from lora_fx.runtime.merging.tensors import merged_tensors, require_finite
 from lora_fx.runtime.methods.adapters import AdapterMethods
-from lora_fx.runtime.unload import put_for_good, require_unloadable, strip, untie, with_rows
+from lora_fx.runtime.quantization_config import announce_plain
+from lora_fx.runtime.unload import (
+    put_for_good,
+    require_unloadable,
+    strip,
+    unpack_for_good,
+    untie,
+    with_rows,
+)
 
 _MERGED = ("lora", "dora", "bdlora", "velora", "kasa", "monteclora")  # variants
 
@@ -57,6 +67,7 @@ class MergeMethods(AdapterMethods):
         progressbar: bool = False,
         safe_merge: bool = True,
         adapter_names: str | Sequence[str] | None = None,
+        dequantize: bool = False,
     ) -> nn.Module:
         """Make this model a plain one of its original class, with adapters in its weights.
 
@@ -64,6 +75,9 @@ class MergeMethods(AdapterMethods):
         and rows that they trained stand in the place of the base's; if input and output embeddings
         differ then, the config says that they are not tied. The model that was compiled keeps its
         weights. Nothing of lora_fx is left: `save_pretrained` writes a model. Returns it.
+
+        With `dequantize` layers in 4 or 8 bits that adapters are merged into become plain ones, in
+        the dtype that the model is in elsewhere; other layers stay packed, and the config says so.
 
         Raises LoraFxError as `merge_adapter` does, with nothing changed.
         """
@@ -73,14 +87,17 @@ class MergeMethods(AdapterMethods):
         with undone_on_error(self):
             self.lora_fx_active, self.lora_fx_enabled = (), True
             merged.drop(self)
-            _restore(self, names)
-            self._fold(self._merged_with(names, safe_merge, progressbar), names)
+            _restore(self, names, dequantize)
+            results = self._merged_with(names, safe_merge, progressbar, dequantize)
+            unpack_for_good(results)
+            self._fold(results, names)
             rows = with_rows(self, names)
             if safe_merge:
                 require_finite(self, rows)
             put_for_good(rows)
             untie(self)
             strip(self)
+            announce_plain(self)
         return self
 
     def unload(self) -> nn.Module:
@@ -112,11 +129,13 @@ class MergeMethods(AdapterMethods):
         self._require_known(chosen)
         return chosen
 
-    def _merged_with(self, chosen: tuple[str, ...], safe: bool, progressbar: bool) -> Merged:
+    def _merged_with(
+        self, chosen: tuple[str, ...], safe: bool, progressbar: bool, dequantize: bool = False
+    ) -> Merged:
         """Compute what all tensors are with these adapters and those that are merged in them."""
         names = self._together(chosen)
         require_variants((self.lora_fx_adapters[name] for name in names), _MERGED)
-        require_mergeable(self, names)
+        require_mergeable(self, names, dequantize)
         require_compatible(self, self.lora_fx_active, names)
         results = merged_tensors(self, names, progressbar)
         if safe:
@@ -141,8 +160,13 @@ class MergeMethods(AdapterMethods):
         self._activate()
 
 
-def _restore(model: nn.Module, kept: tuple[str, ...]) -> None:
-    """Put back what the inits of all adapters but these have taken out of weights."""
+def _restore(model: nn.Module, kept: tuple[str, ...], dequantize: bool = False) -> None:
+    """Put back what the inits of all adapters but these have taken out of weights.
+
+    With `dequantize` what is in 4 or 8 bits, and is merged into, is not packed once more.
+    """
     for _, site in storage.sites(model):
         if site.lora_change is not None and site.lora_change.adapter not in kept:
-            restore(site)
+            merged_into = any(name in site.lora_branches for name in kept)
+            plain = dequantize and merged_into and packing_of(site) is not None
+            restore(site, (plain_dtype(model) or torch.float32) if plain else None)

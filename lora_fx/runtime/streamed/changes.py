@@ -119,7 +119,7 @@ def in_checkpoint(
 def _faults(name: str, part: Part, stored: Mapping[str, Stored]) -> Iterator[Diagnostic]:
     if stored[name].floating is None:
         message = f"the checkpoint stores `{name}` in {stored[name].dtype}"
-        help = "merge into the checkpoint in 16 or 32 bits that it was made from"
+        help = f"merge into the checkpoint in 16 or 32 bits that it was made from, or {_IN_MEMORY}"
         yield Diagnostic("cannot-merge", message, help=help)
     elif stored[name].shape != part.shape:
         message = f"`{name}` is {stored[name].shape} in the checkpoint, not {part.shape}"

@@ -8,6 +8,7 @@ import torch
 
 from lora_fx.adapters.peft.keys import adapter_tensors
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.plan.plan import Plan
 from lora_fx.runtime.methods.adapters import AdapterMethods, write_adapter
 from lora_fx.runtime.progress import Report
 from lora_fx.runtime.streamed.changes import changes_of, in_checkpoint
@@ -41,6 +42,23 @@ def require_saves(spec: Spec, force: bool) -> None:
             message = "a checkpoint of `layers` that are repeated or dropped cannot be written yet"
             help = "compile the spec, and call `save_pretrained` of what `merge_and_unload` returns"
             faults.append(Diagnostic("not-supported-yet", message, merge.span, help=help))
+    if faults:
+        raise LoraFxError(faults)
+
+
+def require_whole(plan: Plan) -> None:
+    """Raise LoraFxError if the spec packs what is to be merged into: that is made in memory."""
+    faults = [
+        Diagnostic(
+            "not-supported-yet",
+            "weights that the spec quantises cannot be merged into in a checkpoint yet",
+            merge.span,
+            help="leave `quantize` out, which merges into the weights as they are there, or "
+            "compile the spec, and call `save_pretrained` of what `merge_and_unload` returns",
+        )
+        for merge in plan.spec.merges
+        if merge.into_base and merge.dequantize and any(plan.dequantized.values())
+    ]
     if faults:
         raise LoraFxError(faults)
 
