@@ -48,8 +48,6 @@ def _of_spec(spec: Spec) -> Iterator[tuple[str, Span | None, str]]:
 
 def _of_route(plan: Plan, route: RouteSpec) -> Iterator[tuple[str, Span | None, str]]:
     """Yield what cannot differ from sample to sample: `routable.py` says it of a call."""
-    if any(site.is_parameter for site in plan.sites):
-        yield "adapters on parameters beside `route`", route.span, ""
     if route.train and any(site.variant.name == "velora" for site in plan.sites):
         yield "variant `velora` beside `route { train = true }`", route.span, ""
 

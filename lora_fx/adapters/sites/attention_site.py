@@ -38,10 +38,6 @@ class ProjectionSite(ParameterSite):
     def _choose(self, added: Any, terms: int = 0) -> Choice:
         return choose("linear", added)
 
-    def route(self, adapters: tuple[str, ...], terms: int) -> None:
-        """Say which adapter each column of the shares of a mixed batch is of."""
-        Site.route(self, adapters, terms)
-
     @property
     def lora_base_bias(self) -> Tensor | None:
         """The part of `in_proj_bias` that is for this projection."""
