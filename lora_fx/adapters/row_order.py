@@ -19,6 +19,8 @@ from transformers import PreTrainedModel
 from lora_fx.adapters import storage
 from lora_fx.adapters.bind import bind
 from lora_fx.adapters.routing import Routing
+from lora_fx.adapters.sites.adapted_weight import AdaptedWeight
+from lora_fx.adapters.sites.routed_rows import Rows
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.rows import rows_after
 from lora_fx.plan.activations.example import example_of
@@ -38,7 +40,10 @@ def require_row_order(plan: Plan, sites: Iterable[SitePlan]) -> None:
 
     Of a model that is none of transformers, or that does not run on meta tensors, nothing is known.
     """
-    there = {site.name: site for site in sites if site.is_parameter}
+    there: dict[str, SitePlan] = {}
+    for site in sites:
+        if site.is_parameter:
+            there.setdefault(site.name, site)
     if not there:
         return
     known, reason = _asked(plan, list(there.values()))
@@ -137,6 +142,9 @@ class _Order(TorchFunctionMode):
     ) -> Any:
         """Call the function; note whose the rows of its result are, where that is known."""
         kwargs = kwargs or {}
+        for kind in (AdaptedWeight, Rows):  # before what stands in for a function of tensors
+            if any(isinstance(one, kind) for one in args):
+                return kind.__torch_function__(func, (), args, kwargs)
         result = func(*args, **kwargs)
         places = [i for i, one in enumerate(args) if id(one) in self._of]
         if places:
