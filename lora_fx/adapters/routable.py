@@ -34,11 +34,6 @@ def unroutable(model: nn.Module, training: bool) -> list[Diagnostic]:
             found |= dict.fromkeys(
                 holder.lora_tokens, f"trains rows of `{fqn}`, which is offloaded"
             )
-    if training:
-        for fqn, site in storage.sites(model):
-            for name, factors in site.lora_branches.items():
-                if factors.direction is not None:
-                    found[name] = f"is `velora` at `{fqn}`, and learns"
     return [
         Diagnostic(
             "not-routable",

@@ -111,7 +111,12 @@ def _routed(tree: nn.Module, plan: Plan) -> dict[str, None]:
         if any(True for _ in module.parameters(recurse=False))
     ]
     biases = [bias.name.rpartition(".")[0] for bias in plan.biases]
-    fqns = (*(s.fqn for s in plan.sites if not s.is_parameter), *of_trained, *biases, *(t.fqn for t in plan.tokens))
+    fqns = (
+        *(s.fqn for s in plan.sites if not s.is_parameter),
+        *of_trained,
+        *biases,
+        *(t.fqn for t in plan.tokens),
+    )
     return dict.fromkeys(fqns)
 
 

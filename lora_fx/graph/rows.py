@@ -8,7 +8,6 @@ picks, repeats or unfolds rows. Of any other function nothing is known, and so n
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 Rule = Callable[[Tensor, Tensor, Sequence[Any], Mapping[str, Any], Tensor], Tensor | None]
@@ -45,7 +44,7 @@ def _each(x: Tensor, of: Tensor, rest: Any, named: Any, result: Tensor) -> Tenso
 
 
 def _in_rows(x: Tensor, of: Tensor, rest: Any, named: Any, result: Tensor) -> Tensor | None:
-    """What is done along dimensions that are named; they may be gone afterwards."""
+    """Work along dimensions that are named; they may be gone afterwards."""
     dims = named.get("dim", named.get("axis", rest[0] if rest else None))
     dims = dims if isinstance(dims, list | tuple) else (dims,)
     whole = all(isinstance(dim, int) and dim % x.ndim for dim in dims)
@@ -64,7 +63,7 @@ def _unsqueezed(x: Tensor, of: Tensor, rest: Any, named: Any, result: Tensor) ->
 
 
 def _unfolded(x: Tensor, of: Tensor, rest: Any, named: Any, result: Tensor) -> Tensor | None:
-    """A view in the order of memory: rows stay, or each becomes as many as dimension 1 has."""
+    """View in the order of memory: rows stay, or each becomes as many as dimension 1 has."""
     if result.shape[0] == x.shape[0]:
         return of
     if x.ndim > 1 and result.shape[0] == x.shape[0] * x.shape[1]:

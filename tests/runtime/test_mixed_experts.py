@@ -25,7 +25,7 @@ from tests.tiny import uncached
 
 ROUTER = 'target parameter "**.mlp.gate.weight"'
 BASES: dict[str, Kind] = {
-    **{name: KINDS[name] for name in ("mixtral", "gpt_oss", "qwen3_moe")},
+    **{name: KINDS[name] for name in ("mixtral", "gpt_oss", "qwen3_moe", "olmoe")},
     "deepseek_v3": replace(KINDS["mixtral"], base=of("deepseek_v3")),
 }
 NAMES = ["two", "one", "__base__", "half", "two", "one"]
@@ -161,12 +161,15 @@ def one_by_one(model: Any, ids: Tensor, names: list[str]) -> dict[str, Tensor]:
     return gradients(model)
 
 
+BACKENDS = [None, "eager", pytest.param("inductor", marks=pytest.mark.slow)]
 TRAINED = ["two", "one", "two", "__base__", "one"]
 
 
 @pytest.mark.parametrize("more", ["", "compile { checkpoint = layers }"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("backend", [None, "eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backend", [None, "eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
 def test_gradients_are_those_of_separate_runs(
     backend: str | None, implementation: str, more: str
 ) -> None:

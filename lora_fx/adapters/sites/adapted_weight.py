@@ -62,9 +62,7 @@ class AdaptedWeight:
 
     def of_rows(self, shares: Tensor) -> "AdaptedWeight":
         """Return the weight as it is for rows with these shares (R, adapters)."""
-        return AdaptedWeight(
-            self.weight, self.factors, self.site, self.turned, self.mixed, shares
-        )
+        return AdaptedWeight(self.weight, self.factors, self.site, self.turned, self.mixed, shares)
 
     def __getattr__(self, name: str) -> Any:
         if name in OF_SHAPE:

@@ -33,8 +33,6 @@ class ProjectionSite(ParameterSite):
     adapters are computed for all samples: none are gathered here.
     """
 
-    lora_followed = ()
-
     def _choose(self, added: Any, terms: int = 0) -> Choice:
         return choose("linear", added)
 
