@@ -193,7 +193,8 @@ CASES: dict[str, Callable[[], object]] = {
     "bad-routing": lambda: routed("one", "two"),
     "not-routable": lambda: lora_fx.compile(
         ARCHITECTURES["vit"](),
-        "lora 1 adapter x { target linear except classifier  train embeddings } route { slots = 1 }",
+        "lora 1 adapter x { target linear except classifier  train embeddings }"
+        " route { slots = 1 }",
     ),
     "rows-not-samples": lambda: lora_fx.compile(
         opt(), "lora 1 adapter x { target linear } route { train = true }"
