@@ -7,7 +7,6 @@ from lora_fx.plan.alike import once_each
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
-from lora_fx.spec.spec import RouteSpec
 
 _VARIANTS = ("lora", "dora", "alora", "bdlora", "velora", "kasa", "monteclora")
 _INITS = (
@@ -20,8 +19,6 @@ def require_supported(plan: Plan) -> None:
     """Raise LoraFxError with everything in a plan that this version cannot do."""
     found = [one for site in plan.sites for one in _of_site(site)]
     found += [one for adapter in plan.adapters for one in _of_adapter(adapter)]
-    if plan.spec.route is not None:
-        found += _of_route(plan, plan.spec.route)
     faults = once_each(
         [
             Diagnostic("not-supported-yet", f"{what} cannot be compiled yet", span, label)
@@ -38,14 +35,6 @@ def unsupported_parts(adapter: AdapterPlan) -> list[str]:
         f"{what} is not supported yet" for site in adapter.sites for what, *_ in _of_site(site)
     ]
     return list(dict.fromkeys(found))
-
-
-def _of_route(plan: Plan, route: RouteSpec) -> Iterator[tuple[str, Span | None, str]]:
-    """Yield what cannot differ from sample to sample: `routable.py` says it of a call."""
-    if any(site.is_parameter for site in plan.sites):
-        yield "adapters on parameters beside `route`", route.span, ""
-    if route.train and any(site.variant.name == "velora" for site in plan.sites):
-        yield "variant `velora` beside `route { train = true }`", route.span, ""
 
 
 def _of_adapter(adapter: AdapterPlan) -> Iterator[tuple[str, Span | None, str]]:

@@ -3,8 +3,6 @@
 from torch import nn
 
 from lora_fx.adapters import storage, token_rows
-from lora_fx.adapters.sites.attention_site import ProjectionSite
-from lora_fx.adapters.sites.parameter_site import ParameterSite
 from lora_fx.adapters.weights import own_outputs
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.alike import once_each
@@ -36,14 +34,6 @@ def unroutable(model: nn.Module, training: bool) -> list[Diagnostic]:
             found |= dict.fromkeys(
                 holder.lora_tokens, f"trains rows of `{fqn}`, which is offloaded"
             )
-    for name, site in storage.sites(model):
-        if isinstance(site, ParameterSite) and not isinstance(site, ProjectionSite):
-            found |= dict.fromkeys(site.lora_arithmetic, f"adapts the parameter `{name}`")
-    if training:
-        for fqn, site in storage.sites(model):
-            for name, factors in site.lora_branches.items():
-                if factors.direction is not None:
-                    found[name] = f"is `velora` at `{fqn}`, and learns"
     return [
         Diagnostic(
             "not-routable",

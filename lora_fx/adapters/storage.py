@@ -10,7 +10,7 @@ from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.adapters.sites.attention_site import is_projection, mark_projection
 from lora_fx.adapters.sites.convolution_site import ConvolutionSite
 from lora_fx.adapters.sites.factors import Arithmetic, Direction, Factors, Holder, Vector
-from lora_fx.adapters.sites.parameter_site import mark_parameter, parameter_sites
+from lora_fx.adapters.sites.parameter_site import SITES, mark_parameter, parameter_sites
 from lora_fx.adapters.sites.sampler import NAME as SAMPLER
 from lora_fx.adapters.sites.sampler import PRIORS, Sampler
 from lora_fx.adapters.sites.site import Site, is_convolution
@@ -66,6 +66,11 @@ def sites(model: nn.Module) -> Iterator[tuple[str, Site]]:
             yield f"{fqn}.{name}".strip("."), site
 
 
+def modules_with_sites(model: nn.Module) -> list[str]:
+    """Return the fqns of the modules that are sites themselves."""
+    return [fqn for fqn, module in outside_adapters(model) if isinstance(module, Site)]
+
+
 def sites_at(module: nn.Module) -> dict[str, Site]:
     """Return the module itself if it is a site, by no name, and those of its parameters."""
     itself = {"": module} if isinstance(module, Site) else {}
@@ -93,7 +98,7 @@ def is_of_adapters(name: str) -> bool:
 def owner_of(fqn: str) -> str | None:
     """Return the adapter that a module inside the base's modules is of."""
     parts = fqn.split(".")
-    inside = (i for i, part in enumerate(parts[:-1]) if part.startswith("lora_"))
+    inside = (i for i, p in enumerate(parts[:-1]) if p.startswith("lora_") and p != SITES)
     return next((parts[i + 1] for i in inside), None)
 
 

@@ -10,6 +10,7 @@ from lora_fx.adapters.init.batches import Batches
 from lora_fx.adapters.not_yet import require_supported
 from lora_fx.adapters.reachable import require_compilable, require_reachable
 from lora_fx.adapters.routable import require_separable
+from lora_fx.adapters.row_order import require_row_order
 from lora_fx.adapters.undo import undone_on_error
 from lora_fx.adapters.weights.augmented import augment
 from lora_fx.adapters.weights.clone import clone
@@ -76,6 +77,7 @@ def compiled_tree(
     if spec.route is not None:
         require_separable(tree, plan)
         require_sample_rows(plan, _routed(tree, plan))
+        require_row_order(plan, plan.sites)
     require_invocable(tree, plan, plan.sites)
     values = (given or weights_of)(tree.requires_grad_(False), plan)
     plan, start = starts(tree, plan, values, calibration, report)
@@ -111,7 +113,12 @@ def _routed(tree: nn.Module, plan: Plan) -> dict[str, None]:
         if any(True for _ in module.parameters(recurse=False))
     ]
     biases = [bias.name.rpartition(".")[0] for bias in plan.biases]
-    fqns = (*(s.fqn for s in plan.sites), *of_trained, *biases, *(t.fqn for t in plan.tokens))
+    fqns = (
+        *(s.fqn for s in plan.sites if not s.is_parameter),
+        *of_trained,
+        *biases,
+        *(t.fqn for t in plan.tokens),
+    )
     return dict.fromkeys(fqns)
 
 

@@ -15,7 +15,7 @@
     sample_shrink(x, A, dropout, compute)              shrink, by each sample's own A
     sample_expand(y, h, B, factors, compute)           expand, likewise
     stack_shrink(x, A, offsets, compute)               x Aᵀ, of each matrix of a stack
-    stack_expand(y, h, B, scalings, branch, compute, offsets)      y + (s h) Bᵀ, likewise
+    stack_expand(y, h, B, scalings, branch, compute, offsets, share)   y + c ((s h) Bᵀ), likewise
     block_diagonal(weight, blocks)                     the rows' chunks on a diagonal
     diagonal(B, d)                                     B diag(d)
     perturb(A, std, prior, noise)                      drawn around A: `graph/monteclora.py`
@@ -43,7 +43,8 @@ x is then (S, T, in).
 Where `merge` and `delta` are given W as (in, out), B A is transposed. Of a convolution, all have
 places behind their features: x (*, in, …), A (r, in, k…), B (out, r / groups, 1…), y (*, out, …).
 Of a stack, x, y, A and B have one more dimension in front, or, with `offsets` (E,), the rows of x
-and y belong to the matrices in their order, see `graph/grouped.py`; a site has those in `base`.
+and y belong to the matrices in their order, see `graph/grouped.py`; a site has those in `base`. In
+a mixed batch it gets `samples` (R, adapters) of the R rows of x, whatever samples those are of.
 Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3. Of an embedding, x is one-hot and `in` its rows.
 With a magnitude m, DoRA's branch is what makes W x to (m / ‖W + s B A‖) (W + s B A) x: Liu et al.
 2024, arXiv 2402.09353, eq. 5. Several branches add up what each alone adds to W x. `base` is W and
@@ -89,7 +90,7 @@ _library.define(
 _library.define("stack_shrink(Tensor x, Tensor A, Tensor? offsets, str compute) -> Tensor")
 _library.define(
     "stack_expand(Tensor y, Tensor h, Tensor B, Tensor scalings, int branch, str compute, "
-    "Tensor? offsets) -> Tensor"
+    "Tensor? offsets, Tensor? share=None) -> Tensor"
 )
 _library.define("block_diagonal(Tensor weight, int blocks) -> Tensor")
 _library.define("diagonal(Tensor B, Tensor d) -> Tensor")

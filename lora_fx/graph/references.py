@@ -133,11 +133,16 @@ def stack_expand(
     branch: int,
     compute: str,
     offsets: Tensor | None,
+    share: Tensor | None = None,
 ) -> Tensor:
-    """Add one branch as `expand` does, by the matrices of a stack B (n, out, r)."""
+    """Add one branch as `expand` does, by the matrices of a stack B (n, out, r).
+
+    The share c of each row is (R, 1, …), dimension 0 of h.
+    """
     dtype = compute_dtype(compute, h.dtype)
     with arithmetic(h, compute):
         h, B = _scaled(h, B, scalings[branch], dtype)
+        h = h if share is None else h * share
         h, B = h.to(dtype), B.to(dtype)
         if offsets is None:
             delta = torch.matmul(h, B.mT)

@@ -32,7 +32,7 @@ def site(
         require_samples(x.shape[0], samples.shape[0])
     parsed = Structure.parse(structure)
     if parsed.is_stack:
-        return _stack(y, x, params, scalings, parsed, base)
+        return _stack(y, x, params, scalings, parsed, base, samples)
     if any(branch.invoked is not None for branch in parsed.branches):
         _require_tokens(x, invoked)
     return _layer(y, x, params, scalings, parsed, base, samples, invoked)
@@ -45,12 +45,16 @@ def _stack(
     scalings: Tensor,
     parsed: Structure,
     base: Sequence[Tensor],
+    samples: Tensor | None,
 ) -> Tensor:
     offsets = base[0] if base else None
     for i, (A, B, *_) in enumerate(parsed.params(params)):
-        compute = parsed.branches[i].compute
-        h = references.stack_shrink(x, A, offsets, compute)
-        y = references.stack_expand(y, h, B, scalings, i, compute, offsets)
+        branch = parsed.branches[i]
+        h = references.stack_shrink(x, A, offsets, branch.compute)
+        share = None
+        if samples is not None and branch.column is not None:
+            share = references.share(samples, branch.column, branch.rest, h.ndim)
+        y = references.stack_expand(y, h, B, scalings, i, branch.compute, offsets, share)
     return y
 
 

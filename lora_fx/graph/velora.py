@@ -20,14 +20,19 @@ def projection(v: Tensor, groups: int, in_features: int) -> Tensor:
     return torch.block_diag(*[v.unsqueeze(0)] * groups)[:, :in_features]
 
 
-def mean_direction(x: Tensor, groups: int) -> Tensor:
+def mean_direction(x: Tensor, groups: int, own: Tensor | None = None) -> Tensor:
     """Return the mean of all groups of x (*, in) as a float32 vector (width,) of norm 1.
 
-    A mean that is zero gives a vector of equal elements.
+    Of x (S, …, in) only the samples that are `own` (S,) count, if there is such a mask. A mean that
+    is zero gives a vector of equal elements.
     """
     in_features = x.shape[-1]
     width = width_of(in_features, groups)
-    total = x.detach().reshape(-1, in_features).sum(0, dtype=torch.float32)
+    x = x.detach()
+    if own is not None:
+        each = x.reshape(x.shape[0], -1, in_features).sum(1, dtype=torch.float32)
+        x = torch.where(own.unsqueeze(1), each, 0)
+    total = x.reshape(-1, in_features).sum(0, dtype=torch.float32)
     padded = torch.nn.functional.pad(total, (0, groups * width - in_features))
     mean = padded.reshape(groups, width).sum(0)
     mean = torch.where(mean.any(), mean, torch.ones_like(mean))

@@ -145,7 +145,7 @@ def _stack_shrink(graph: Graph, node: Node) -> Node:
 
 
 def _stack_expand(graph: Graph, node: Node) -> Node:
-    y, h, B, scalings, branch, compute, offsets = node.args
+    y, h, B, scalings, branch, compute, offsets, *share = node.args
     wanted = compute_dtype(compute, dtype(h))  # type: ignore[arg-type]
     scaling = call(graph, operator.getitem, scalings, branch)
     with arithmetic(graph, h, compute):
@@ -153,6 +153,7 @@ def _stack_expand(graph: Graph, node: Node) -> Node:
             B = call(graph, torch.mul, B, scaling)
         else:
             h = call(graph, torch.mul, h, scaling)
+        h = call(graph, torch.mul, h, *share) if share else h
         h, B = cast(graph, h, wanted), cast(graph, B, wanted)
         if offsets is not None:
             columns = h.meta[EXAMPLE].shape[1] - B.meta[EXAMPLE].shape[2]  # type: ignore[attr-defined]

@@ -35,7 +35,8 @@ Factors that consist of blocks become whole matrices first: `lora_fx.block_diago
 diagonal d between B and A scales the columns of B: `lora_fx.diagonal(%B, %d)`. MonteCLoRA draws
 its A first: `lora_fx.perturb(%A, %std, %prior, 0.0001)`.
 
-In a stack of matrices, of experts, these are `stack_shrink` and `stack_expand`.
+In a stack of matrices, of experts, these are `stack_shrink` and `stack_expand`; the shares are of
+its rows.
 
 Holds: with B and b zero, and m the norms of W, the outputs are unchanged.
 """
@@ -133,12 +134,15 @@ def _share(
 
 
 def _stack(graph: Graph, node: Node, structure: Structure) -> Node:
-    value, x, params, scalings, _, base = node.args
+    value, x, params, scalings, _, base, *shared = node.args
+    samples = shared[0] if shared else None
     offsets = base[0] if base else None  # type: ignore[index]
     for i, (A, B, *_) in enumerate(structure.params(params)):  # type: ignore[arg-type]
-        compute = structure.branches[i].compute
-        h = call(graph, ops.stack_shrink, x, A, offsets, compute)
-        value = call(graph, ops.stack_expand, value, h, B, scalings, i, compute, offsets)
+        branch = structure.branches[i]
+        h = call(graph, ops.stack_shrink, x, A, offsets, branch.compute)
+        share = _share(graph, branch, h.meta[EXAMPLE].ndim, x, samples, None)
+        factors = h, B, scalings, i, branch.compute, offsets, *share
+        value = call(graph, ops.stack_expand, value, *factors)
     return value  # type: ignore[return-value]
 
 

@@ -284,17 +284,3 @@ def test_one_weight_is_adapted_in_one_way(tmp_path: Any) -> None:
     want = lora_fx.compile(base(), f"lora 1 {one}", backend=None)
     inputs = example_inputs(model)
     assert torch.equal(model(**inputs).logits, want(**inputs).logits)
-
-
-def test_a_mixed_batch_is_refused() -> None:
-    """The rows of experts are no samples."""
-    model = both().eval()
-    inputs = example_inputs(model)
-    names = ["one", "two", *["__base__"] * (len(inputs["input_ids"]) - 2)]
-    before = model(**inputs).logits
-    with pytest.raises(lora_fx.LoraFxError, match="adapts the parameter") as raised:
-        model(**inputs, adapter_names=names)
-    assert {d.code for d in raised.value.diagnostics} == {"not-routable"}
-    assert torch.equal(model(**inputs).logits, before)
-    with pytest.raises(lora_fx.LoraFxError, match="adapters on parameters beside `route`"):
-        lora_fx.compile(KINDS["mixtral"].base(), TWO + "route { default -> one }", backend=None)

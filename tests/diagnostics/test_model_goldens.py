@@ -16,6 +16,7 @@ from transformers import OPTConfig, OPTForCausalLM
 import lora_fx
 from lora_fx.cli.graphs import program
 from lora_fx.diagnostics import LoraFxError, render
+from tests.architectures import ARCHITECTURES
 from tests.golden import assert_golden
 from tests.odd_models import Blending, Branching, Reading
 from tests.plan.models import Tower
@@ -162,7 +163,7 @@ compile { entry generate { batch = 1  sequence = 8 } }
 """
 
 ROUTED = """lora 1
-adapter one { target parameter "**.down_proj.weight" }
+adapter one { target k_proj }
 adapter two { target q_proj }
 """
 
@@ -190,7 +191,11 @@ CASES: dict[str, Callable[[], object]] = {
     ),
     "adapter-merged": lambda: merged().delete_adapter("default"),
     "bad-routing": lambda: routed("one", "two"),
-    "not-routable": lambda: routed("one", "two", "__base__"),
+    "not-routable": lambda: lora_fx.compile(
+        ARCHITECTURES["vit"](),
+        "lora 1 adapter x { target linear except classifier  train embeddings }"
+        " route { slots = 1 }",
+    ),
     "rows-not-samples": lambda: lora_fx.compile(
         opt(), "lora 1 adapter x { target linear } route { train = true }"
     ),

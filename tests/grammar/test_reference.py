@@ -12,7 +12,6 @@ from torch import nn
 
 import lora_fx
 from lora_fx.adapters.not_yet import require_supported
-from lora_fx.diagnostics import LoraFxError
 from lora_fx.spec.attributes import ADAPTER, INITS, VARIANTS
 from lora_fx.spec.blocks import COMPILE, ENTRY, LAYERS, MERGE, MODEL, OPTIMIZER, QUANTIZE, ROUTE
 from lora_fx.spec.evaluate import FUNCTIONS
@@ -127,7 +126,7 @@ def asked_for() -> Iterator[str]:
 
 
 @pytest.mark.usefixtures("folder")
-def test_what_is_not_compiled_yet_is_listed() -> None:
+def test_each_word_of_the_language_is_compiled() -> None:
     texts = [(f"lora 1 adapter a {{ rank = 2 {body} }}", "llama") for body in asked_for()]
     texts += [
         (
@@ -139,16 +138,5 @@ def test_what_is_not_compiled_yet_is_listed() -> None:
         ("lora 1 adapter a { bias = all target c_attn } route { train = true }", "gpt2"),
         ("lora 1 adapter a { rank = 2 target attention }", ATTENTION),
     ]
-    refused = set()
     for text, which in texts:
-        try:
-            require_supported(lora_fx.plan(text, model(which) if isinstance(which, str) else which))
-        except LoraFxError as error:
-            refused |= {
-                d.message.removesuffix(" cannot be compiled yet") for d in error.diagnostics
-            }
-    refused = {re.sub(r"`entry \w+`", "`entry`", what) for what in refused}
-    text = " ".join(section("Not yet compiled").split("\n- ", 1)[1].split())
-    named = r"(?:(?:init |variant |adapters on )?`[^`]+`|adapters on \w+)(?: beside `[^`]+`)?"
-    listed = set(re.findall(named, text))
-    assert listed == refused
+        require_supported(lora_fx.plan(text, model(which) if isinstance(which, str) else which))

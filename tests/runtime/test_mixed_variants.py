@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from tests.dense import relative
 from tests.runtime.mixed import mixed, samples
 from tests.runtime.test_mixed_training import gradients, losses, of
+from tests.tiny import uncached
 
 VARIANTS = {
     "kasa": "kasa(beta = 0.01, gamma = 0.1)",
@@ -123,3 +125,79 @@ def test_absent_ones_do_not_move(variant: str) -> None:
     for name, parameter in ((n, p) for n, p in model.named_parameters() if p.requires_grad):
         moved = not torch.equal(parameter, before[name])
         assert moved is not of(name, "other"), name
+
+
+DIRECTED = ["v", "w", "v", "__base__", "a", "w"]
+
+
+def directed(backend: str | None, init: str, groups: int, more: str = "") -> Any:
+    """`v` and `w` are of the variant, and `other` too, of which there is no sample."""
+    variant = f"velora(num_groups = {groups}, init_type = {init}, scale = 1.3)"
+    spec = f"""lora 1
+adapter v {{ rank = 3 variant = {variant} target q_proj, down_proj }}
+adapter w {{ rank = 2 variant = {variant} target q_proj, up_proj }}
+adapter a {{ rank = 3 target q_proj }}
+adapter other {{ rank = 2 variant = {variant} target q_proj }}
+route {{ train = true }}
+{more}"""
+    return mixed(spec, backend).train()
+
+
+def directions(model: Any) -> dict[str, Tensor]:
+    return {n: b.clone() for n, b in model.named_buffers() if "velora" in n}
+
+
+@pytest.mark.parametrize("init", ["batch_average", "batch_average_once", "random"])
+@pytest.mark.parametrize("groups", [4, 5])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_velora_follows_its_own_samples(backend: str | None, groups: int, init: str) -> None:
+    """Two steps: gradients and directions are those of a run for each adapter alone."""
+    if backend == "inductor" and (groups, init) != (4, "batch_average"):
+        pytest.skip("enough of them")
+    model, apart = directed(backend, init, groups), directed(None, init, groups)
+    begin = directions(model)
+    for step in range(2):
+        ids = samples(len(DIRECTED)).roll(step, 1)
+        model.zero_grad(), apart.zero_grad()
+        losses(model(input_ids=ids, adapter_names=DIRECTED).logits, ids).sum().backward()
+        for name in ("v", "w", "a"):
+            chosen = [i for i, other in enumerate(DIRECTED) if other == name]
+            apart.set_adapter(name)
+            losses(apart(input_ids=ids[chosen]).logits, ids[chosen]).sum().backward()
+        got, want = gradients(model), gradients(apart)
+        assert any(of(name, "v") for name in want)
+        for name, gradient in want.items():
+            assert relative(got[name], gradient) < 2e-5, name
+        assert all(of(name, "other") and not got[name].any() for name in got.keys() - want.keys())
+        seen = directions(model)
+        for name, v in directions(apart).items():
+            assert relative(seen[name], v) < 1e-5 if v.any() else not seen[name].any(), name
+            if of(name, "other"):
+                assert torch.equal(seen[name], begin[name])
+    if init != "random":
+        model.zero_grad()
+        model(input_ids=ids, adapter_names=["w", "v", "v", "__base__", "a", "w"])
+        moved = [not torch.equal(v, seen[n]) for n, v in directions(model).items() if of(n, "v")]
+        assert any(moved) is (init == "batch_average")
+
+
+def test_what_is_not_its_own_does_not_reach_a_direction() -> None:
+    """Not even what is not a number."""
+    model, ids = directed(None, "batch_average", 4), samples(2)
+    inputs = model.get_input_embeddings()(ids).detach()
+    inputs[1] = float("nan")
+    model(inputs_embeds=inputs, adapter_names=["v", "__base__"])
+    own = {n: v for n, v in directions(model).items() if of(n, "v")}
+    assert own
+    assert all(v.isfinite().all() and v.any() for v in own.values())
+
+
+@pytest.mark.parametrize("more", ["", "compile { checkpoint = layers }"])
+def test_no_graph_for_other_directions(more: str) -> None:
+    with uncached():
+        model, ids = directed("eager", "batch_average", 4, more), samples(len(DIRECTED))
+        losses(model(input_ids=ids, adapter_names=DIRECTED).logits, ids).sum().backward()
+        before = counters["stats"]["unique_graphs"]
+        for names in (DIRECTED[::-1], ["v"] * 6, ["__base__", "other"] * 3):
+            losses(model(input_ids=ids, adapter_names=names).logits, ids).sum().backward()
+        assert counters["stats"]["unique_graphs"] == before

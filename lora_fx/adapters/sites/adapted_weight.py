@@ -6,6 +6,10 @@
 Where the model reads a parameter that has adapters it gets this in its place. What it picks of a
 stack, `W[e]` or `W[experts]`, is picked of the factors too, so that only experts that run are
 computed. A single matrix may go into any other function, added up; a stack may not.
+
+In a mixed batch what is added to each row is multiplied by the shares of its own sample, which the
+other operand knows (`routed_rows.py`). Where it does not, and where a matrix is no operand of a
+product, that is refused.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_fx.adapters.sites.routed_rows import OF_SHAPE, Rows, followed, plain
 from lora_fx.diagnostics import Diagnostic, LoraFxError, Span
 from lora_fx.graph import ops
 from lora_fx.graph.grouped import grouped
@@ -23,12 +28,8 @@ from lora_fx.graph.grouped import grouped
 if TYPE_CHECKING:
     from lora_fx.adapters.sites.parameter_site import ParameterSite
 
-_OF_SHAPE = (
-    *("dtype", "device", "layout", "shape", "ndim", "requires_grad", "is_cuda", "is_meta"),
-    *("dim", "size", "numel", "stride", "is_contiguous", "is_floating_point", "element_size"),
-    "data_ptr",
-)
 UNSUPPORTED = "the model puts `{}` into `{}`, through which no low-rank product goes here"
+UNROUTED = "the model puts `{}` into `{}`, and it is not known which rows are of which sample"
 Factors = Sequence[tuple[Tensor, Tensor]]
 
 
@@ -36,19 +37,35 @@ class AdaptedWeight:
     """One matrix, or a stack of them, that stands for `weight` + Σ s B A.
 
     `factors` are A (*, r, in) and B (*, out, r) of each active adapter. The weight is (*, out, in),
-    or with `turned` (*, in, out).
+    or with `turned` (*, in, out). `mixed` says that the samples have adapters of their own, and
+    `shares` (R, adapters) is what the rows have that it is multiplied by, once they are known.
     """
 
     def __init__(
-        self, weight: Tensor, factors: Factors, site: "ParameterSite", turned: bool
+        self,
+        weight: Tensor,
+        factors: Factors,
+        site: "ParameterSite",
+        turned: bool,
+        mixed: bool = False,
+        shares: Tensor | None = None,
     ) -> None:
         self.weight = weight
         self.factors = factors
         self.site = site
         self.turned = turned
+        self.mixed = mixed
+        self.shares = shares
+
+    def _like(self, weight: Tensor, factors: Factors, turned: bool) -> "AdaptedWeight":
+        return AdaptedWeight(weight, factors, self.site, turned, self.mixed, self.shares)
+
+    def of_rows(self, shares: Tensor) -> "AdaptedWeight":
+        """Return the weight as it is for rows with these shares (R, adapters)."""
+        return AdaptedWeight(self.weight, self.factors, self.site, self.turned, self.mixed, shares)
 
     def __getattr__(self, name: str) -> Any:
-        if name in _OF_SHAPE:
+        if name in OF_SHAPE:
             return getattr(self.weight, name)
         if name.startswith("__"):
             raise AttributeError(name)
@@ -66,7 +83,7 @@ class AdaptedWeight:
         if self.weight.ndim < 3 or not one:
             return self.whole("__getitem__")[index]
         factors = [(A[index], B[index]) for A, B in self.factors]
-        return AdaptedWeight(self.weight[index], factors, self.site, self.turned)
+        return self._like(self.weight[index], factors, self.turned)
 
     def transpose(self, first: int, second: int) -> Any:
         """Turn the matrices."""
@@ -75,8 +92,7 @@ class AdaptedWeight:
             self.weight.ndim - 1,
         }:
             return self.whole("transpose").transpose(first, second)
-        turned = not self.turned
-        return AdaptedWeight(self.weight.transpose(-2, -1), self.factors, self.site, turned)
+        return self._like(self.weight.transpose(-2, -1), self.factors, not self.turned)
 
     def t(self) -> Any:
         """Turn the one matrix."""
@@ -94,8 +110,7 @@ class AdaptedWeight:
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """Convert the weight; factors are converted where they are used."""
-        weight = self.weight.to(*args, **kwargs)
-        return AdaptedWeight(weight, self.factors, self.site, self.turned)
+        return self._like(self.weight.to(*args, **kwargs), self.factors, self.turned)
 
     def __matmul__(self, x: Tensor) -> Tensor:
         return torch.matmul(self, x)  # type: ignore[arg-type]
@@ -106,18 +121,22 @@ class AdaptedWeight:
     def whole(self, use: str) -> Tensor:
         """Return the sum of weight and products, for a `use` that is no product of the matrix.
 
-        Raises LoraFxError for a stack.
+        Raises LoraFxError for a stack, and in a mixed batch.
         """
-        if self.weight.ndim > 2:
-            if torch.compiler.is_compiling():  # Dynamo does not trace the making of a LoraFxError
-                raise TypeError(UNSUPPORTED.format(self.site.lora_name, use))
-            raise unsupported_use(UNSUPPORTED.format(self.site.lora_name, use))
+        if self.weight.ndim > 2 or self.mixed:
+            self._refuse(UNSUPPORTED if self.weight.ndim > 2 else UNROUTED, use)
         scalings = self.site.lora_scalings
         total = self.weight
         for i, (A, B) in enumerate(self.factors):
             delta = scalings[i] * (B @ A)
             total = total + (delta.t() if self.turned else delta).to(total.dtype)
         return total
+
+    def _refuse(self, message: str, use: str) -> None:
+        message = message.format(self.site.lora_name, use)
+        if torch.compiler.is_compiling():  # Dynamo does not trace the making of a LoraFxError
+            raise TypeError(message)
+        raise unsupported_use(message)
 
     def times(self, y: Tensor, x: Tensor, over_last: bool, offsets: Tensor | None = None) -> Tensor:
         """Add to y, which is x by the weight, what x by the products is.
@@ -129,7 +148,12 @@ class AdaptedWeight:
         kind = "linear" if self.weight.ndim < 3 else "batched"
         kind, base = (kind, []) if offsets is None else ("grouped", [offsets])
         params = [factor for pair in pairs for factor in pair]
-        return ops.site(y, x, params, self.site.lora_scalings, self.site.lora_keys[kind], base)
+        if not self.mixed:
+            return ops.site(y, x, params, self.site.lora_scalings, self.site.lora_keys[kind], base)
+        if self.shares is None:
+            self._refuse(UNROUTED, kind)
+        key, scalings = self.site.lora_mixed_keys[kind], self.site.lora_mixed_scalings
+        return ops.site(y, x, params, scalings, key, base, self.shares)
 
     @classmethod
     def __torch_function__(
@@ -137,12 +161,20 @@ class AdaptedWeight:
     ) -> Any:
         """Compute a function of which one argument is such a weight."""
         kwargs = kwargs or {}
-        rule = _rule(func)
-        result = None if rule is None else rule(*args, **kwargs)
-        if result is not None:
-            return result
         name = getattr(func, "__name__", str(func))
-        return func(*(_added_up(a, name) for a in args), **_named(kwargs, name))
+        rows = [one for one in args if isinstance(one, Rows)]
+        given = args
+        if rows:
+            given = tuple(_of_rows(plain(one), rows[0].shares) for one in args)
+        rule = _rule(func)
+        result = None if rule is None else rule(*given, **kwargs)
+        if result is not None:
+            return followed(name, args, kwargs, result) if rows else result
+        return func(*(_added_up(a, name) for a in given), **_named(kwargs, name))
+
+
+def _of_rows(value: Any, shares: Tensor) -> Any:
+    return value.of_rows(shares) if isinstance(value, AdaptedWeight) else value
 
 
 def _added_up(value: Any, use: str) -> Any:

@@ -33,14 +33,8 @@ class ProjectionSite(ParameterSite):
     adapters are computed for all samples: none are gathered here.
     """
 
-    lora_followed = ()
-
     def _choose(self, added: Any, terms: int = 0) -> Choice:
         return choose("linear", added)
-
-    def route(self, adapters: tuple[str, ...], terms: int) -> None:
-        """Say which adapter each column of the shares of a mixed batch is of."""
-        Site.route(self, adapters, terms)
 
     @property
     def lora_base_bias(self) -> Tensor | None:

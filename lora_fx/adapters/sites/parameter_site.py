@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.adapters.sites.adapted_weight import AdaptedWeight
-from lora_fx.adapters.sites.choice import Added
+from lora_fx.adapters.sites.choice import Added, Choice
+from lora_fx.adapters.sites.routed_rows import RowsFollowed
 from lora_fx.adapters.sites.site import Site
 from lora_fx.graph.structure import Branch, Structure
 from lora_fx.plan.kinds import Layer, parameter_layer
@@ -30,6 +31,8 @@ class ParameterSite(Site, nn.Module):
     """
 
     lora_shown: bool = False
+    lora_keys: dict[str, str]
+    lora_mixed_keys: dict[str, str]
 
     def __init__(self, owner: nn.Module, name: str) -> None:
         super().__init__()
@@ -76,22 +79,34 @@ class ParameterSite(Site, nn.Module):
         self.lora_in_weights = in_weights
         self.lora_active = tuple(name for name in adapters if name in self.lora_arithmetic)
         self.lora_choice = self._choose([Added(*one) for one in self.branches_with(adapters)])
-        experts = self.lora_layer.experts
-        each = [(a.factors.rank // experts, a.arithmetic.compute) for a in self.lora_choice.added]
-        branches = tuple(Branch(rank, compute=compute) for rank, compute in each)
-        self.lora_keys = {kind: str(Structure(kind, branches)) for kind in _KINDS}
+        self.lora_keys = self._keys(self.lora_choice)
         self._place_scalings()
 
     def route(self, adapters: tuple[str, ...], terms: int) -> None:
-        """Do nothing: `adapters/routable.py` refuses a mixed batch where parameters are adapted."""
+        """Say which adapter each column of the shares of a mixed batch is of."""
+        super().route(adapters, terms)
+        assert self.lora_mixed is not None
+        self.lora_mixed_keys = self._keys(self.lora_mixed, terms)
+
+    def _keys(self, choice: Choice, terms: int = 0) -> dict[str, str]:
+        """Return the structure of these branches, of one expert, by how they are computed."""
+        experts = self.lora_layer.experts
+        branches = tuple(
+            Branch(one.factors.rank // experts, compute=one.arithmetic.compute, column=one.column)
+            for one in choice.added
+        )
+        return {kind: str(Structure(kind, branches, terms=terms)) for kind in _KINDS}
 
     def read(self) -> Any:
         """Return what the model gets when it reads the parameter, unless it is `lora_shown`."""
-        added = self.lora_choice.added
-        if self.lora_shown or not added:
+        routing = self.lora_routing
+        mixed = routing is not None and routing.shares is not None
+        choice = self.lora_mixed if mixed and self.lora_mixed is not None else self.lora_choice
+        if self.lora_shown or not choice.added:
             return self.weight
-        factors = [self.split(one.factors.A.weight, one.factors.B.weight) for one in added]
-        return AdaptedWeight(self.weight, factors, self, self.lora_layer.turned)
+        factors = [self.split(one.factors.A.weight, one.factors.B.weight) for one in choice.added]
+        turned = self.lora_layer.turned
+        return AdaptedWeight(self.weight, factors, self, turned, choice is self.lora_mixed)
 
     def split(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
         """Return the factors of each expert: A (E, r, in), B (E, out, r). Of a matrix, as given."""
@@ -113,6 +128,8 @@ def mark_parameter(
     """Make a parameter a site without adapters, in place. A site is returned as it is."""
     if SITES not in owner._modules:
         setattr(owner, SITES, nn.ModuleDict().train(owner.training))
+        if kind is ParameterSite:
+            specialise(owner, RowsFollowed)
     sites = owner._modules[SITES]
     assert isinstance(sites, nn.ModuleDict)
     if name not in sites:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from lora_fx.adapters.routing import Routing
 from lora_fx.adapters.sites.choice import Added, Choice, choose
-from lora_fx.adapters.sites.factors import Arithmetic, Change, Direction, Factors
+from lora_fx.adapters.sites.directions import follow
+from lora_fx.adapters.sites.factors import Arithmetic, Change, Factors
 from lora_fx.graph import ops
 from lora_fx.graph.convolution import Window
 from lora_fx.graph.room import owns_room, with_room
-from lora_fx.graph.velora import mean_direction
 from lora_fx.plan.packed import packed_tensors, packing_of
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ class Site(_Base):
     lora_arithmetic: dict[str, Arithmetic]
     lora_active: tuple[str, ...]
     lora_branches: dict[str, Factors]
-    lora_followed: tuple[tuple[Direction, int, bool], ...]
     lora_choice: Choice
     lora_mixed: Choice | None = None
     lora_mixed_scalings: Tensor
@@ -67,12 +66,15 @@ class Site(_Base):
         The output may be that of some of the weight's rows.
         """
         shares = None if self.lora_routing is None else self.lora_routing.shares
+        learns = self.training and torch.is_grad_enabled()
         if shares is not None and self.lora_mixed is not None:
+            if learns:
+                follow(self.lora_mixed.added, input, shares.to(input.device))
             return self._add(output, input, self.lora_mixed, self.lora_mixed_scalings, shares, rows)
         if not self.lora_choice.added:
             return output
-        if self.lora_followed and self.training and torch.is_grad_enabled():
-            self._follow(input)
+        if learns:
+            follow(self.lora_choice.added, input)
         return self._add(output, input, self.lora_choice, self.lora_scalings, rows=rows)
 
     def _add(
@@ -109,12 +111,6 @@ class Site(_Base):
         routed = self.lora_routing is not None and self.lora_routing.shares is not None
         choice = self.lora_mixed if routed and self.lora_mixed is not None else self.lora_choice
         return bool(choice.added)
-
-    def _follow(self, input: Tensor) -> None:
-        """Let VeLoRA's directions follow the input."""
-        for direction, groups, once in self.lora_followed:
-            v, mean = direction.weight, mean_direction(input, groups)
-            v.copy_(torch.where(torch.any(v), v, mean) if once else mean)
 
     def _base(self, rows: slice | None = None) -> list[Tensor]:
         """Return the weight as (out, in), or (out, in, k…), and the bias if there is one.
@@ -158,13 +154,6 @@ class Site(_Base):
         }
         added = [Added(*branch, invoked=waiting.get(branch[0])) for branch in branches]
         self.lora_choice = self._choose(added)
-        self.lora_followed = tuple(
-            (factors.direction, kept.groups, kept.init == "batch_average_once")
-            for factors, arithmetic in branches
-            if factors.direction is not None
-            and (kept := arithmetic.compression) is not None
-            and kept.init != "random"
-        )
         self._place_scalings()
 
     def route(self, adapters: tuple[str, ...], terms: int) -> None:

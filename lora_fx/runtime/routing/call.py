@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from lora_fx.adapters.routable import unroutable
+from lora_fx.adapters.row_order import require_row_order
+from lora_fx.adapters.storage import modules_with_sites
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.sample_rows import require_sample_rows
 from lora_fx.runtime.routing.invocation import in_call
@@ -171,7 +173,9 @@ def _require_routable(model: Any) -> None:
     if faults:
         raise LoraFxError(faults)
     if model.lora_fx_rows_known != model.lora_fx_sited:
-        require_sample_rows(model.lora_fx_plan, model.lora_fx_sited)
+        adapted = (site for plan in model.lora_fx_adapters.values() for site in plan.sites)
+        require_sample_rows(model.lora_fx_plan, modules_with_sites(model))
+        require_row_order(model.lora_fx_plan, adapted)
         model.lora_fx_rows_known = model.lora_fx_sited
 
 

@@ -5,14 +5,16 @@ from typing import Any
 
 from torch import nn
 
-from lora_fx.adapters.sites.adapted_weight import UNSUPPORTED, unsupported_use
+from lora_fx.adapters.sites.adapted_weight import UNROUTED, UNSUPPORTED, unsupported_use
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.runtime.units.model_source import innermost, span_of
 
 _DETAIL = re.compile(
     r"^ *(?:Explanation: |Developer debug context: (?=raised exception))(.+)$", re.MULTILINE
 )
-_UNSUPPORTED = re.compile(re.escape(UNSUPPORTED).replace(r"\{\}", "[^`]+"))
+_UNSUPPORTED = re.compile(
+    "|".join(re.escape(text).replace(r"\{\}", "[^`]+") for text in (UNSUPPORTED, UNROUTED))
+)
 
 
 def not_capturable(module: nn.Module, error: Any) -> LoraFxError:
