@@ -13,7 +13,7 @@ from triton.language.extra import libdevice
 
 from lora_fx.kernels.elementwise import Line, parse
 
-_TILE = 16, 256, 8  # rows, columns and warps
+_TILE = 32, 64, 4  # rows, columns and warps
 _TILE_FLOAT32 = 64, 128, 4  # where P and Q are float32, which each tile reads anew
 _SPELLED = {
     "add": "{} + {}",
