@@ -20,7 +20,7 @@ def require_supported(plan: Plan) -> None:
     """Raise LoraFxError with everything in a plan that this version cannot do."""
     found = [*_of_spec(plan.spec), *(one for site in plan.sites for one in _of_site(site))]
     found += [one for adapter in plan.adapters for one in _of_adapter(adapter)]
-    if plan.spec.route is not None:
+    if plan.spec.route is not None and plan.spec.route.arrow is None:
         found += _of_route(plan, plan.spec.route)
     faults = once_each(
         [

@@ -27,6 +27,7 @@ from lora_fx.plan.rules import AdapterPlan, plan_adapter
 from lora_fx.plan.selectors import Selection, select
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.slots import slot_faults, slot_sizes
+from lora_fx.plan.token_routing import planned_faults
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
 from lora_fx.plan.weights import with_own_targets
 from lora_fx.spec.expressions import Value
@@ -187,6 +188,7 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
     )
     diagnostics += _rank_faults(plan) + slot_faults(spec, plan.sites)
     diagnostics += merge_faults(spec.merges, adapters)
+    diagnostics += planned_faults(spec, adapters)
     diagnostics += changed_weight_faults(adapters, modules)
     diagnostics += quantized_adapter_faults(adapters, quantized, modules)
     diagnostics += two_way_faults(site for adapter in adapters for site in adapter.sites)
