@@ -20,7 +20,7 @@ _SETTINGS = {
     "monteclora_config": "variant = monteclora(num_samples = 8)",
     "arrow_config": "route { by = arrow(top = 3) }",
     "router_temperature": "route { by = arrow(temperature = 1.0) }",
-    "use_gks": 'route { by = arrow(general = ["english"]) }',
+    "use_gks": 'route { by = arrow(general = ["other"]) }',
     "init_lora_weights": "init = gaussian",
     "loftq_config": "init = loftq(bits = 4)",
     "eva_config": "init = eva(rho = 2.0)",
