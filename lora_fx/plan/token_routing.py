@@ -17,6 +17,7 @@ _KINDS = {
     "attention": "`nn.MultiheadAttention`",
     "parameter": "a parameter",
 }
+_ADVICE = "route among adapters that are LoRA of linear layers, and nothing more"
 
 
 def routed(arrow: ArrowSpec, adapters: Mapping[str, AdapterPlan]) -> tuple[str, ...]:
@@ -76,9 +77,6 @@ def _of_adapter(plan: AdapterPlan) -> Iterator[Diagnostic]:
         yield Diagnostic("not-routable", message, span, help=_ADVICE)
 
 
-_ADVICE = "route among adapters that are LoRA of linear layers, and nothing more"
-
-
 def _of_site(site: SitePlan) -> Iterator[Diagnostic]:
     where = f"`{site.adapter}` at `{numberless(site.name)}`"
     if site.layer.kind in _KINDS:
@@ -89,7 +87,12 @@ def _of_site(site: SitePlan) -> Iterator[Diagnostic]:
         yield _fault(site, "variant", f"{where} is `{site.variant.name}`", _ADVICE)
     if site.changes_base and site.variant.name != "kasa":
         message = f"{where} has changed the base's weight, by init `{site.init.name}`"
-        yield _fault(site, "init", message, "save it, and load the folder over the base's own")
+        yield _fault(
+            site,
+            "init",
+            message,
+            "save it, and load that folder: it is LoRA over the base's own weight",
+        )
     if site.lora_bias:
         yield _fault(site, "lora_bias", f"{where} has a bias on B", _ADVICE)
     if site.tie:
@@ -103,13 +106,13 @@ def _of_site(site: SitePlan) -> Iterator[Diagnostic]:
 def _unlike(arrow: ArrowSpec, first: AdapterPlan, other: AdapterPlan) -> Iterator[Diagnostic]:
     ours, theirs = ({s.name: s for s in plan.sites} for plan in (first, other))
     both = (f"`{first.name}`", f"`{other.name}`")
-    for name in sorted(ours.keys() ^ theirs.keys()):
+    for name in (name for name in ours | theirs if (name in ours) is not (name in theirs)):
         one, another = both if name in ours else both[::-1]
         site = ours.get(name) or theirs[name]
         message = f"{one} adapts `{numberless(name)}`, and {another} does not"
         help = "tokens are routed among adapters of the same modules"
         yield Diagnostic("not-routable", message, site.rule, help=help)
-    for name in ours.keys() & theirs.keys() if arrow.general else ():
+    for name in (name for name in ours if arrow.general and name in theirs):
         ranks = ours[name].rank, theirs[name].rank
         if ranks[0] != ranks[1]:
             message = f"{both[0]} and {both[1]} have ranks {ranks[0]} and {ranks[1]}"

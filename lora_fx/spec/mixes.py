@@ -55,8 +55,9 @@ class Mixes:
         by = values["by"]
         arrow = arrow_of(by, route)
         if arrow is not None:
-            known = (*self._adapters, *self._kept_merges())
-            self._diagnostics += arrow_faults(arrow, route, known)
+            self._diagnostics += arrow_faults(arrow, route)
+            for name in dict.fromkeys(arrow.general):
+                self._check_named(name, arrow.span)
         return RouteSpec(
             by.argument("name") if by is not None and arrow is None else _ARGUMENT,
             values["slots"],
@@ -143,7 +144,11 @@ class Mixes:
         if name in RESERVED:
             message = "`base` stands alone, without weight or other terms"
             self._diagnostics.append(Diagnostic("base-in-mix", message, span))
-        elif name in self._merges and name not in self._kept_merges():
+        else:
+            self._check_named(name, span)
+
+    def _check_named(self, name: str, span: Span) -> None:
+        if name in self._merges and name not in self._kept_merges():
             message = f"merge `{name}` goes into the base; no adapter is left of it"
             self._diagnostics.append(Diagnostic("unknown-adapter", message, span))
         elif name not in self._adapters and name not in self._merges:

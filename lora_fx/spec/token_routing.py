@@ -1,10 +1,9 @@
 """`by = arrow(…)` in `route`: each token gets its own adapters."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 from lora_fx.diagnostics import Diagnostic, Span
 from lora_fx.spec import syntax
-from lora_fx.spec.closest import did_you_mean
 from lora_fx.spec.expressions import Word
 from lora_fx.spec.spec import ArrowSpec
 
@@ -20,10 +19,8 @@ def arrow_of(by: Word | None, route: syntax.Route) -> ArrowSpec | None:
     return ArrowSpec(top, float(temperature), general, _attribute(route, "by"))  # type: ignore[arg-type]
 
 
-def arrow_faults(
-    arrow: ArrowSpec, route: syntax.Route, known: Collection[str]
-) -> Iterator[Diagnostic]:
-    """Yield what the block says that is of samples, and names in `general` that are not `known`."""
+def arrow_faults(arrow: ArrowSpec, route: syntax.Route) -> Iterator[Diagnostic]:
+    """Yield what the block says that is of samples, and names that stand in `general` twice."""
     for item in route.items:
         name = item.name.text if isinstance(item, syntax.Attribute) else "when"
         name = "default" if isinstance(item, syntax.Otherwise) else name
@@ -33,11 +30,7 @@ def arrow_faults(
             help = "leave one of the two out"
             yield Diagnostic("cannot-apply", message, item.span, secondary=there, help=help)
     for place, name in enumerate(arrow.general):
-        if name not in known:
-            message = f"there is no adapter `{name}`"
-            help = did_you_mean(name, known)
-            yield Diagnostic("unknown-adapter", message, arrow.span, help=help)
-        elif name in arrow.general[:place]:
+        if name in arrow.general[:place]:
             message = f"`{name}` stands in `general` twice"
             yield Diagnostic("duplicate-statement", message, arrow.span)
 

@@ -81,14 +81,14 @@ def by_token(site: Any, general: tuple[str, ...], top: int) -> Any:
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
         rows = []
-        for x in args[0].flatten(0, -2):
+        for x in args[0].double().flatten(0, -2):
             z = {name: (x @ v).abs() for name, v in directions.items()}
             best = sorted(z, key=lambda name: -float(z[name].detach()))[:top]
             powers = {name: (z[name] / TEMPERATURE).exp() for name in best}
             scales = {name: site.lora_arithmetic[name].scaling for name in best}
             parts = [powers[n] / sum(powers.values()) * scales[n] * changes[n] @ x for n in best]
             rows.append(sum(parts[1:], parts[0]))
-        return y + torch.stack(rows).view_as(y)
+        return y + torch.stack(rows).view_as(y).to(y.dtype)
 
     return hook
 
@@ -188,6 +188,61 @@ def test_conv1d_layers(tmp_path: Path) -> None:
     got = lora_fx.compile(base.float(), text, backend="eager").eval()
     assert relative(logits(got), want) < 1e-5
     assert relative(logits(base), want) > 1e-2
+
+
+def test_in_a_graph_one_comparison_serves_all_adapters_of_a_layer(folder: Path) -> None:
+    graph = lora_fx.capture(routed(folder, "eager", True), layer=1, input_ids=tokens())
+    lines = [line for line in graph.text("adapted").splitlines() if "lora_fx" in line]
+    for target in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"):
+        (compared,) = (line for line in lines if f"{target}.lora_experts.prototypes" in line)
+        assert "lora_fx.arrow(" in compared
+        assert ", 2, 0.5)" in compared
+        assert "sql, style, law" in compared
+        expands = [n for n in lines if "lora_fx.expand(" in n and f"{target}.lora_scalings" in n]
+        assert len(expands) == 3
+        assert all("narrow" in line for line in expands)
+    lowered = graph.text("lowered")
+    assert lowered.count("topk(") == 3
+    assert lowered.count("lora_fx.") == 0
+
+
+@pytest.mark.parametrize("layout", ["plain", "augmented"])
+def test_layouts(folder: Path, layout: str) -> None:
+    want = step(routed(folder, None, True).train())
+    more = f"compile {{ layout = {layout} }}"
+    got = step(routed(folder, "inductor", True, more=more).train())
+    for key, tensor in want.items():
+        assert relative(got[key], tensor) < 1e-5, key
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+@torch.no_grad()
+def test_a_base_in_four_bits(folder: Path, backend: str | None) -> None:
+    quantize = "quantize linear { method = nf4 }"
+    model = routed(folder, backend, True, more=quantize)
+    base = lora_fx.compile(llama(2), f"lora 1 {quantize}", backend=None).eval()
+    plain = logits(base)
+    with dense(base, model, GENERAL):
+        want = logits(base)
+    assert relative(logits(model), want) < 1e-5
+    assert relative(plain, want) > 1e-2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_half_precision(folder: Path, backend: str | None) -> None:
+    """All adapters, so that rounding chooses no other ones."""
+    want = logits(routed(folder, None, True, top=3))
+    model = routed(folder, backend, True, top=3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert relative(logits(model), want) < 2e-2
+    model = routed(folder, backend, True, top=3).bfloat16()
+    assert all(
+        site.lora_experts.prototypes.dtype is torch.float32 for _, site in storage.sites(model)
+    )
+    got = logits(model)
+    assert got.dtype is torch.bfloat16
+    assert relative(got, want) < 3e-2
+    assert relative(logits(routed(folder, None, top=3)), want) > 1e-1
 
 
 def test_an_exchanged_adapter_makes_no_graph(folder: Path, tmp_path: Path) -> None:
