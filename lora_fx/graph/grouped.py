@@ -6,8 +6,9 @@ x: (S, m), rows of a group together   W: (E, m, n)   offsets: int32 (E,), where 
 Rows beyond the last group are zero. A group without rows costs nothing, and no gradient of W is
 computed that nobody asked for: that of a whole stack is as large as the stack.
 
-torch's own `grouped_mm` is a kernel for bfloat16 on a GPU, which wants rows of whole 16 bytes; that
-is `FAST`. Everywhere else it is this operator, which Inductor takes as it is.
+torch's own `grouped_mm` is a kernel for bfloat16 on a GPU, which wants rows of whole 16 bytes. It
+is called in here, where its operands have the strides that they were given: Inductor 2.11 lays out
+anew what it gives to `grouped_mm` itself, and may break that condition.
 """
 
 import torch
@@ -19,6 +20,8 @@ _ALIGNED = 8  # elements of bfloat16 in 16 bytes
 
 @torch.library.custom_op("lora_fx::grouped", mutates_args=())
 def _grouped(x: Tensor, W: Tensor, offsets: Tensor) -> Tensor:
+    if _is_whole(x, W):
+        return F.grouped_mm(x, W, offs=offsets)
     y = x.new_zeros(x.shape[0], W.shape[2])
     for e, rows in _groups(offsets):
         torch.mm(x[rows], W[e], out=y[rows])
@@ -34,6 +37,10 @@ def _(x: Tensor, W: Tensor, offsets: Tensor) -> Tensor:
 def _backward(
     dy: Tensor, x: Tensor, W: Tensor, offsets: Tensor, of_x: bool, of_W: bool
 ) -> tuple[Tensor, Tensor]:
+    if _is_whole(x, W):
+        dy, none = dy.contiguous(), x.new_empty(0)
+        dx = F.grouped_mm(dy, W.mT, offs=offsets) if of_x else none
+        return dx, F.grouped_mm(x.contiguous().t(), dy, offs=offsets) if of_W else none
     dx = torch.zeros_like(x) if of_x else x.new_empty(0)
     dW = torch.zeros(W.shape, dtype=W.dtype, device=W.device) if of_W else W.new_empty(0)
     for e, rows in _groups(offsets):
@@ -87,6 +94,5 @@ def missing(width: int) -> int:
     return -width % _ALIGNED
 
 
-def product(x: Tensor, W: Tensor, offsets: Tensor) -> Tensor:
-    """Multiply by whichever of the two there is for these rows."""
-    return F.grouped_mm(x, W, offs=offsets) if is_fast(x) else grouped(x, W, offsets)
+def _is_whole(x: Tensor, W: Tensor) -> bool:
+    return is_fast(x) and not any(missing(width) for width in W.shape[1:])

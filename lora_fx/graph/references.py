@@ -9,7 +9,7 @@ from torch import Tensor
 from lora_fx.graph.arrow import arrow_shares
 from lora_fx.graph.autocast import autocast_off
 from lora_fx.graph.convolution import Window, convolution, pointwise
-from lora_fx.graph.grouped import is_fast, missing, product
+from lora_fx.graph.grouped import grouped, is_fast, missing
 from lora_fx.graph.monteclora import perturbed, run
 from lora_fx.graph.own_tensors import (
     mixed,
@@ -133,7 +133,7 @@ def stack_shrink(x: Tensor, A: Tensor, offsets: Tensor | None, compute: str) -> 
             return torch.matmul(x, A.mT)
         if is_fast(x):
             A = F.pad(A, (0, 0, 0, missing(A.shape[1])))
-        return product(x, A.contiguous().mT, offsets)
+        return grouped(x, A.contiguous().mT, offsets)
 
 
 def stack_expand(
@@ -154,7 +154,7 @@ def stack_expand(
             delta = torch.matmul(h, B.mT)
         else:
             B = F.pad(B, (0, h.shape[1] - B.shape[2])).contiguous()
-            delta = product(h, B.mT, offsets)
+            delta = grouped(h, B.mT, offsets)
     return y + delta.to(y.dtype)
 
 

@@ -169,8 +169,6 @@ def _stack_product(graph: Graph, x: object, factor: object, offsets: object) -> 
     turned = call(graph, "transpose", factor, -2, -1)  # type: ignore[arg-type]
     if offsets is None:
         return call(graph, torch.matmul, x, turned)
-    if is_fast(x.meta[EXAMPLE]):  # type: ignore[attr-defined]
-        return call(graph, F.grouped_mm, x, turned, offs=offsets)
     return call(graph, grouped, x, turned, offsets)
 
 
