@@ -181,7 +181,7 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         {name: tuple(parameter.shape) for name, parameter in modules.parameters.items()},
         tuple(quantize),
         sum(count_elements(parameter) for parameter in distinct_parameters(tree)),
-        merged_bytes(tree, adapters, quantized),
+        0 if _routes_tokens(spec) else merged_bytes(tree, adapters, quantized),
         tuple(d for d in diagnostics if d.severity != "error"),
         blueprint_of(tree),
         estimate(tree, adapters, quantized, spec.optimizer, spec.compile.layout == "augmented"),
@@ -199,6 +199,11 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
     if any(d.severity == "error" for d in diagnostics):
         raise LoraFxError(diagnostics)
     return replace(plan, notes=(*plan.notes, *lock_differences(plan)))
+
+
+def _routes_tokens(spec: Spec) -> bool:
+    """Whether nothing can be merged."""
+    return spec.route is not None and spec.route.arrow is not None
 
 
 def _totals(plan: Plan) -> dict[str, Value]:
