@@ -14,6 +14,7 @@ from triton.language.extra import libdevice
 from lora_fx.kernels.elementwise import Line, parse
 
 _ROWS, _COLUMNS, _WARPS = 16, 256, 8  # of a tile
+_ROWS_FLOAT32 = 64  # where P and Q are float32: each tile reads its part of Q anew
 _SPELLED = {
     "add": "{} + {}",
     "sub": "{} - {}",
@@ -49,10 +50,11 @@ def launch(
     (m, n), r = inputs[0].shape, P.shape[1]
     given = [x if x.stride(1) == 1 else x.contiguous() for x in inputs]
     tensors = [each for x in (*given, *outputs) for each in (x, x.stride(0))]
-    grid = (triton.cdiv(n, _COLUMNS), triton.cdiv(m, _ROWS))
+    rows = _ROWS_FLOAT32 if P.dtype.itemsize > 2 else _ROWS
+    grid = (triton.cdiv(n, _COLUMNS), triton.cdiv(m, rows))
     _kernel(program, len(inputs))[grid](
         *tensors, P, Q, m, n, r, *P.stride(), *Q.stride(),
-        ROWS=_ROWS, COLUMNS=_COLUMNS, RANK=max(16, triton.next_power_of_2(r)), num_warps=_WARPS,
+        ROWS=rows, COLUMNS=_COLUMNS, RANK=max(16, triton.next_power_of_2(r)), num_warps=_WARPS,
     )  # fmt: skip
 
 
@@ -73,7 +75,7 @@ def source_of(program: str, inputs: int) -> str:
     places = [f"x{i}" for i in range(inputs)] + [f"y{i}" for i in range(len(returned))]
     arguments = ", ".join(f"{name}_, {name}_0" for name in places)
     body = [_load(f"x{i}") for i in range(inputs)]
-    body += ["x0 = x0 + tl.dot(p, q)", *map(_spelled, lines)]
+    body += ['x0 = x0 + tl.dot(p, q, input_precision="ieee")', *map(_spelled, lines)]
     body += [_store(f"y{i}", value) for i, value in enumerate(returned)]
     return _SOURCE.format(arguments=arguments, body="\n".join("    " + line for line in body))
 

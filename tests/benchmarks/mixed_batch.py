@@ -88,10 +88,11 @@ def steps(given: argparse.Namespace) -> dict[str, Build]:
 
     def ours(active: list[str], way: bool | None = None, **more: Any) -> Step:
         model = by_lora_fx(base, active, given.rank)
-        step = stepping(model, **more)
-        if way is not None:
-            with patch.object(gather_samples, "is_gathered", lambda *_: way):
-                step()
+        if way is None:
+            return stepping(model, **more)
+        with patch.object(gather_samples, "is_gathered", lambda *_: way):
+            step = stepping(model, **more)
+            step()
         return step
 
     def theirs() -> Step:

@@ -3,7 +3,7 @@
     captured   %w = lora_fx.merge(@q_proj.weight, [@…lora_A…, @…lora_B…], %scalings, structure)
     adapted    a chain of `delta`s, one for each adapter       rules/expand_merges.py
     fused      one `delta` of the summed rank                  passes/join_deltas.py
-    lowered    addmm
+    lowered    addmm; on a GPU one kernel                      passes/merge_in_one_kernel.py
 
 W' = W + Σᵢ sᵢ Bᵢ Aᵢ and b' = b + Σᵢ sᵢ βᵢ, in the widest dtype of all and at least float32, rounded
 once to that of the weight: W is read once and W' written once, whatever the number of adapters.
@@ -31,6 +31,7 @@ from lora_fx.graph.text import FQN
 from lora_fx.graph.verify import STAGES, Stage, verify
 from lora_fx.passes.join_deltas import join_deltas
 from lora_fx.passes.lower import lower
+from lora_fx.passes.merge_in_one_kernel import merge_in_one_kernel
 from lora_fx.plan.sites import SitePlan
 from lora_fx.rewrite.driver import apply
 from lora_fx.rewrite.metadata import EXAMPLE, call, dtype
@@ -69,7 +70,8 @@ def run_expert(site: ParameterSite, adapters: Sequence[str], weight: Tensor, exp
 def _run(inputs: "_Inputs") -> Sequence[Tensor]:
     tensors = inputs.tensors()
     signature = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
-    return _lowered(inputs.structure, signature)(*tensors)
+    on_gpu = inputs.weight.is_cuda and all(factor.is_cuda for factor in inputs.factors)
+    return _lowered(inputs.structure, signature, on_gpu)(*tensors)
 
 
 def is_product(site: Site, adapter: str) -> bool:
@@ -166,7 +168,7 @@ class _Inputs:
             Structure(_kind(site), tuple(Branch(b.rank, bias=b.has_bias) for b in branches)),
             weight.detach(),
             tuple(factor.detach() for factor in factors),
-            torch.tensor(scalings, dtype=wide, device=factors[0].device),
+            torch.tensor(scalings, dtype=wide),  # on the CPU, from where no kernel waits for it
             source(site, "bias", adapters).detach() if has_bias else None,
         )
 
@@ -236,11 +238,14 @@ def _merged(
 
 @cache
 def _lowered(
-    structure: Structure, signature: tuple[tuple[torch.Size, torch.dtype], ...]
+    structure: Structure, signature: tuple[tuple[torch.Size, torch.dtype], ...], on_gpu: bool
 ) -> GraphModule:
     graph = Graph()
     nodes = [_placeholder(graph, "", *shape_and_dtype) for shape_and_dtype in signature]
-    return rewrite(_finished(graph, _merge(graph, structure, nodes)), "lowered")
+    module = rewrite(_finished(graph, _merge(graph, structure, nodes)), "fused")
+    if on_gpu:
+        merge_in_one_kernel(module)
+    return rewrite(module, "lowered")
 
 
 def _placeholder(graph: Graph, name: str, shape: torch.Size, dtype: torch.dtype) -> Node:
