@@ -26,6 +26,7 @@ from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
 from lora_fx.plan.variants import blocks_of, compression_of, drawn_of
+from lora_fx.spec.spec import ArrowSpec
 
 Start = Callable[[SitePlan, nn.Module], Mapping[str, Tensor]]
 
@@ -180,13 +181,21 @@ def require_compatible(
     require_separate(model, adapters, in_weights)
 
 
-def activate(model: nn.Module, adapters: tuple[str, ...], in_weights: tuple[str, ...] = ()) -> None:
+def activate(
+    model: nn.Module,
+    adapters: tuple[str, ...],
+    in_weights: tuple[str, ...] = (),
+    arrow: ArrowSpec | None = None,
+) -> None:
     """Let exactly these adapters take part in the forward, wherever they have something.
+
+    With `arrow` each token is routed among them; without, they add up.
 
     Branches of those that are merged `in_weights` are not computed; whatever else they have is in
     force as that of the others is.
     """
     for _, site in storage.sites(model):
+        site.lora_arrow = arrow
         site.activate(tuple(name for name in adapters if name not in in_weights), in_weights)
     every = tuple(dict.fromkeys((*in_weights, *adapters)))
     copies.activate(model, every)

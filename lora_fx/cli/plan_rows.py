@@ -142,6 +142,10 @@ def _ids(ids: tuple[int, ...]) -> str:
 
 def route_facts(route: RouteSpec) -> list[tuple[str, str]]:
     """Return what a route says, by name."""
+    if route.arrow is not None:
+        facts = [("by", "arrow, each token"), ("top", str(route.arrow.top))]
+        facts += [("temperature", f"{route.arrow.temperature:g}")]
+        return facts + [("general", ", ".join(route.arrow.general))] * bool(route.arrow.general)
     facts = [("by", f"argument `{route.argument}`")]
     facts += [("slots", str(route.slots))] if route.slots else []
     facts += [("max_rank", str(route.max_rank))] if route.max_rank else []

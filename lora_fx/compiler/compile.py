@@ -74,7 +74,7 @@ def compiled_tree(
     """Compile a tree in place; `given` has values of adapters, by their names in a PEFT folder."""
     require_effect(spec.compile, tree, backend)
     plan, units = plan_tree(tree, spec, backend)
-    if spec.route is not None:
+    if spec.route is not None and spec.route.arrow is None:
         require_separable(tree, plan)
         require_sample_rows(plan, _routed(tree, plan))
         require_row_order(plan, plan.sites)

@@ -1,9 +1,10 @@
 """The `lora_fx::` operators; `references.py` and `site_references.py` say what they compute.
 
-    site(y, x, params, scalings, structure, base, samples, invoked)
+    site(y, x, params, scalings, structure, base, samples, invoked, prototypes)
                                                        y + sum_i s_i * (B_i A_i drop_i(x) + b_i)
     share(samples, column, rest, dims)                 of each sample, to multiply (S, …)
     invoked(invoked, column, x)                        of each token, 0 or 1, to multiply (S, T, …)
+    arrow(x, prototypes, top, temperature)             of each token and branch: `graph/arrow.py`
     shrink(x, A, dropout, compute)                     drop(x) Aᵀ
     compressed_shrink(x, A, v, groups, scale, dropout, compute)    shrink; dA is VeLoRA's
     convolve(x, A, dropout, compute, window)           drop(x) * A, as the layer convolves
@@ -39,7 +40,7 @@ dimension 0 of x and y is then S, and a branch's share c in a sample multiplies 
 Without them c is 1. `columns` are where those of adapters with tensors of their own stand, see
 `graph/own_tensors.py`. Of a branch that acts from its invocation on (aLoRA, arXiv 2504.12397), c is
 also 0 for all tokens but the last of each sample, as many as `invoked` (S, adapters), int64, says;
-x is then (S, T, in).
+x is then (S, T, in). Where tokens are routed (Arrow, arXiv 2405.11157), c is of each row of x.
 Where `merge` and `delta` are given W as (in, out), B A is transposed. Of a convolution, all have
 places behind their features: x (*, in, …), A (r, in, k…), B (out, r / groups, 1…), y (*, out, …).
 Of a stack, x, y, A and B have one more dimension in front, or, with `offsets` (E,), the rows of x
@@ -63,10 +64,11 @@ from lora_fx.graph import references, sample_references, site_references
 _library = torch.library.Library("lora_fx", "DEF")
 _library.define(
     "site(Tensor y, Tensor x, Tensor[] params, Tensor scalings, str structure, "
-    "Tensor[] base, Tensor? samples=None, Tensor? invoked=None) -> Tensor"
+    "Tensor[] base, Tensor? samples=None, Tensor? invoked=None, Tensor? prototypes=None) -> Tensor"
 )
 _library.define("share(Tensor samples, int column, bool rest, int dims) -> Tensor")
 _library.define("invoked(Tensor invoked, int column, Tensor x) -> Tensor")
+_library.define("arrow(Tensor x, Tensor prototypes, int top, float temperature) -> Tensor")
 _library.define("shrink(Tensor x, Tensor A, float dropout, str compute) -> Tensor")
 _library.define(
     "compressed_shrink(Tensor x, Tensor A, Tensor v, int groups, float scale, float dropout, "
@@ -134,7 +136,7 @@ _library.define("delta(Tensor W, Tensor A, Tensor B, Tensor? scaling, bool trans
 for _of, _names in {
     references: (
         *("shrink", "compressed_shrink", "convolve", "lookup", "share", "invoked"),
-        "expand",
+        *("arrow", "expand"),
         *("stack_shrink", "stack_expand", "block_diagonal", "diagonal", "perturb"),
         *("norms", "packed_norms", "magnitude", "replace_rows", "replace_columns", "delta"),
         *("mix", "shift", "mix_rows", "mix_columns"),
@@ -152,6 +154,7 @@ convolve = torch.ops.lora_fx.convolve.default
 lookup = torch.ops.lora_fx.lookup.default
 share = torch.ops.lora_fx.share.default
 invoked = torch.ops.lora_fx.invoked.default
+arrow = torch.ops.lora_fx.arrow.default
 expand = torch.ops.lora_fx.expand.default
 choose = torch.ops.lora_fx.choose.default
 sample_scalings = torch.ops.lora_fx.sample_scalings.default

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_fx.graph.arrow import arrow_shares
 from lora_fx.graph.autocast import autocast_off
 from lora_fx.graph.convolution import Window, convolution, pointwise
 from lora_fx.graph.grouped import grouped, is_fast, missing
@@ -83,6 +84,16 @@ def invoked(invoked: Tensor, column: int, x: Tensor) -> Tensor:
     return acts.unsqueeze(-1).to(torch.float32)
 
 
+def arrow(x: Tensor, prototypes: Tensor, top: int, temperature: float) -> Tensor:
+    """Return the shares of n branches in each token: x (*, in), prototypes (n, in) -> (*, n).
+
+    In the wider dtype of both, under autocast too: `graph/arrow.py`.
+    """
+    dtype = torch.promote_types(x.dtype, prototypes.dtype)
+    with autocast_off(x.device.type):
+        return arrow_shares(x.to(dtype), prototypes.to(dtype), top, temperature)
+
+
 def expand(
     y: Tensor,
     h: Tensor,
@@ -95,7 +106,7 @@ def expand(
 ) -> Tensor:
     """Add one branch to the base output: `y + c ((s h) Bᵀ + s b)`, h (*, r), B (out, r).
 
-    -> (*, out). The share c (S, 1, …) or (S, T, 1) is 1 if there is none. Of a
+    -> (*, out). The share c (S, 1, …) or (*, 1) is 1 if there is none. Of a
     convolution h (*, r, …), B (out, r / groups, 1…) -> (*, out, …).
     """
     dtype = compute_dtype(compute, h.dtype)

@@ -10,7 +10,7 @@ from lora_fx.graph import references
 from lora_fx.graph.convolution import by_channel, convolution
 from lora_fx.graph.own_tensors import require_samples
 from lora_fx.graph.packed import packed_linear
-from lora_fx.graph.structure import Structure
+from lora_fx.graph.structure import Branch, Structure
 
 
 def site(
@@ -22,6 +22,7 @@ def site(
     base: Sequence[Tensor],
     samples: Tensor | None = None,
     invoked: Tensor | None = None,
+    prototypes: Tensor | None = None,
 ) -> Tensor:
     """Add every branch of a site to its base output `y`; `params` is A₀, B₀, A₁, B₁, ….
 
@@ -33,9 +34,10 @@ def site(
     parsed = Structure.parse(structure)
     if parsed.is_stack:
         return _stack(y, x, params, scalings, parsed, base, samples)
+    assert (parsed.arrow is None) is (prototypes is None), "tokens are routed by prototypes"
     if any(branch.invoked is not None for branch in parsed.branches):
         _require_tokens(x, invoked)
-    return _layer(y, x, params, scalings, parsed, base, samples, invoked)
+    return _layer(y, x, params, scalings, parsed, base, samples, invoked, prototypes)
 
 
 def _stack(
@@ -67,9 +69,13 @@ def _layer(
     base: Sequence[Tensor],
     samples: Tensor | None,
     invoked: Tensor | None,
+    prototypes: Tensor | None,
 ) -> Tensor:
     of_base, window = y, parsed.window
     places = 0 if window is None else window.dimensions
+    routed = None
+    if parsed.arrow is not None and prototypes is not None:
+        routed = references.arrow(x, prototypes, *parsed.arrow)
     for i, (A, B, bias, m, v, d, priors) in enumerate(parsed.params(params)):
         branch = parsed.branches[i]
         A, B = (
@@ -88,12 +94,10 @@ def _layer(
             h = references.convolve(dropped, A, 0.0, branch.compute, str(window))
         else:
             h = references.shrink(dropped, A, 0.0, branch.compute)
-        share = None
-        if samples is not None and branch.column is not None:
-            share = references.share(samples, branch.column, branch.rest, h.ndim)
-        if invoked is not None and branch.invoked is not None:
-            acts = references.invoked(invoked, branch.invoked, x)
-            share = acts if share is None else share * acts
+        if routed is None:
+            share = _share(branch, h.ndim, x, samples, invoked)
+        else:
+            share = routed.narrow(-1, i, 1)
         alone = y is of_base and not branch.dropout and share is None
         y = references.expand(y, h, B, scalings, i, branch.compute, bias, share)
         if m is not None:
@@ -111,6 +115,19 @@ def _layer(
             m, norms, *of_layer = (by_channel(t, places) for t in (m, norms, *of_layer))
             y = references.magnitude(y, u, m, norms, of_layer[0] if of_layer else None, share)
     return y
+
+
+def _share(
+    branch: Branch, dims: int, x: Tensor, samples: Tensor | None, invoked: Tensor | None
+) -> Tensor | None:
+    """Return what the branch has of each sample, or of each token; None if it has all."""
+    share = None
+    if samples is not None and branch.column is not None:
+        share = references.share(samples, branch.column, branch.rest, dims)
+    if invoked is not None and branch.invoked is not None:
+        acts = references.invoked(invoked, branch.invoked, x)
+        share = acts if share is None else share * acts
+    return share
 
 
 def _applied(x: Tensor, weight: list[Tensor], parsed: Structure) -> Tensor:

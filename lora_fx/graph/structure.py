@@ -13,7 +13,8 @@ from lora_fx.graph.packing import Packing
 
 ACTIVATION = "activation"
 _WHOLE = re.compile(
-    r"(\w+)(?:@(\d+))?(?:\*([\d.e+-]+))?(?:\((.+?)\))?(?:<(.+)>)?(?:~(\d+))?\[(.+)\]"
+    r"(\w+)(?:@(\d+))?(?:\*([\d.e+-]+))?(?:\((.+?)\))?(?:<(.+)>)?(?:~(\d+))?"
+    r"(?:\^(\d+)/([\d.e+-]+))?\[(.+)\]"
 )
 _BRANCH = re.compile(
     r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?(:diagonal)?(?::(\d+)x(\d+))?"
@@ -81,7 +82,8 @@ class Structure:
     `batched` or `grouped`: each has its own rows, or they follow each other. `padding` is an
     embedding's row that has no gradient, `factor` what it multiplies its output by, `window` a
     convolution's. `packing` is that of a weight in 4 or 8 bits, where a branch needs the weight. In
-    a mixed batch no sample has a share in more than `terms` branches; 0 if that is not known.
+    a mixed batch no sample has a share in more than `terms` branches; 0 if that is not known. Where
+    each token is routed, `arrow` is among how many branches, at most, and at which temperature.
     Values that may change without a recompile (weights, scalings) are tensors and have no place
     here.
     """
@@ -93,6 +95,7 @@ class Structure:
     window: Window | None = None
     packing: Packing | None = None
     terms: int = 0
+    arrow: tuple[int, float] | None = None
 
     def __str__(self) -> str:
         padding = "" if self.padding is None else f"@{self.padding}"
@@ -100,8 +103,9 @@ class Structure:
         window = "" if self.window is None else f"({self.window})"
         packing = "" if self.packing is None else f"<{self.packing}>"
         terms = f"~{self.terms}" if self.terms else ""
+        arrow = "" if self.arrow is None else f"^{self.arrow[0]}/{self.arrow[1]!r}"
         branches = "|".join(map(str, self.branches))
-        return f"{self.kind}{padding}{factor}{window}{packing}{terms}[{branches}]"
+        return f"{self.kind}{padding}{factor}{window}{packing}{terms}{arrow}[{branches}]"
 
     def params(self, tensors: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Deal out the op's `params` to the branches: A, B, and what there is of these, or None.
@@ -146,7 +150,7 @@ class Structure:
         if whole is None:
             raise ValueError(f"`{key}` is not a site structure")
         branches = []
-        for text in whole[7].split("|"):
+        for text in whole[9].split("|"):
             branch = _BRANCH.fullmatch(text)
             if branch is None:
                 raise ValueError(f"`{text}` is not a branch of a site structure")
@@ -163,7 +167,8 @@ class Structure:
         window = None if whole[4] is None else Window.parse(whole[4])
         packing = None if whole[5] is None else Packing.parse(whole[5])
         of_layer = padding, float(whole[3] or 1), window, packing
-        return Structure(whole[1], tuple(branches), *of_layer, int(whole[6] or 0))
+        arrow = None if whole[7] is None else (int(whole[7]), float(whole[8]))
+        return Structure(whole[1], tuple(branches), *of_layer, int(whole[6] or 0), arrow)
 
 
 def compute_dtype(compute: str, activation: torch.dtype) -> torch.dtype:

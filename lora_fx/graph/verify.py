@@ -14,7 +14,7 @@ _OWN = ("replace_rows", "replace_columns", "mix", "shift", "mix_rows", "mix_colu
 _KEPT = frozenset(f"lora_fx::{name}" for name in _OWN)
 _SHRINKS = ("shrink", "compressed_shrink", "convolve", "lookup")
 _NAMES = (
-    *(*_SHRINKS, "expand", "magnitude", "share", "invoked"),
+    *(*_SHRINKS, "expand", "magnitude", "share", "invoked", "arrow"),
     *("block_diagonal", "diagonal", "perturb"),
     *("stack_shrink", "stack_expand"),
     *("choose", "sample_scalings", "sample_shrink", "sample_expand"),

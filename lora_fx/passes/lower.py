@@ -10,6 +10,7 @@
         of a share c (S, 1, …)          →  the same with h * c; if b is added, with the product * c
     share(samples, column, rest, n)   →  select(samples, 1, column), or 1 less it, as (S, 1, …)
     invoked(invoked, column, x)       →  arange(T, 0, -1) <= select(invoked, 1, column): (S, T, 1)
+    arrow(x, prototypes, top, τ)      →  `graph/arrow.py`
     stack_shrink(x, A, offsets, c)    →  matmul(x.to(d), A.to(d)ᵀ), or as `graph/grouped.py` says
     stack_expand(y, h, B, …)          →  as expand, likewise
     choose, sample_…                  →  as `passes/lower_samples.py` says
@@ -33,6 +34,8 @@ import torch.nn.functional as F
 from torch.fx import Graph, GraphModule, Node
 
 from lora_fx.graph import ops
+from lora_fx.graph.arrow import arrow_shares
+from lora_fx.graph.autocast import without_autocast
 from lora_fx.graph.convolution import Window
 from lora_fx.graph.grouped import grouped, is_fast, missing
 from lora_fx.graph.monteclora import perturbed
@@ -188,6 +191,14 @@ def _invoked(graph: Graph, node: Node) -> Node:
     return call(graph, "to", acts, torch.float32)
 
 
+def _arrow(graph: Graph, node: Node) -> Node:
+    x, prototypes, top, temperature = node.args
+    wanted = torch.promote_types(dtype(x), dtype(prototypes))
+    with without_autocast(graph, x.meta[EXAMPLE].device.type):  # type: ignore[union-attr]
+        x, prototypes = cast(graph, x, wanted), cast(graph, prototypes, wanted)
+        return arrow_shares(x, prototypes, top, temperature, partial(call, graph))  # type: ignore[arg-type]
+
+
 def _block_diagonal(graph: Graph, node: Node) -> Node:
     weight, blocks = node.args
     chunks = call(graph, torch.chunk, weight, blocks)
@@ -266,6 +277,7 @@ _LOWERED = (
     (ops.share, _share),
     *lower_samples.LOWERED,
     (ops.invoked, _invoked),
+    (ops.arrow, _arrow),
     (ops.stack_shrink, _stack_shrink),
     (ops.stack_expand, _stack_expand),
     (ops.block_diagonal, _block_diagonal),

@@ -28,6 +28,7 @@ from lora_fx.plan.rules import AdapterPlan, plan_adapter
 from lora_fx.plan.selectors import Selection, select
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.slots import slot_faults, slot_sizes
+from lora_fx.plan.token_routing import planned_faults
 from lora_fx.plan.trained import TrainedBias, TrainedModule, TrainedTokens
 from lora_fx.plan.weights import with_own_targets
 from lora_fx.spec.expressions import Value
@@ -189,13 +190,14 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         {name: tuple(parameter.shape) for name, parameter in modules.parameters.items()},
         tuple(quantize),
         sum(count_elements(parameter) for parameter in distinct_parameters(tree)),
-        merged_bytes(tree, adapters, packed),
+        0 if _routes_tokens(spec) else merged_bytes(tree, adapters, packed),
         tuple(d for d in diagnostics if d.severity != "error"),
         blueprint_of(tree),
         estimate(tree, adapters, packed, dequantized, spec.optimizer, augmented),
     )
     diagnostics += _rank_faults(plan) + slot_faults(spec, plan.sites)
     diagnostics += merge_faults(spec.merges, adapters)
+    diagnostics += planned_faults(spec, adapters)
     diagnostics += changed_weight_faults(adapters, modules)
     diagnostics += quantized_adapter_faults(adapters, quantized, modules)
     diagnostics += two_way_faults(site for adapter in adapters for site in adapter.sites)
@@ -207,6 +209,11 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
     if any(d.severity == "error" for d in diagnostics):
         raise LoraFxError(diagnostics)
     return replace(plan, notes=(*plan.notes, *lock_differences(plan)))
+
+
+def _routes_tokens(spec: Spec) -> bool:
+    """Whether nothing can be merged."""
+    return spec.route is not None and spec.route.arrow is not None
 
 
 def _totals(plan: Plan) -> dict[str, Value]:

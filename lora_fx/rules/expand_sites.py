@@ -31,6 +31,13 @@ of its sample, if there is one, is multiplied:
     after    %c = lora_fx.invoked(%invoked, 0, %x)                   (S, T, 1)
              %z = lora_fx.expand(%y, %h, %B, %scalings, 0, "activation", None, %c)
 
+Where tokens are routed, as "linear^2/1.0[…]" says, a share is of a token too, and all branches have
+theirs from one comparison of x with their prototypes:
+
+    after    %r = lora_fx.arrow(%x, %prototypes, 2, 1.0)             (*, branches)
+             %c = torch.narrow(%r, -1, 0, 1)                         (*, 1)
+             %z = lora_fx.expand(%y, %h, %B, %scalings, 0, "activation", None, %c)
+
 Factors that consist of blocks become whole matrices first: `lora_fx.block_diagonal(%A, 2)`. A
 diagonal d between B and A scales the columns of B: `lora_fx.diagonal(%B, %d)`. MonteCLoRA draws
 its A first: `lora_fx.perturb(%A, %std, %prior, 0.0001)`.
@@ -75,7 +82,7 @@ class ExpandSites:
 
 def _layer(graph: Graph, node: Node, structure: Structure) -> Node:
     y, x, params, scalings, _, base, *shared = node.args
-    samples, invoked = (*shared, None, None)[:2]
+    samples, invoked, prototypes = (*shared, None, None, None)[:3]
     value, window = y, structure.window
     dealt = structure.params(params)  # type: ignore[arg-type]
     flat = {}
@@ -83,6 +90,9 @@ def _layer(graph: Graph, node: Node, structure: Structure) -> Node:
         of_dora = (t for A, B, _, m, *_ in dealt if m is not None for t in (A, B))
         flat = {t: call(graph, torch.flatten, t, 1) for t in (base[0], *of_dora)}  # type: ignore[index]
     weight, of_layer = structure.weight(base)  # type: ignore[arg-type]
+    arrow = structure.arrow
+    routed = None if arrow is None else call(graph, ops.arrow, x, prototypes, *arrow)
+    of_call = x, samples, invoked, routed
     for i, (A, B, bias, m, v, d, priors) in enumerate(dealt):
         branch = structure.branches[i]
         A, B = (
@@ -103,7 +113,7 @@ def _layer(graph: Graph, node: Node, structure: Structure) -> Node:
             h = call(graph, ops.convolve, drawn, A, dropout, branch.compute, str(window))
         else:
             h = call(graph, ops.shrink, drawn, A, dropout, branch.compute)
-        share = _share(graph, branch, h.meta[EXAMPLE].ndim, x, samples, invoked)
+        share = _share(graph, i, branch, h.meta[EXAMPLE].ndim, *of_call)
         factors = h, B, scalings, i, branch.compute, bias
         before, value = value, call(graph, ops.expand, value, *_without_none(*factors, *share))
         if m is not None:
@@ -121,9 +131,18 @@ def _layer(graph: Graph, node: Node, structure: Structure) -> Node:
 
 
 def _share(
-    graph: Graph, branch: Branch, dims: int, x: object, samples: object, invoked: object
+    graph: Graph,
+    place: int,
+    branch: Branch,
+    dims: int,
+    x: object,
+    samples: object,
+    invoked: object,
+    routed: Node | None,
 ) -> list[Node]:
     """Return what the branch has of each sample, or of each token; nothing if it has all."""
+    if routed is not None:
+        return [call(graph, torch.narrow, routed, -1, place, 1)]
     share = []
     if branch.column is not None:
         share = [call(graph, ops.share, samples, branch.column, branch.rest, dims)]

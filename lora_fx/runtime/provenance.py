@@ -13,7 +13,7 @@ from lora_fx.graph.text import FQN
 from lora_fx.plan.sites import SitePlan
 from lora_fx.rewrite.driver import graph_modules
 
-_FACTOR = re.compile(r"(.+)\.lora_(?:embedding_)?A\.([^.]+)\.weight")
+_FACTOR = re.compile(r"(.+?)(?:\.lora_experts)?\.lora_(?:embedding_)?A\.([^.]+)\.weight")
 
 
 def annotate(module: GraphModule, planned: Mapping[tuple[str, str], SitePlan]) -> None:

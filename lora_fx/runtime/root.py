@@ -55,9 +55,11 @@ def make_root(tree: nn.Module, plan: Plan, adapters: Mapping[str, AdapterPlan]) 
 def take_default(tree: Any) -> None:
     """Let a call without names get what the spec's `default` says; without it, the first adapter.
 
+    Where the spec routes tokens, all adapters but general knowledge, which are checked.
     Also where an adapter that it names is not there.
     """
-    route, first = tree.lora_fx_plan.spec.route, tuple(tree.lora_fx_adapters)[:1]
+    route, first = tree.lora_fx_plan.spec.route, tree._first(tree.lora_fx_adapters)
+    tree._require_tokens_routable(first)
     terms = None if route is None or route.default is None else route.default.terms
     if terms is not None and any(term.name not in tree.lora_fx_adapters for term in terms):
         terms = None

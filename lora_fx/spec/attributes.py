@@ -30,6 +30,11 @@ def _name(value: Value) -> bool:
     return isinstance(value, str) and bool(value)
 
 
+def adapter_names() -> Rule:
+    """Accept lists of names of adapters, each a text."""
+    return list_of("names of adapters in quotes", _name)
+
+
 _EVA: Rules = {
     "rho": Rule("a number of at least 1", 2.0, _from_one),
     "tau": share(0.99),

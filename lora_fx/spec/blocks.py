@@ -1,6 +1,6 @@
 """What can be set in the blocks that are about no single module."""
 
-from lora_fx.spec.attributes import ADAPTER, DTYPES
+from lora_fx.spec.attributes import ADAPTER, DTYPES, adapter_names
 from lora_fx.spec.expressions import Value
 from lora_fx.spec.rule import (
     Rule,
@@ -40,8 +40,9 @@ QUANTIZE: Rules = {
     "storage": words(("uint8", *DTYPES), "uint8"),
 }
 
+_ARROW: Rules = {"top": whole(1, 3), "temperature": positive(1.0), "general": adapter_names()}
 ROUTE: Rules = {
-    "by": words({"argument": {"name": text(required=True)}}, None),
+    "by": words({"argument": {"name": text(required=True)}, "arrow": _ARROW}, None),
     "slots": whole(1),
     "max_rank": whole(1),
     "train": truth(False),

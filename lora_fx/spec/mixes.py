@@ -15,6 +15,7 @@ from lora_fx.spec.rule import number
 from lora_fx.spec.scopes import MERGE_BLOCK, ROUTE_BLOCK, WEIGHT
 from lora_fx.spec.settings import Settings
 from lora_fx.spec.spec import MergeSpec, Mix, RouteSpec, Term
+from lora_fx.spec.token_routing import arrow_faults, arrow_of
 
 _ARGUMENT = "adapter_names"
 
@@ -52,14 +53,20 @@ class Mixes:
                     self._twice("`default` stands in `route` once", item.span, default.span)
                 default = default or item
         by = values["by"]
+        arrow = arrow_of(by, route)
+        if arrow is not None:
+            self._diagnostics += arrow_faults(arrow, route)
+            for name in dict.fromkeys(arrow.general):
+                self._check_named(name, arrow.span)
         return RouteSpec(
-            _ARGUMENT if by is None else by.argument("name"),
+            by.argument("name") if by is not None and arrow is None else _ARGUMENT,
             values["slots"],
             values["max_rank"],
             values["train"],
             {name: self._mix(when.mix, base=True) for name, when in whens.items()},
             self._mix(default.mix, base=True) if default else None,
             route.span,
+            arrow,
         )
 
     def merges(self) -> tuple[MergeSpec, ...]:
@@ -137,16 +144,25 @@ class Mixes:
         if name in RESERVED:
             message = "`base` stands alone, without weight or other terms"
             self._diagnostics.append(Diagnostic("base-in-mix", message, span))
-        elif name in self._merges and any(
-            isinstance(item, syntax.Attribute) and item.name.text == "into"
-            for item in self._merges[name].items
-        ):
+        else:
+            self._check_named(name, span)
+
+    def _check_named(self, name: str, span: Span) -> None:
+        if name in self._merges and name not in self._kept_merges():
             message = f"merge `{name}` goes into the base; no adapter is left of it"
             self._diagnostics.append(Diagnostic("unknown-adapter", message, span))
         elif name not in self._adapters and name not in self._merges:
             message = f"there is no adapter `{name}`"
             help = did_you_mean(name, (*self._adapters, *self._merges))
             self._diagnostics.append(Diagnostic("unknown-adapter", message, span, help=help))
+
+    def _kept_merges(self) -> list[str]:
+        """Return the merges that make an adapter."""
+        return [
+            name
+            for name, merge in self._merges.items()
+            if not any(attribute.name.text == "into" for attribute in _attributes(merge.items))
+        ]
 
     def _check_when(self, when: syntax.When, known: Mapping[str, syntax.When]) -> None:
         name, span = when.name.text, when.name.span

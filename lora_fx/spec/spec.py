@@ -121,8 +121,22 @@ class Mix:
 
 
 @dataclass(frozen=True)
+class ArrowSpec:
+    """How each token is routed among the active adapters (Ostapenko et al. 2024, 2405.11157).
+
+    It gets at most `top` of them, by a softmax at this `temperature`; of each the mean of the
+    adapters in `general` is subtracted.
+    """
+
+    top: int
+    temperature: float
+    general: tuple[str, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
 class RouteSpec:
-    """Which adapter each sample of a batch gets.
+    """Which adapter each sample of a batch gets, or with `arrow` each token.
 
     `argument` is the keyword of `forward` and `generate`; `mixes` are the names beside those of
     adapters; `default` is what a call without names gets.
@@ -135,6 +149,7 @@ class RouteSpec:
     mixes: Mapping[str, Mix]
     default: Mix | None
     span: Span
+    arrow: ArrowSpec | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import cache
 import peft
 import pytest
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
-from peft.tuners.lora import config
+from peft.tuners.lora import arrow, config
 
 from tests.grammar.reference import columns, section
 
@@ -35,7 +35,14 @@ def names() -> set[str]:
     )
     settings = {field.name for one in configs for field in dataclasses.fields(one)}
     words = {word for one in functions for word in re.findall(r"\w+", inspect.getsource(one))}
-    return {"LoraConfig", *settings, *words, *dir(peft.PeftModel), *dir(peft.LoraModel)}
+    return {
+        "LoraConfig",
+        *settings,
+        *vars(arrow),
+        *words,
+        *dir(peft.PeftModel),
+        *dir(peft.LoraModel),
+    }
 
 
 @pytest.mark.parametrize("word", WORDS)

@@ -49,7 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, block in BLOCKS:
         if name.endswith(".lora"):
             (tmp_path / name).write_text(block)
-    for name in ("sql", "style"):
+    for name in ("sql", "style", "english"):
         adapter = tmp_path / "adapters" / name
         adapter.mkdir(parents=True)
         (adapter / "adapter_config.json").write_text(json.dumps(OWN_CONFIG))

@@ -15,7 +15,7 @@ from lora_fx.spec.other_words import _SETTINGS, is_selector, other_setting, othe
 from lora_fx.spec.peft.unsupported import _SAID
 
 OURS = {*ADAPTER, *MODEL, *MERGE, *OPTIMIZER}
-WHOLE = ("model", "layers", "quantize", "optimizer", "compile")
+WHOLE = ("model", "layers", "quantize", "route", "optimizer", "compile")
 OF_MERGES = ("from", "method", "rank = svd")
 
 

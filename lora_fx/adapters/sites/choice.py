@@ -44,11 +44,16 @@ class Added:
 
 @dataclass(frozen=True)
 class Choice:
-    """All branches and, in training and outside it, their structure."""
+    """All branches and, in training and outside it, their structure.
+
+    `is_routed`: each token has its own shares in them, by `Experts.prototypes`.
+    """
 
     added: tuple[Added, ...]
     training: str
     evaluation: str
+
+    is_routed: bool = False
 
     @property
     def waits(self) -> bool:
@@ -56,9 +61,14 @@ class Choice:
         return any(one.invoked is not None for one in self.added)
 
 
-def choose(kind: str, added: Sequence[Added], *layer: Any) -> Choice:
+def choose(
+    kind: str, added: Sequence[Added], *layer: Any, arrow: tuple[int, float] | None = None
+) -> Choice:
     """Return the choice of these branches at a module; the `layer` is told as in `Structure`."""
+    is_routed = arrow is not None
     training = tuple(one.branch for one in added)
     evaluation = tuple(branch.evaluated() for branch in training)
-    texts = (str(Structure(kind, branches, *layer)) for branches in (training, evaluation))
-    return Choice(tuple(added), *texts)
+    texts = (
+        str(Structure(kind, branches, *layer, arrow=arrow)) for branches in (training, evaluation)
+    )
+    return Choice(tuple(added), *texts, is_routed=is_routed)

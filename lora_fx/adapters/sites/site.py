@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from lora_fx.adapters.routing import Routing
 from lora_fx.adapters.sites.choice import Added, Choice, choose
 from lora_fx.adapters.sites.directions import follow
+from lora_fx.adapters.sites.experts import Experts
 from lora_fx.adapters.sites.factors import Arithmetic, Change, Factors
 from lora_fx.graph import ops
 from lora_fx.graph.convolution import Window
 from lora_fx.graph.room import owns_room, with_room
 from lora_fx.plan.packed import packed_tensors, packing_of
+from lora_fx.spec.spec import ArrowSpec
 
 if TYPE_CHECKING:
     _Base = nn.Module
@@ -36,7 +38,8 @@ class Site(_Base):
 
     In a mixed batch each sample, along dimension 0, has its own shares of the adapters, which
     multiply what they add. Of an input (S, T, in), an adapter that acts from its invocation on
-    (aLoRA, arXiv 2504.12397) adds nothing to the tokens before it.
+    (aLoRA, arXiv 2504.12397) adds nothing to the tokens before it. With `lora_arrow` each token has
+    its own shares of the active adapters, `graph/arrow.py`.
     """
 
     lora_kind: str
@@ -48,6 +51,8 @@ class Site(_Base):
     lora_mixed: Choice | None = None
     lora_mixed_scalings: Tensor
     lora_routing: Routing | None = None
+    lora_arrow: ArrowSpec | None = None
+    lora_experts: Experts
     weight: Tensor
     lora_room: bool = False
     lora_packed: bool = False
@@ -97,6 +102,8 @@ class Site(_Base):
             invoked = None if self.lora_routing is None else self.lora_routing.invoked
             there = None if invoked is None else invoked.to(input.device)
             shared = *(shared or (None,)), there
+        if choice.is_routed:
+            shared = *(*shared, None, None)[:2], self.lora_experts.prototypes
         return ops.site(output, input, params, scalings, key, base, *shared)
 
     @property
@@ -146,6 +153,10 @@ class Site(_Base):
         """
         self.lora_in_weights = in_weights
         self.lora_active = tuple(name for name in adapters if name in self.lora_arithmetic)
+        if self.lora_arrow is not None and self.lora_active:
+            self.lora_choice = self._routed_by(self.lora_arrow)
+            self._place_scalings()
+            return
         branches = self.branches_with(adapters)
         waiting = {
             self.lora_branches[name]: column
@@ -182,13 +193,29 @@ class Site(_Base):
         self.lora_mixed = self._choose(added, terms)
         self._place_scalings()
 
+    def _routed_by(self, arrow: ArrowSpec) -> Choice:
+        """Return the active adapters as those among which each token is routed."""
+        names = self.lora_active
+        branches = self.branches_with(names)
+        general = [self.lora_branches[name] for name in arrow.general]
+        of = names, [factors for factors, _ in branches], general
+        if "lora_experts" not in self._modules or not self.lora_experts.is_of(*of):
+            self.lora_experts = Experts(*of)
+        own = zip(self.lora_experts.branches, branches, strict=True)
+        added = [Added(factors, arithmetic) for factors, (_, arithmetic) in own]
+        among = min(arrow.top, len(added)), arrow.temperature
+        return choose(self.lora_kind, added, *self._layer(added), arrow=among)
+
     def _choose(self, added: Sequence[Added], terms: int = 0) -> Choice:
+        return choose(self.lora_kind, added, *self._layer(added), terms)
+
+    def _layer(self, added: Sequence[Added]) -> tuple[Any, ...]:
+        """Return what `Structure` is told of the layer, for these branches."""
         padding = getattr(self, "padding_idx", None)
         packing = packing_of(self)
         self.lora_packed = packing is not None
         packing = packing if any(one.factors.magnitude for one in added) else None
-        of_layer = padding, output_scale(self), _window(self), packing
-        return choose(self.lora_kind, added, *of_layer, terms)
+        return padding, output_scale(self), _window(self), packing
 
     @property
     def lora_turned(self) -> bool:

@@ -59,7 +59,9 @@ class AdapterMethods(AdapterChecks):
         """Make these adapters the active ones; several add up.
 
         From now on, they are what a call without names gets, whatever `default` in the spec says.
-        Raises LoraFxError for names that are unknown or stand twice.
+        Where the spec says `by = arrow(…)`, each token is routed among them instead. Raises
+        LoraFxError for names that are unknown or stand twice, and for adapters among which no
+        token can be routed.
         """
         names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
         self._require_known(names)
@@ -67,6 +69,7 @@ class AdapterMethods(AdapterChecks):
             message = f"an adapter is named twice: {', '.join(f'`{name}`' for name in names)}"
             raise LoraFxError((Diagnostic("adapter-twice", message, None),))
         require_compatible(self, names, self.lora_fx_merged)
+        self._require_tokens_routable(names)
         self.lora_fx_active, self.lora_fx_default = names, None
         self._activate()
 
@@ -136,8 +139,9 @@ class AdapterMethods(AdapterChecks):
         self._require_base_unmerged(self.lora_fx_adapters[adapter_name])
         left = {n: plan for n, plan in self.lora_fx_adapters.items() if n != adapter_name}
         active = tuple(name for name in self.lora_fx_active if name != adapter_name)
-        active = active or tuple(left)[:1]
+        active = active or self._first(left)
         require_compatible(self, active, self.lora_fx_merged)
+        self._require_tokens_routable(active, left)
         self.lora_fx_adapters, self.lora_fx_active = left, active
         route = self.lora_fx_plan.spec.route
         if route and route.default and adapter_name in (t.name for t in route.default.terms):
@@ -220,8 +224,9 @@ class AdapterMethods(AdapterChecks):
         return self
 
     def _activate(self) -> None:
+        active, merged = self.lora_fx_active, self.lora_fx_merged
         on = self.lora_fx_enabled
-        activate(self, self.lora_fx_active if on else (), self.lora_fx_merged if on else ())
+        activate(self, active if on else (), merged if on else (), self._arrow())
         self._route()
 
     def _route(self) -> None:

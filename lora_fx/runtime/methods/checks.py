@@ -1,5 +1,7 @@
 """What must hold before adapters of a compiled model are touched."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -9,7 +11,9 @@ from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.slots import is_slot
+from lora_fx.plan.token_routing import routed, routing_faults
 from lora_fx.plan.variants import invocation_of
+from lora_fx.spec.spec import ArrowSpec
 
 if TYPE_CHECKING:
     _Base = nn.Module
@@ -60,6 +64,33 @@ class AdapterChecks(_Base):
             message = f"`{plan.name}` has rank {max(ranks)}, and `max_rank` is {route.max_rank}"
             help = "write a larger `max_rank` in `route`, or compress the adapter: `rank = svd(…)`"
             raise LoraFxError((Diagnostic("rank-too-large", message, help=help),))
+
+    def _arrow(self) -> ArrowSpec | None:
+        """Return how the spec routes tokens, None if it does not."""
+        route = self.lora_fx_plan.spec.route
+        return None if route is None else route.arrow
+
+    def _first(self, adapters: Mapping[str, AdapterPlan]) -> tuple[str, ...]:
+        """Return what is active where nothing says so: the first of these, or all with arrow."""
+        arrow = self._arrow()
+        return tuple(adapters)[:1] if arrow is None else routed(arrow, adapters)
+
+    def _require_tokens_routable(
+        self, active: tuple[str, ...], there: Mapping[str, AdapterPlan] | None = None
+    ) -> None:
+        """Raise LoraFxError if the spec routes tokens, and they cannot be among these adapters."""
+        arrow = self._arrow()
+        adapters = self.lora_fx_adapters if there is None else there
+        faults = [] if arrow is None else routing_faults(arrow, active, adapters)
+        if faults:  # an adapter that was loaded has no line in the spec
+            raise LoraFxError(replace(fault, span=None) for fault in faults)
+
+    def _require_no_arrow(self) -> None:
+        """Raise LoraFxError if the spec routes tokens: then no one weight is what a layer does."""
+        if self._arrow() is not None:
+            message = "each token is routed by itself, and a weight would be the same for all"
+            help = "compile without `by = arrow(…)` what is to be merged"
+            raise LoraFxError((Diagnostic("cannot-merge", message, help=help),))
 
     def _require_same(self, adapter: str, new: AdapterPlan) -> None:
         present = self.lora_fx_adapters[adapter]

@@ -118,11 +118,18 @@ class MergeMethods(AdapterMethods):
         return list(self.lora_fx_merged)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load by name; refused while adapters are merged, whose values would go astray."""
+        """Load by name; refused while adapters are merged, whose values would go astray.
+
+        Tokens are routed by the adapters' values as they are then.
+        """
         self._require_unmerged(self.lora_fx_merged)
-        return super().load_state_dict(*args, **kwargs)
+        result = super().load_state_dict(*args, **kwargs)
+        if self._arrow() is not None:
+            self._activate()
+        return result
 
     def _chosen(self, names: str | Sequence[str] | None) -> tuple[str, ...]:
+        self._require_no_arrow()
         if names is None:
             return self.lora_fx_active
         chosen = (names,) if isinstance(names, str) else tuple(names)

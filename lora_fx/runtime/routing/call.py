@@ -96,6 +96,11 @@ def route_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rou
     route, routes = model.lora_fx_plan.spec.route, model.lora_fx_routes
     names, rows = kwargs.pop(argument_of(route), None), kwargs.pop(INDICES, None)
     first = _first(args, kwargs)
+    if route is not None and route.arrow is not None and not (names is None and rows is None):
+        raise _fault(
+            "the call names adapters for its samples, and each token is routed by itself",
+            "leave the names out, or `by = arrow(…)` in the spec",
+        )
     if names is not None and rows is not None:
         raise _fault(f"the call has both `{argument_of(route)}` and `{INDICES}`", "give one")
     if names is not None:

@@ -39,7 +39,13 @@ def unsupported(config: PeftConfig) -> list[Fault]:
 def _unknown(config: PeftConfig) -> Iterator[Fault]:
     for key, value in config.values.items():
         if key not in _SAID and key not in _SILENT and _says_something(value):
-            yield Fault(key, f"`{key} = {value!r}` has no counterpart in the language")
+            yield Fault(key, _said_of(key, value))
+
+
+def _said_of(key: str, value: Any) -> str:
+    if key == "arrow_config":
+        return "`arrow_config` is no adapter, but routes tokens: write `route { by = arrow(…) }`"
+    return f"`{key} = {value!r}` has no counterpart in the language"
 
 
 def _variants(config: PeftConfig) -> Iterator[Fault]:
