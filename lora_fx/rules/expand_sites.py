@@ -159,7 +159,7 @@ def _stack(graph: Graph, node: Node, structure: Structure) -> Node:
     for i, (A, B, *_) in enumerate(structure.params(params)):  # type: ignore[arg-type]
         branch = structure.branches[i]
         h = call(graph, ops.stack_shrink, x, A, offsets, branch.compute)
-        share = _share(graph, branch, h.meta[EXAMPLE].ndim, x, samples, None)
+        share = _share(graph, i, branch, h.meta[EXAMPLE].ndim, x, samples, None, None)
         factors = h, B, scalings, i, branch.compute, offsets, *share
         value = call(graph, ops.stack_expand, value, *factors)
     return value  # type: ignore[return-value]
