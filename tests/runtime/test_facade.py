@@ -31,7 +31,11 @@ def test_it_is_an_instance_of_its_class(model: nn.Module) -> None:
     given = inspect.signature(base().forward).parameters
     shown = inspect.signature(model.forward).parameters
     assert dict(given) == {name: shown[name] for name in given}
-    assert shown.keys() - given.keys() == {"adapter_names", "adapter_indices"}
+    assert shown.keys() - given.keys() == {
+        "adapter_names",
+        "adapter_indices",
+        "invocation_starts",
+    }
     assert [name for name in shown][-1] == [name for name in given][-1] == "kwargs"
     layers = zip(model.modules(), lora_fx.compile(base(), TWO, backend=None).modules(), strict=True)
     assert all(type(a).__name__ == type(b).__name__ for a, b in layers)
