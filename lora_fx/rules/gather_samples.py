@@ -25,6 +25,7 @@ share in, NaN too, does not reach it.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class GatherSamples:
 
     def rewrite(self, graph: Graph, match: Match) -> Node:
         """Build the other branches' site, and what each group adds to it."""
-        x, params, scalings, *_, samples = match.node.args[1:]
+        _, x, params, scalings, _, _, samples, *_ = match.node.args
         structure: Structure = match["structure"]
         dealt = structure.params(params)  # type: ignore[arg-type]
         value = _others(graph, match)
@@ -102,24 +103,18 @@ def _is_plain(branch: Branch) -> bool:
 
 def _others(graph: Graph, match: Match) -> object:
     """Build the site of the branches that are not gathered; without any it is the base's output."""
-    y, x, params, scalings, _, base, samples = match.node.args
+    y, x, params, scalings, _, base, *of_call = match.node.args
     structure: Structure = match["structure"]
     gathered = {i for places in match["groups"] for i in places}
     left = [i for i in range(len(structure.branches)) if i not in gathered]
     if not left:
         return y
-    own = _only(structure, left)
+    own = replace(structure, branches=tuple(structure.branches[i] for i in left), terms=0)
     dealt = structure.params(params)  # type: ignore[arg-type]
     params = [tensor for i in left for tensor in _flat(dealt[i])]
     parts = [call(graph, torch.select, scalings, 0, i) for i in left]
     scalings = call(graph, torch.stack, parts)
-    return call(graph, ops.site, y, x, params, scalings, str(own), base, samples)
-
-
-def _only(structure: Structure, places: Sequence[int]) -> Structure:
-    branches = tuple(structure.branches[i] for i in places)
-    of_layer = structure.padding, structure.factor, structure.window
-    return Structure(structure.kind, branches, *of_layer)
+    return call(graph, ops.site, y, x, params, scalings, str(own), base, *of_call)
 
 
 def _flat(tensors: Sequence[Any]) -> list[Any]:
