@@ -6,12 +6,16 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+import lora_fx
 from lora_fx.rules import gather_samples
 from tests.dense import relative
+from tests.quantised import nf4
 from tests.runtime.mixed import NAMES, alone, mixed, samples
+from tests.runtime.test_invocation import NAMES as INVOKED
+from tests.runtime.test_invocation import mixed_samples, two
 from tests.runtime.test_mixed_batch import dense
 from tests.runtime.test_mixed_training import assert_as_apart, at_once, of, one_by_one
-from tests.tiny import tokens
+from tests.tiny import llama, tokens
 
 BACKENDS = ["eager", "inductor"]
 TRAINED = ["a", "d", "a", "__base__", "c", "d"]
@@ -136,3 +140,28 @@ route { train = true  when "both" -> a + b }"""
     model, ids = mixed(spec, "eager").train(), samples(2)
     model(input_ids=ids, adapter_names=["both", "a"])
     assert not always
+
+
+@torch.no_grad()
+def test_beside_an_adapter_that_waits_for_its_invocation(always: list[Any]) -> None:
+    gathered, masked, ids = two("eager"), two(None), mixed_samples()
+    got, want = (m(input_ids=ids, adapter_names=INVOKED).logits for m in (gathered, masked))
+    assert always
+    assert relative(got, want) < 1e-5
+    other = ["lora", *INVOKED[1:]]
+    assert relative(masked(input_ids=ids, adapter_names=other).logits, want) > 1e-2
+
+
+@torch.no_grad()
+def test_beside_dora_over_packed_weights(always: list[Any]) -> None:
+    spec = """lora 1
+    adapter a { rank = 4 init = random target linear }
+    adapter b { rank = 3 init = random target linear }
+    adapter d { rank = 2 init = random variant = dora target linear }
+    route { train = true }"""
+    gathered, masked = (lora_fx.compile(nf4(llama(2)), spec, backend=b) for b in ("eager", None))
+    ids, names = tokens(4, 9), ["d", "a", "b", "d"]
+    got, want = (m.eval()(input_ids=ids, adapter_names=names).logits for m in (gathered, masked))
+    assert always
+    assert relative(got, want) < 1e-5
+    assert relative(masked(input_ids=ids, adapter_names=["a", *names[1:]]).logits, want) > 1e-3
