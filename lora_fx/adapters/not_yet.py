@@ -8,12 +8,6 @@ from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 
-_VARIANTS = ("lora", "dora", "alora", "bdlora", "velora", "kasa", "monteclora")
-_INITS = (
-    *("default", "gaussian", "random", "orthogonal", "mica"),
-    *("pissa", "olora", "loftq", "corda", "lora_ga", "eva"),
-)
-
 
 def require_supported(plan: Plan) -> None:
     """Raise LoraFxError with everything in a plan that this version cannot do."""
@@ -41,7 +35,7 @@ def _of_adapter(adapter: AdapterPlan) -> Iterator[tuple[str, Span | None, str]]:
     """Yield what no folder could hold: PEFT has one variant for all modules of an adapter."""
     variants = {site.variant: site for site in adapter.sites}
     names = {variant.name for variant in variants}
-    if len(variants) > 1 and names <= {*_VARIANTS} and not names <= {"lora", "dora"}:
+    if len(variants) > 1 and not names <= {"lora", "dora"}:
         first, other = list(variants.values())[:2]
         of_first = "variant" in first.settings and first.variant.name != "lora"
         site = first if of_first else other
@@ -55,14 +49,9 @@ def _of_adapter(adapter: AdapterPlan) -> Iterator[tuple[str, Span | None, str]]:
 
 
 def _of_site(site: SitePlan) -> Iterator[tuple[str, Span | None, str]]:
-    where = f"at `{site.name}`"
-    if site.init.name not in _INITS:
-        yield f"init `{site.init.name}`", _set(site, "init"), where
-    if site.variant.name not in _VARIANTS:
-        yield f"variant `{site.variant.name}`", _set(site, "variant"), where
-    elif site.variant.name == "velora" and site.changes_base:
+    if site.variant.name == "velora" and site.changes_base:
         what = f"variant `velora` with init `{site.init.name}`"
-        yield what, _set(site, "variant"), where
+        yield what, _set(site, "variant"), f"at `{site.name}`"
 
 
 def _set(site: SitePlan, attribute: str) -> Span:

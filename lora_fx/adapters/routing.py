@@ -51,7 +51,8 @@ class Routing:
             beside = any(other != thread for other in self._running)
             own = shares, invoked, self.shares, self.invoked
             if beside and any(tensor is not None for tensor in own):
-                what = "a mixed batch" if (shares, self.shares) != (None, None) else "an aLoRA"
+                is_mixed = shares is not None or self.shares is not None
+                what = "a mixed batch" if is_mixed else "an aLoRA"
                 message = f"{what} runs beside another call of this model, in another thread"
                 help = "let one wait for the other, or give each thread its own copy of the model"
                 raise LoraFxError((Diagnostic("bad-routing", message, help=help),))

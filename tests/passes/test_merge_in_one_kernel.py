@@ -10,15 +10,13 @@ from lora_fx.graph.text import text
 from lora_fx.kernels.elementwise import MAX_RANK
 from lora_fx.passes.join_deltas import join_deltas
 from lora_fx.passes.merge_in_one_kernel import merge_in_one_kernel
-from lora_fx.rewrite.driver import apply
-from lora_fx.rules.expand_merges import ExpandMerges
 from tests.dense import relative
-from tests.rules.test_expand_merges import KEYS, dense, graph_of, inputs
+from tests.passes.test_join_deltas import adapted
+from tests.rules.test_expand_merges import KEYS, dense, inputs
 
 
 def fused(kind: str, dtype: torch.dtype) -> GraphModule:
-    graph = graph_of(kind, dtype)
-    apply([ExpandMerges()], graph)
+    graph = adapted(kind, dtype)
     join_deltas(graph)
     return graph
 
@@ -57,7 +55,7 @@ def test_it_is_the_dense_sum() -> None:
             graph = fused(kind, dtype)
             assert merge_in_one_kernel(graph) == 1
             assert not [node for node in graph.graph.nodes if node.target is ops.delta]
-            (got,), want = [graph(*given)], dense(*given).to(dtype)
+            got, want = graph(*given), dense(*given).to(dtype)
             assert got.dtype == dtype
             assert relative(got, want) <= {4: 2e-7, 2: 0}[dtype.itemsize]
             assert relative(given[0], want) > 0.1
