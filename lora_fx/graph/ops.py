@@ -1,4 +1,4 @@
-"""The `lora_fx::` operators; `references.py` and `site_references.py` say what they compute.
+"""The `lora_fx::` operators; the `…references.py` beside this file say what they compute.
 
     site(y, x, params, scalings, structure, base, samples, invoked, prototypes)
                                                        y + sum_i s_i * (B_i A_i drop_i(x) + b_i)
@@ -59,7 +59,7 @@ differentiable path that every rewrite is compared with.
 
 import torch
 
-from lora_fx.graph import references, sample_references, site_references
+from lora_fx.graph import own_references, references, sample_references, site_references
 
 _library = torch.library.Library("lora_fx", "DEF")
 _library.define(
@@ -138,8 +138,10 @@ for _of, _names in {
         *("shrink", "compressed_shrink", "convolve", "lookup", "share", "invoked"),
         *("arrow", "expand"),
         *("stack_shrink", "stack_expand", "block_diagonal", "diagonal", "perturb"),
-        *("norms", "packed_norms", "magnitude", "replace_rows", "replace_columns", "delta"),
-        *("mix", "shift", "mix_rows", "mix_columns"),
+        *("norms", "packed_norms", "magnitude", "delta"),
+    ),
+    own_references: (
+        *("replace_rows", "replace_columns", "mix", "shift", "mix_rows", "mix_columns"),
     ),
     sample_references: ("choose", "sample_scalings", "sample_shrink", "sample_expand"),
     site_references: ("site", "merge"),
