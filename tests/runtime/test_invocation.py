@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import StaticCache
 
 import lora_fx
@@ -311,3 +312,40 @@ def test_trainer(tmp_path: Path) -> None:
     again: Any = lora_fx.load(tmp_path / "checkpoint-12", trained_base(), backend=None)
     ids = torch.arange(29, 38)[None]
     assert relative(again.eval()(input_ids=ids).logits, model.eval()(input_ids=ids).logits) < 1e-5
+
+
+class Recomputing(nn.Module):
+    """Checkpoints by itself, or does not."""
+
+    def __init__(self, how: bool | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.first = nn.Embedding(20, 8), nn.Linear(8, 10)
+        self.middle = nn.Sequential(nn.Linear(10, 12), nn.Tanh(), nn.Linear(12, 7))
+        self.how = how
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.first(self.embed(input_ids))
+        return (
+            self.middle(x)
+            if self.how is None
+            else checkpoint(self.middle, x, use_reentrant=self.how)
+        )
+
+
+def own_gradients(how: bool | None, ids: Tensor) -> dict[str, Tensor]:
+    text = "lora 1 adapter a { rank = 3 init = random variant = alora(tokens = [7]) target linear }"
+    model = lora_fx.compile(Recomputing(how), text, backend=None).train()
+    model(input_ids=ids).square().sum().backward()
+    assert model.lora_fx_routing.invoked is None
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_a_model_computes_again_by_itself_is_invoked_as_before(reentrant: bool) -> None:
+    ids = torch.tensor([[1, 2, 7, 3, 4], [7, 1, 1, 1, 1], [2, 2, 2, 2, 2]])
+    got, want = (own_gradients(how, ids) for how in (reentrant, None))
+    assert len(got) == len(want) == 6
+    assert all(torch.equal(got[name], want[name]) for name in want)
+    other = own_gradients(None, ids.roll(1, 1))
+    assert any(relative(other[name], want[name]) > 1e-2 for name in want)
