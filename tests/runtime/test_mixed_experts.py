@@ -244,7 +244,10 @@ def test_named_without_a_route() -> None:
 @pytest.mark.parametrize("backend", [None, "eager"])
 @torch.no_grad()
 def test_loaded_into_a_slot(backend: str | None, tmp_path: Path) -> None:
-    """Of another rank, whose columns lie elsewhere; it is saved again as it was."""
+    """Of another rank, whose columns lie elsewhere; it is saved again as it was.
+
+    The other samples stay the same to rounding: the experts multiply more or fewer rows at once.
+    """
     donor = mixed(text=spec().replace("rank = 3", "rank = 5"))
     donor.save_pretrained(tmp_path / "from")
     model = mixed(backend=backend, text=spec(more="route { slots = 4  max_rank = 6 }"))
@@ -255,7 +258,7 @@ def test_loaded_into_a_slot(backend: str | None, tmp_path: Path) -> None:
     got = model(input_ids=ids, adapter_names=["new", "two", "__base__"]).logits
     assert counters["stats"]["unique_graphs"] == graphs
     assert relative(got[0], alone(donor, "one", ids[:1])[0]) < 1e-5
-    assert torch.equal(got[1:], before[1:])
+    assert relative(got[1:], before[1:]) < 1e-6
     assert relative(got[0], before[0]) > 1e-2
     model.save_pretrained(tmp_path / "to", selected_adapters=["new"])
     want = load_file(tmp_path / "from" / "one" / "adapter_model.safetensors")

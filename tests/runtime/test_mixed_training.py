@@ -1,6 +1,5 @@
 """Mixed batches train: each adapter as it would by its own samples alone, and absent ones not."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -287,16 +286,3 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     with pytest.raises(LoraFxError, match="in 2 processes"):
         model(input_ids=ids, adapter_names=["a", "b"])
-
-
-def test_a_loaded_adapter_that_learns_otherwise_is_refused(tmp_path: Path) -> None:
-    """Here of VeLoRA, whose direction would be that of all samples."""
-    velora = lora_fx.compile(
-        llama(2), "lora 1 adapter k { rank = 2 variant = velora target o_proj }", backend=None
-    )
-    velora.save_pretrained(tmp_path)
-    model, ids = mixed(SPEC.replace("target linear", "target q_proj"), backend=None), tokens(2, 5)
-    model.load_adapter(tmp_path / "k", "k", is_trainable=True)
-    assert model(input_ids=ids, adapter_names=["a", "k"]).logits.isfinite().all()
-    with pytest.raises(LoraFxError, match="is `velora` at"):
-        model.train()(input_ids=ids, adapter_names=["a", "a"])

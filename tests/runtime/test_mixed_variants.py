@@ -1,5 +1,6 @@
 """Variants that add to the loss, in mixed batches: as each does alone, and only if it is there."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -179,6 +180,24 @@ def test_velora_follows_its_own_samples(backend: str | None, groups: int, init: 
         model(input_ids=ids, adapter_names=["w", "v", "v", "__base__", "a", "w"])
         moved = [not torch.equal(v, seen[n]) for n, v in directions(model).items() if of(n, "v")]
         assert any(moved) is (init == "batch_average")
+
+
+def test_loaded_velora_follows_its_own_samples(tmp_path: Path) -> None:
+    directed(None, "batch_average", 4).save_pretrained(tmp_path, selected_adapters=["v"])
+    model, apart = (directed(None, "batch_average", 4) for _ in range(2))
+    for one in (model, apart):
+        one.load_adapter(tmp_path / "v", "late", is_trainable=True)
+    ids, names = samples(4), ["late", "w", "__base__", "late"]
+    losses(model(input_ids=ids, adapter_names=names).logits, ids).sum().backward()
+    apart.set_adapter("late")
+    losses(apart(input_ids=ids[[0, 3]]).logits, ids[[0, 3]]).sum().backward()
+    got, want = gradients(model), gradients(apart)
+    assert any(of(name, "late") for name in want)
+    assert all(relative(got[name], gradient) < 2e-5 for name, gradient in want.items())
+    seen, own = directions(model), directions(apart)
+    late = [name for name in own if of(name, "late")]
+    assert late
+    assert all(own[name].any() and relative(seen[name], own[name]) < 1e-5 for name in late)
 
 
 def test_what_is_not_its_own_does_not_reach_a_direction() -> None:
