@@ -27,13 +27,14 @@ from lora_fx.passes.share_shrinks import share_shrinks
 from lora_fx.rewrite.driver import apply
 from lora_fx.rules.expand_sites import ExpandSites
 from lora_fx.rules.gather_samples import GatherSamples
+from lora_fx.rules.join_branches import JoinBranches
 from lora_fx.runtime.provenance import annotate
 from lora_fx.runtime.units.uncalled import require_called
 from lora_fx.spec.spec import CompileSpec
 
 Backend = Literal["inductor", "eager"]
 
-RULES = (GatherSamples(), ExpandSites())
+RULES = (GatherSamples(), JoinBranches(), ExpandSites())
 FUSE = (factor_dora_norm, share_shrinks, causal_attention, grouped_attention)
 PLAIN = (share_gradient_reads, accumulate_products, fuse_low_rank_terms, keep_float32)
 AUGMENTED = (*PLAIN[:2], augment_products, *PLAIN[2:])

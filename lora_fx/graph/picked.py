@@ -5,10 +5,15 @@
 
 which: int64 (S, k), the places of a sample's k factors in the list, or -1: there it gets zeros
 
-Every factor is filled up with zeros to `rank`, the widest. A factor that no sample has is not read,
-so that nothing in it, NaN included, reaches any sample, and the time does not grow with their
-number; but on a GPU, where the places are not known to the host and all are stacked first. Its
-gradient is zero.
+Every factor is filled up with zeros to `rank`, the widest. What is in a factor that no sample has,
+NaN included, reaches none; its gradient is zero. On a CPU it is not read either, so that the time
+does not grow with their number. On a GPU the host does not know the places, and
+
+    picked_on_device(factors, which, rank, columns, dtype)
+
+puts all beside each other, in the dtype of the products, and takes rows of that: operators that a
+compiler joins with what comes before and after. Gradients are added up in one order, whatever the
+run: equal inputs give equal bits.
 """
 
 from collections.abc import Sequence
@@ -26,15 +31,6 @@ def _pick(factors: Sequence[Tensor], which: Tensor, rank: int, columns: bool) ->
         own = _slot(picked, place, rank, dim)
         own.narrow(dim - 1, 0, factors[i].shape[dim - 1]).copy_(factors[i])
     return picked
-
-
-def stacked(factors: Sequence[Tensor], which: Tensor, rank: int, columns: bool) -> Tensor:
-    """Pick without knowing on the host what; this is the plain reference too."""
-    shape, _ = _shape(factors, which, rank, columns)
-    wide = [_widened(factor, rank, columns) for factor in factors]
-    picked = torch.stack(wide)[which.clamp(0)]  # (S, k, ·, ·)
-    picked = picked.masked_fill((which < 0)[..., None, None], 0)
-    return (picked.transpose(1, 2) if columns else picked).reshape(shape)
 
 
 @torch.library.register_fake("lora_fx::pick")
@@ -55,30 +51,11 @@ def _backward(
     return list(found.values())
 
 
-def stacked_backward(
-    dpicked: Tensor, which: Tensor, rank: int, columns: bool, ranks: list[int], wanted: list[int]
-) -> list[Tensor]:
-    """Return the gradients of the `wanted` factors without knowing on the host what was picked."""
-    S, k = which.shape
-    n = dpicked.shape[1 if columns else 2]
-    slots = dpicked.view(S, n, k, rank).transpose(1, 2) if columns else dpicked.view(S, k, rank, n)
-    slots = slots.flatten(0, 1)
-    total = slots.new_zeros(len(ranks) + 1, *slots.shape[1:])  # the last is of no factor
-    place = torch.where(which < 0, len(ranks), which).flatten()
-    total.index_add_(0, place, slots)
-    dim = 1 if columns else 0
-    return [total[i].narrow(dim, 0, ranks[i]).clone() for i in wanted]
-
-
 @torch.library.register_fake("lora_fx::pick_backward")
 def _(
     dpicked: Tensor, which: Tensor, rank: int, columns: bool, ranks: list[int], wanted: list[int]
 ) -> list[Tensor]:
     return [dpicked.new_empty(_factor_shape(dpicked, ranks[i], columns)) for i in wanted]
-
-
-_pick.register_kernel("cuda")(stacked)
-_backward.register_kernel("cuda")(stacked_backward)
 
 
 def _keep(ctx, inputs: tuple[Sequence[Tensor], Tensor, int, bool], output: Tensor) -> None:
@@ -98,6 +75,55 @@ def _differentiate(ctx, dpicked: Tensor) -> tuple[list[Tensor | None], None, Non
 _pick.register_autograd(_differentiate, setup_context=_keep)
 
 pick = torch.ops.lora_fx.pick.default
+
+
+class _OnDevice(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, which: Tensor, rank: int, columns: bool, dtype: torch.dtype, *factors: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(which)
+        ctx.ranks = [factor.shape[1 if columns else 0] for factor in factors]
+        ctx.rank, ctx.columns, ctx.dtype = rank, columns, factors[0].dtype
+        wide = [_widened(factor.to(dtype), rank, columns) for factor in factors]
+        picked = torch.cat(wide).view(len(wide), *wide[0].shape)[which.clamp(0)]  # (S, k, ·, ·)
+        picked = picked.masked_fill((which < 0)[..., None, None], 0)
+        shape, _ = _shape(factors, which, rank, columns)
+        return (picked.transpose(1, 2) if columns else picked).reshape(shape)
+
+    @staticmethod
+    def backward(ctx, dpicked: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (which,) = ctx.saved_tensors
+        (S, k), rank = which.shape, ctx.rank
+        if ctx.columns:
+            own = dpicked.view(S, -1, k, rank).transpose(1, 2)
+        else:
+            own = dpicked.view(S, k, rank, -1)
+        place = torch.where(which < 0, len(ctx.ranks), which).flatten()
+        total = _added(own.flatten(0, 1).to(ctx.dtype), place, len(ctx.ranks) + 1)
+        dim = 1 if ctx.columns else 0
+        given = enumerate(zip(ctx.ranks, ctx.needs_input_grad[4:], strict=True))
+        found = (total[i].narrow(dim, 0, r) if wanted else None for i, (r, wanted) in given)
+        return None, None, None, None, *found
+
+
+def picked_on_device(
+    factors: Sequence[Tensor], which: Tensor, rank: int, columns: bool, dtype: torch.dtype
+) -> Tensor:
+    """Pick without knowing on the host what, in a dtype: see above."""
+    return _OnDevice.apply(which, rank, columns, dtype, *factors)
+
+
+@torch.library.custom_op("lora_fx::added", mutates_args=())
+def _added(values: Tensor, place: Tensor, count: int) -> Tensor:
+    """Add up the values (n, …) that have one place: (count, …). `index_put_` sorts, on a GPU."""
+    total = values.new_zeros(count, *values.shape[1:])
+    return total.index_put_((place,), values, accumulate=True)
+
+
+@torch.library.register_fake("lora_fx::added")
+def _(values: Tensor, place: Tensor, count: int) -> Tensor:
+    return values.new_empty(count, *values.shape[1:])
 
 
 def _shape(

@@ -67,6 +67,41 @@ def sample_expand(y: Tensor, h: Tensor, B: Tensor, factors: Tensor, compute: str
     return y + delta.to(y.dtype)
 
 
+def spread(values: Tensor, columns: Sequence[int], ranks: Sequence[int]) -> Tensor:
+    """Pick columns, each as often as its branch has rank: values (…, n) -> (…, Σ r)."""
+    kept = [-1] * values.ndim
+    wide = [
+        values.narrow(-1, first, count).unsqueeze(-1).expand(*kept, rank).flatten(-2)
+        for first, count, rank in runs(columns, ranks)
+    ]
+    return torch.cat(wide, -1) if len(wide) > 1 else wide[0]
+
+
+def masked_expand(
+    y: Tensor, h: Tensor, B: Tensor, scalings: Tensor, shares: Tensor, compute: str
+) -> Tensor:
+    """Add to each sample what it has of factors beside each other: `y + (c h) (s B)ᵀ`.
+
+    y (S, …, out), h (S, …, q), B (out, q), s (q,), c (S, q) -> y's shape
+    """
+    dtype = compute_dtype(compute, h.dtype)
+    with arithmetic(h, compute):
+        h = h * shares.reshape(-1, *[1] * (h.ndim - 2), shares.shape[1])
+        delta = F.linear(h.to(dtype), (B * scalings).to(dtype))
+    return y + delta.to(y.dtype)
+
+
+def runs(columns: Sequence[int], ranks: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return (first, count, rank) of columns that follow each other and have one rank."""
+    found: list[tuple[int, int, int]] = []
+    for column, rank in zip(columns, ranks, strict=True):
+        if found and (sum(found[-1][:2]), found[-1][2]) == (column, rank):
+            found[-1] = (found[-1][0], found[-1][1] + 1, rank)
+        else:
+            found.append((column, 1, rank))
+    return found
+
+
 def picked_out(values: Tensor, columns: Sequence[int], dim: int) -> Tensor:
     """Pick by numbers that are known when the graph is made: no index has to be copied."""
     if list(columns) == list(range(values.shape[dim])):

@@ -2,7 +2,10 @@
 
     sum_of_products([P₀, P₁, …], [Q₀, Q₁, …], b)  =  P₀ Q₀ + b + P₁ Q₁ + …
 
-Pᵢ: (m, kᵢ)   Qᵢ: (kᵢ, n)   b: (n,) or None
+Pᵢ: (m, kᵢ)   Qᵢ: (kᵢ, n)   b: (n,) or None      or Pᵢ: (S, m / S, kᵢ)   Qᵢ: (S, kᵢ, n)
+
+-> (m, n). The last product is of the first kind; those of the second are S products, one for each
+part of the rows.
 
 Each product after the first reads what is there while it multiplies and writes the sum (β = 1 in
 GEMM's terms), so a low-rank product before a large one costs one write of the output, and no pass
@@ -24,15 +27,23 @@ _library.define(
 def _accumulated(
     left: Sequence[Tensor], right: Sequence[Tensor], bias: Tensor | None = None
 ) -> Tensor:
-    first = left[0], right[0]
-    total = torch.mm(*first) if bias is None else torch.addmm(bias, *first)
+    p, q = left[0], right[0]
+    if p.dim() == 2:
+        total = torch.mm(p, q) if bias is None else torch.addmm(bias, p, q)
+    else:
+        parts = torch.bmm(p, q) if bias is None else torch.baddbmm(bias, p, q)
+        total = parts.flatten(0, 1)
     for p, q in zip(left[1:], right[1:], strict=True):
-        torch.addmm(total, p, q, out=total)
+        if p.dim() == 2:
+            torch.addmm(total, p, q, out=total)
+        else:
+            parts = total.unflatten(0, p.shape[:2])
+            torch.baddbmm(parts, p, q, out=parts)
     return total
 
 
 def _shape(left: Sequence[Tensor], right: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
-    return left[0].new_empty((left[0].shape[0], right[0].shape[1]))
+    return left[-1].new_empty((left[-1].shape[0], right[-1].shape[1]))
 
 
 _library.impl("sum_of_products", _accumulated, "CompositeExplicitAutograd")

@@ -51,7 +51,8 @@ from lora_fx.rewrite.rule import Match, Miss
 
 def lower(module: GraphModule) -> int:
     """Replace every LoRA node; return how many there were."""
-    return sum(apply([Lower(target, build) for target, build in _LOWERED], module).values())
+    rules = [Lower(target, build) for target, build in _LOWERED]
+    return sum(apply([lower_samples.LowerPick(), *rules], module).values())
 
 
 class Lower:

@@ -1,11 +1,14 @@
-"""Turn what samples compute with their own factors into torch operators; `pick` stays.
+"""Turn what samples compute with their own factors into torch operators; on a CPU `pick` stays.
 
     choose(samples, columns, k)       →  where(gather(c, p) == 0, -1, p), where c are the columns of
                                          samples and p is topk(abs(c), k), or argmax
+    pick(factors, which, r, columns)  →  on a GPU `picked_on_device`, in the dtype of its product
     sample_scalings(…, which)         →  where(which < 0, 0, gather(c, p) * scalings[p])
     sample_shrink(x, A, p, compute)   →  bmm(dropout(x, p).to(d), A.to(d)ᵀ)
     sample_expand(y, h, B, f, c)      →  y + bmm((h * f).to(d), B.to(d)ᵀ).to(y.dtype)
         or, if B is cast to fewer bits  →  y + bmm(h.to(d), (B * f).to(d)ᵀ).to(y.dtype)
+    spread(values, columns, ranks)    →  cat(flatten(expand(unsqueeze(narrow(values, -1, …), -1))))
+    masked_expand(y, h, B, s, c)      →  y + linear((h * c).to(d), (B * s).to(d)).to(y.dtype)
 
 `graph/sample_references.py` says what they compute.
 """
@@ -18,9 +21,31 @@ import torch.nn.functional as F
 from torch.fx import Graph, Node
 
 from lora_fx.graph import ops
+from lora_fx.graph.picked import pick, picked_on_device
+from lora_fx.graph.sample_references import runs
 from lora_fx.graph.structure import compute_dtype
 from lora_fx.passes.casts import arithmetic, cast
 from lora_fx.rewrite.metadata import EXAMPLE, call, dtype
+from lora_fx.rewrite.rule import Match, Miss
+
+
+class LowerPick:
+    """`pick` where a compiler should see what it consists of; before the products that read it."""
+
+    name = "lower"
+
+    def match(self, node: Node) -> Match | Miss:
+        """Match it on a device."""
+        if node.target is not pick or node.meta[EXAMPLE].device.type == "cpu":
+            return Miss("another operator, or one that reads less on a CPU")
+        return Match(node)
+
+    def rewrite(self, graph: Graph, match: Match) -> Node:
+        """Pick in the dtype of the product that reads it."""
+        (product,) = match.node.users
+        x = product.args[1 if product.target is ops.sample_expand else 0]
+        wanted = compute_dtype(product.args[-1], dtype(x))  # type: ignore[arg-type]
+        return call(graph, picked_on_device, *match.node.args, wanted)
 
 
 def _choose(graph: Graph, node: Node) -> Node:
@@ -69,6 +94,28 @@ def _sample_expand(graph: Graph, node: Node) -> Node:
     return call(graph, torch.add, y, cast(graph, delta, dtype(y)))
 
 
+def _spread(graph: Graph, node: Node) -> Node:
+    values, columns, ranks = node.args
+    parts, kept = [], [-1] * len(_shape(values))
+    for first, count, rank in runs(columns, ranks):  # type: ignore[arg-type]
+        part = call(graph, torch.narrow, values, -1, first, count)
+        wide = call(graph, "expand", call(graph, "unsqueeze", part, -1), *kept, rank)
+        parts.append(call(graph, torch.flatten, wide, -2))
+    return call(graph, torch.cat, parts, -1) if len(parts) > 1 else parts[0]
+
+
+def _masked_expand(graph: Graph, node: Node) -> Node:
+    y, h, B, scalings, shares, compute = node.args
+    wanted = compute_dtype(compute, dtype(h))  # type: ignore[arg-type]
+    with arithmetic(graph, h, compute):
+        for _ in range(len(_shape(h)) - 2):
+            shares = call(graph, "unsqueeze", shares, 1)  # type: ignore[arg-type]
+        h = cast(graph, call(graph, torch.mul, h, shares), wanted)
+        B = cast(graph, call(graph, torch.mul, B, scalings), wanted)
+        delta = call(graph, F.linear, h, B)
+    return call(graph, torch.add, y, cast(graph, delta, dtype(y)))
+
+
 def _picked_out(graph: Graph, values: object, columns: object, dim: int) -> object:
     assert isinstance(columns, Sequence)
     if list(columns) == list(range(_shape(values)[dim])):
@@ -94,4 +141,6 @@ LOWERED = (
     (ops.sample_scalings, _sample_scalings),
     (ops.sample_shrink, _sample_shrink),
     (ops.sample_expand, _sample_expand),
+    (ops.spread, _spread),
+    (ops.masked_expand, _masked_expand),
 )

@@ -24,7 +24,7 @@ from lora_fx.graph import ops
 from lora_fx.rewrite.driver import graph_modules
 from lora_fx.rewrite.metadata import EXAMPLE, call, dtype, inherit
 
-_MOVED = (ops.block_diagonal, ops.perturb)
+_MOVED = (ops.block_diagonal, ops.perturb, torch.cat)
 
 
 def share_shrinks(module: GraphModule) -> int:
@@ -50,7 +50,8 @@ def share_shrinks(module: GraphModule) -> int:
 
 def _is_made(A: Any, before: Node, order: Mapping[Node, int]) -> bool:
     """Whether a factor is there at a node; what is made of a parameter is moved there."""
-    return A.target in _MOVED or order[A] < order[before]
+    moved = A.target in _MOVED
+    return all(order[node] < order[before] for node in (A.all_input_nodes if moved else [A]))
 
 
 def _join(graph: Graph, shrinks: list[Node]) -> None:

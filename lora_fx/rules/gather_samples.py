@@ -23,20 +23,15 @@ Holds: a sample without a share is what it was, bit for bit. What is in an adapt
 share in, NaN too, does not reach it.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
-
-import torch
 from torch.fx import Graph, Node
 
 from lora_fx.graph import ops
 from lora_fx.graph.picked import pick
-from lora_fx.graph.structure import Branch, Structure
-from lora_fx.rewrite.metadata import EXAMPLE, call, dtype, likely_size
+from lora_fx.graph.structure import Structure
+from lora_fx.rewrite.metadata import EXAMPLE, call, likely_size
 from lora_fx.rewrite.rule import Match, Miss
 from lora_fx.rules.dispatch_costs import is_gathered
+from lora_fx.rules.plain_branches import alike, others
 
 
 class GatherSamples:
@@ -56,7 +51,7 @@ class GatherSamples:
             return Miss("not the rows of a linear layer")
         size = [likely_size(n) for n in x.shape[:-1]]
         found = []
-        for places in _alike(node, structure):
+        for places in alike(node, structure):
             ranks = [structure.branches[i].rank for i in places]
             if is_gathered(x.device.type, size[0], (*size, 1)[1], ranks, structure.terms):
                 found.append(places)
@@ -69,7 +64,7 @@ class GatherSamples:
         _, x, params, scalings, _, _, samples, *_ = match.node.args
         structure: Structure = match["structure"]
         dealt = structure.params(params)  # type: ignore[arg-type]
-        value = _others(graph, match)
+        value = others(graph, match)
         for places in match["groups"]:
             branches = [structure.branches[i] for i in places]
             rank, terms = max(b.rank for b in branches), min(structure.terms, len(places))
@@ -83,41 +78,3 @@ class GatherSamples:
             h = call(graph, ops.sample_shrink, x, A, dropout, compute)
             value = call(graph, ops.sample_expand, value, h, B, factors, compute)
         return value  # type: ignore[return-value]
-
-
-def _alike(node: Node, structure: Structure) -> list[list[int]]:
-    """Return the places of branches that can share their products: what they have is alike."""
-    groups: dict[Any, list[int]] = defaultdict(list)
-    dealt = structure.params(node.args[2])  # type: ignore[arg-type]
-    for i, (branch, (A, B, *_)) in enumerate(zip(structure.branches, dealt, strict=True)):
-        if _is_plain(branch) and not (branch.dropout and structure.terms > 1):
-            groups[branch.dropout, branch.compute, dtype(A), dtype(B)].append(i)
-    return list(groups.values())
-
-
-def _is_plain(branch: Branch) -> bool:
-    """Whether a branch is its two factors and a share."""
-    plain = Branch(branch.rank, branch.dropout, branch.compute, column=branch.column)
-    return branch.column is not None and branch == plain
-
-
-def _others(graph: Graph, match: Match) -> object:
-    """Build the site of the branches that are not gathered; without any it is the base's output."""
-    y, x, params, scalings, _, base, *of_call = match.node.args
-    structure: Structure = match["structure"]
-    gathered = {i for places in match["groups"] for i in places}
-    left = [i for i in range(len(structure.branches)) if i not in gathered]
-    if not left:
-        return y
-    own = replace(structure, branches=tuple(structure.branches[i] for i in left), terms=0)
-    dealt = structure.params(params)  # type: ignore[arg-type]
-    params = [tensor for i in left for tensor in _flat(dealt[i])]
-    parts = [call(graph, torch.select, scalings, 0, i) for i in left]
-    scalings = call(graph, torch.stack, parts)
-    return call(graph, ops.site, y, x, params, scalings, str(own), base, *of_call)
-
-
-def _flat(tensors: Sequence[Any]) -> list[Any]:
-    """Return what a branch has, without what it has not; its priors are two."""
-    each = (one if isinstance(one, tuple) else (one,) for one in tensors)
-    return [one for some in each for one in some if one is not None]

@@ -38,7 +38,24 @@ def test_it_is_the_sum(dtype: torch.dtype, device: str, biased: bool) -> None:
     assert relative(got, exact(left[1:], right[1:], *more)) > 1e-2
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_product_of_each_sample(first: bool, biased: bool) -> None:
+    left, right, bias = inputs(torch.float64)
+    own = torch.randn(3, 3, 4).double(), torch.randn(3, 4, 5).double()
+    more = (bias,) if biased else ()
+    place = 0 if first else 1
+    wider = [[*x[:place], y, *x[place:]] for x, y in zip((left, right), own, strict=True)]
+    got = sum_of_products(*wider, *more)
+    want = exact(left, right, *more) + torch.bmm(*own).flatten(0, 1)
+    assert relative(got, want) < 1e-14
+    assert relative(got, exact(left, right, *more)) > 1e-2
+
+
 def test_the_operator_keeps_its_promises() -> None:
     left, right, bias = inputs(torch.float32)
     torch.library.opcheck(sum_of_products, (left, right))
     torch.library.opcheck(sum_of_products, (left, right, bias))
+    torch.library.opcheck(
+        sum_of_products, ([torch.randn(3, 3, 4), *left], [torch.randn(3, 4, 5), *right])
+    )

@@ -4,10 +4,11 @@
              %delta = aten.mm(%h, %Bt)                              [%h, %x], [%Bt, %Wt])
              %y = aten.add(%base, %delta)
 
-A sum may have more terms, reshapes between the products and itself, a bias, and terms that are no
-products, which stay added. So a base output is joined with its branches, and so are the gradients
-of an input that several layers share (Hu et al. 2021, §4.1: dx = dy W + s dy B A). The products go
-from the smallest inner dimension to the largest, which reads what it adds while it multiplies.
+A sum may have more terms, reshapes between the products and itself, a bias, terms that are no
+products, which stay added, and such that are products of each sample (`bmm`). So a base output is
+joined with its branches, and so are the gradients of an input that several layers share (Hu et al.
+2021, §4.1: dx = dy W + s dy B A). The products go from the smallest inner dimension to the largest,
+which reads what it adds while it multiplies.
 
 Left alone: sums so small that launching is what they cost, products and partial sums that something
 else reads too, and sums of different dtypes.
@@ -17,12 +18,13 @@ from collections.abc import Iterator
 
 import torch
 from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lora_fx.kernels.sum_of_products import sum_of_products
 from lora_fx.passes.aten.nodes import VIEWS, args, aten, call, elements, same_size, value
 
 _ADD = aten.add.Tensor
-_PRODUCTS = (aten.mm.default, aten.addmm.default)
+_PRODUCTS = (aten.mm.default, aten.addmm.default, aten.bmm.default)
 _LEAST = 1 << 23  # elements: 16 MiB, which an H100 reads in 5 µs
 
 
@@ -40,11 +42,12 @@ def accumulate_products(graph: Graph) -> int:
 def _rewrite(graph: Graph, total: Node) -> bool:
     terms = list(_terms(total))
     products = _products(terms)
-    if len(products) < 2 or (elements(value(total)) or _LEAST) < _LEAST:
+    whole = [term for term, product in products.items() if value(product).dim() == 2]
+    if not whole or len(products) < 2 or (elements(value(total)) or _LEAST) < _LEAST:
         return False
     with graph.inserting_before(total):
         result = _sum(graph, list(products.values()))
-        some = next(iter(products))
+        some = whole[0]
         if some.target in VIEWS:
             result = call(graph, some, aten.reshape.default, result, args(some)[1])
         for term in terms:
@@ -63,10 +66,17 @@ def _products(terms: list[Node]) -> dict[Node, Node]:
         product = _product(term)
         if product is None or (biased and _has_bias(product)):
             continue
-        if all(same_size(value(product), value(other)) for other in found.values()):
+        if all(_has_rows_of(value(product), value(other)) for other in found.values()):
             found[term] = product
             biased = biased or _has_bias(product)
     return found
+
+
+def _has_rows_of(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two products of as many elements are the same matrix, but for how rows are parted."""
+    if one.dim() == other.dim():
+        return same_size(one, other)
+    return statically_known_true(one.shape[-1] == other.shape[-1])
 
 
 def _has_bias(product: Node) -> bool:
@@ -74,7 +84,7 @@ def _has_bias(product: Node) -> bool:
 
 
 def _sum(graph: Graph, products: list[Node]) -> Node:
-    factors = sorted((args(product)[-2:] for product in products), key=_inner)
+    factors = sorted((args(product)[-2:] for product in products), key=_place)
     bias = [args(p)[0] for p in products if _has_bias(p)]
     left, right = map(list, zip(*factors, strict=True))
     return call(graph, products[0], sum_of_products, left, right, *bias)
@@ -116,7 +126,10 @@ def _product(term: Node) -> Node | None:
     return term
 
 
-def _inner(factors: tuple[Node, Node]) -> int:
-    """Return a product's inner dimension; one that is not known goes last."""
-    size = value(factors[1]).shape[0]
-    return size if isinstance(size, int) else 1 << 62
+def _place(factors: tuple[Node, Node]) -> tuple[bool, int]:
+    """Put a product with a small inner dimension first, one that is not known last.
+
+    Those of each sample come before the others.
+    """
+    size = value(factors[1]).shape[-2]
+    return value(factors[1]).dim() == 2, size if isinstance(size, int) else 1 << 62

@@ -45,9 +45,11 @@ def fuse_low_rank_terms(graph: Graph) -> int:
 
 
 def _is_large(total: Node) -> bool:
-    result, rank = value(total), value(args(total)[1][0]).shape[0]
+    result, factor = value(total), value(args(total)[1][0])
+    rank = factor.shape[0]
     return (
-        (elements(result) or _LEAST) >= _LEAST
+        factor.dim() == 2
+        and (elements(result) or _LEAST) >= _LEAST
         and isinstance(rank, int)
         and rank <= MAX_RANK
         and result.device.type == "cuda"

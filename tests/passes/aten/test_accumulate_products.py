@@ -44,15 +44,33 @@ def into_a_residual(x, W, h, B, y, bias):
     return y + base_and_branch(x, W, h, B, y, bias)
 
 
+def with_one_of_each_sample(x, W, h, B, y, bias):
+    own = torch.bmm(h.view(3, 4, R), torch.stack([B, -B, 2 * B]))
+    return torch.addmm(bias, x.view(M, K), W).view(3, 4, N) + own
+
+
+def flattened(x, W, h, B, y, bias):
+    own = torch.bmm(h.view(3, 4, R), torch.stack([B, -B, 2 * B]))
+    return torch.mm(x.view(M, K), W) + own.view(M, N)
+
+
 @pytest.mark.parametrize(
     "function",
-    [base_and_branch, two_branches, with_a_bias, into_a_residual],
+    [
+        base_and_branch,
+        two_branches,
+        with_a_bias,
+        into_a_residual,
+        with_one_of_each_sample,
+        flattened,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_it_is_the_same_sum(function) -> None:
     graph = rewritten(accumulate_products, traced(function, *inputs()))
     assert "mm" not in operators(graph)
     assert "addmm" not in operators(graph)
+    assert "bmm" not in operators(graph)
     got, want = graph(*inputs()), function(*inputs())
     assert relative(got, want) < 1e-14
     x, *rest = inputs()
@@ -71,6 +89,11 @@ def test_small_inner_dimensions_go_first() -> None:
 def test_a_residual_stays_added() -> None:
     graph = rewritten(accumulate_products, traced(into_a_residual, *inputs()))
     assert operators(graph)[-1] == "add.Tensor"
+
+
+def of_each_sample_alone(x, W, h, B, y, bias):
+    own = torch.stack([B, -B, 2 * B])
+    return torch.bmm(h.view(3, 4, R), own) + torch.bmm(2 * h.view(3, 4, R), own)
 
 
 def read_twice(x, W, h, B, y, bias):
@@ -97,7 +120,7 @@ def spread(x, W, h, B, y, bias):
 
 @pytest.mark.parametrize(
     "function",
-    [two_biases, read_twice, twice_itself, scaled, wider, spread],
+    [two_biases, read_twice, twice_itself, scaled, wider, spread, of_each_sample_alone],
     ids=lambda f: f.__name__,
 )
 def test_what_is_left_alone(function) -> None:
