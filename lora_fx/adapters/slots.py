@@ -4,11 +4,12 @@ A slot is an adapter like the others, of zeros while it is empty. What is put in
 called, changes no shape and no place in a graph.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from lora_fx.adapters import storage
 from lora_fx.adapters.bind import bind
@@ -16,6 +17,7 @@ from lora_fx.adapters.hotswap import Swap, obstacles, places, swap
 from lora_fx.adapters.peft.keys import expected_shapes, prefixes_of
 from lora_fx.adapters.peft.plain import PREFIX, plain
 from lora_fx.adapters.peft.read import Loaded
+from lora_fx.adapters.sites.slot_stack import SlotStack, can_be_stacked
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.sites import SitePlan
 from lora_fx.plan.slots import named
@@ -27,6 +29,16 @@ _AS_PLAIN = ("velora", "bdlora")  # which compute what plain LoRA does, but for 
 def reserve(model: nn.Module, room: AdapterPlan, name: str) -> None:
     """Put an empty slot into the model, in place; it is not active."""
     bind(model, named(room, name), _zeros)
+
+
+def stack(model: nn.Module, room: AdapterPlan, names: Sequence[str]) -> None:
+    """Put the slots of these names, in place, in one tensor for each factor, where they can be."""
+    placed = dict(storage.sites(model))
+    for plan in room.sites:
+        site = placed[plan.name]
+        slots = [site.lora_branches[name] for name in names]
+        if isinstance(site, nn.Linear | Conv1D) and can_be_stacked(slots) and not plan.offload:
+            site.lora_slots = SlotStack(slots)
 
 
 def misfits(room: AdapterPlan, new: Loaded, model: nn.Module) -> Iterator[str]:

@@ -15,6 +15,7 @@
     pick(factors, which, rank, columns)                of each sample: `graph/picked.py`
     sample_shrink(x, A, dropout, compute)              shrink, by each sample's own A
     sample_expand(y, h, B, factors, compute)           expand, likewise
+    take(stack, which)                                 of each sample, of factors in one tensor
     spread(values, columns, ranks)                     columns, each as often as its rank
     masked_expand(y, h, B, scalings, shares, compute)  y + (c h) (s B)ᵀ, of factors side by side
     stack_shrink(x, A, offsets, compute)               x Aᵀ, of each matrix of a stack
@@ -91,6 +92,7 @@ _library.define("sample_shrink(Tensor x, Tensor A, float dropout, str compute) -
 _library.define(
     "sample_expand(Tensor y, Tensor h, Tensor B, Tensor factors, str compute) -> Tensor"
 )
+_library.define("take(Tensor stack, Tensor which) -> Tensor")
 _library.define("spread(Tensor values, int[] columns, int[] ranks) -> Tensor")
 _library.define(
     "masked_expand(Tensor y, Tensor h, Tensor B, Tensor scalings, Tensor shares, str compute) "
@@ -151,7 +153,8 @@ for _of, _names in {
         *("replace_rows", "replace_columns", "mix", "shift", "mix_rows", "mix_columns"),
     ),
     sample_references: (
-        *("choose", "sample_scalings", "sample_shrink", "sample_expand", "spread", "masked_expand"),
+        *("choose", "sample_scalings", "sample_shrink", "sample_expand", "take"),
+        *("spread", "masked_expand"),
     ),
     site_references: ("site", "merge"),
 }.items():
@@ -171,6 +174,7 @@ choose = torch.ops.lora_fx.choose.default
 sample_scalings = torch.ops.lora_fx.sample_scalings.default
 sample_shrink = torch.ops.lora_fx.sample_shrink.default
 sample_expand = torch.ops.lora_fx.sample_expand.default
+take = torch.ops.lora_fx.take.default
 spread = torch.ops.lora_fx.spread.default
 masked_expand = torch.ops.lora_fx.masked_expand.default
 stack_shrink = torch.ops.lora_fx.stack_shrink.default

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_fx.graph import references
 from lora_fx.graph.references import arithmetic
-from lora_fx.graph.structure import compute_dtype
+from lora_fx.graph.structure import Branch, compute_dtype
 
 
 def choose(samples: Tensor, columns: Sequence[int], terms: int) -> Tensor:
@@ -37,6 +38,16 @@ def sample_scalings(
     shares = picked_out(samples, columns, 1).gather(1, places)
     factors = shares * picked_out(scalings, branches, 0)[places]
     return torch.where(which < 0, 0, factors)
+
+
+def take(stack: Tensor, which: Tensor) -> Tensor:
+    """Take factors for each sample out of a stack (N, r, n): which (S, k) -> (S, k r, n).
+
+    For -1 it gets zeros. A factor that no sample has is not read.
+    """
+    S, k = which.shape
+    own = stack.index_select(0, which.flatten().clamp(0))
+    return own.masked_fill((which < 0).view(-1, 1, 1), 0).reshape(S, k * stack.shape[1], -1)
 
 
 def sample_shrink(x: Tensor, A: Tensor, dropout: float, compute: str) -> Tensor:
@@ -86,9 +97,32 @@ def masked_expand(
     """
     dtype = compute_dtype(compute, h.dtype)
     with arithmetic(h, compute):
+        if B.dtype.itemsize > dtype.itemsize:
+            B = B * scalings
+        else:
+            h = h * scalings
         h = h * shares.reshape(-1, *[1] * (h.ndim - 2), shares.shape[1])
-        delta = F.linear(h.to(dtype), (B * scalings).to(dtype))
+        delta = F.linear(h.to(dtype), B.to(dtype))
     return y + delta.to(y.dtype)
+
+
+def many(
+    y: Tensor,
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scalings: Tensor,
+    samples: Tensor,
+    branch: Branch,
+) -> Tensor:
+    """Add a branch of many adapters, one after another: A (N, r, in), B (N, r, out)."""
+    column = branch.column
+    assert column is not None
+    for i in range(branch.many):
+        h = references.shrink(x, A[i], branch.dropout, branch.compute)
+        share = references.share(samples, column + i, False, h.ndim)
+        y = references.expand(y, h, B[i].t(), scalings, i, branch.compute, None, share)
+    return y
 
 
 def runs(columns: Sequence[int], ranks: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -104,8 +138,9 @@ def runs(columns: Sequence[int], ranks: Sequence[int]) -> list[tuple[int, int, i
 
 def picked_out(values: Tensor, columns: Sequence[int], dim: int) -> Tensor:
     """Pick by numbers that are known when the graph is made: no index has to be copied."""
-    if list(columns) == list(range(values.shape[dim])):
-        return values
+    first, count = columns[0], len(columns)
+    if list(columns) == list(range(first, first + count)):
+        return values.narrow(dim, first, count)
     return torch.stack([values.select(dim, column) for column in columns], dim)
 
 

@@ -1,12 +1,13 @@
 """What a whole site computes, and a merge: their branches one after another, see `graph/ops.py`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
-from lora_fx.graph import references
+from lora_fx.graph import references, sample_references
 from lora_fx.graph.convolution import by_channel, convolution
 from lora_fx.graph.own_tensors import require_samples
 from lora_fx.graph.packed import packed_linear
@@ -37,7 +38,16 @@ def site(
     assert (parsed.arrow is None) is (prototypes is None), "tokens are routed by prototypes"
     if any(branch.invoked is not None for branch in parsed.branches):
         _require_tokens(x, invoked)
-    return _layer(y, x, params, scalings, parsed, base, samples, invoked, prototypes)
+    of_call = samples, invoked, prototypes
+    *others, last = parsed.branches
+    if not last.many:
+        return _layer(y, x, params, scalings, parsed, base, *of_call)
+    assert samples is not None
+    *own, A, B = params
+    if others:
+        parsed = replace(parsed, branches=tuple(others))
+        y = _layer(y, x, own, scalings, parsed, base, *of_call)
+    return sample_references.many(y, x, A, B, scalings[len(others) :], samples, last)
 
 
 def _stack(

@@ -18,7 +18,7 @@ _WHOLE = re.compile(
 )
 _BRANCH = re.compile(
     r"r(\d+):p([\d.e+-]+):(\w+)(:bias)?(:magnitude)?(:diagonal)?(?::(\d+)x(\d+))?"
-    r"(?::g(\d+)\*([\d.e+-]+))?(?::n(\d+)\*([\d.e+-]+))?(?::([+-])s(\d+))?(?::i(\d+))?"
+    r"(?::g(\d+)\*([\d.e+-]+))?(?::n(\d+)\*([\d.e+-]+))?(?::([+-])s(\d+))?(?::i(\d+))?(?:\*(\d+))?"
 )
 
 
@@ -36,6 +36,8 @@ class Branch:
     In a mixed batch `column` is where the samples' shares of the branch stand; `rest` says that it
     takes part in each sample by what that share is less than 1. A branch that acts from its
     invocation on has in `invoked` the column that says how many tokens that is.
+    `many`, if not 0, is how many adapters alike follow each other there, in columns and scalings
+    too: their A are (many, r, in), and B (many, r, out). It is the last branch of its site.
     """
 
     rank: int
@@ -52,6 +54,7 @@ class Branch:
     column: int | None = None
     rest: bool = False
     invoked: int | None = None
+    many: int = 0
 
     def evaluated(self) -> "Branch":
         """Return the branch as it is in evaluation: nothing is dropped, projected or drawn."""
@@ -70,6 +73,8 @@ class Branch:
             more += f":{'-' if self.rest else '+'}s{self.column}"
         if self.invoked is not None:
             more += f":i{self.invoked}"
+        if self.many:
+            more += f"*{self.many}"
         return f"r{self.rank}:p{self.dropout!r}:{self.compute}{more}"
 
 
@@ -155,13 +160,13 @@ class Structure:
             if branch is None:
                 raise ValueError(f"`{text}` is not a branch of a site structure")
             rank, dropout, compute, bias, magnitude, diagonal, a, b, *kept = branch.groups()
-            groups, scale, samples, noise, sign, column, invoked = kept
+            groups, scale, samples, noise, sign, column, invoked, many = kept
             flags = bias is not None, magnitude is not None
             blocks = int(a or 1), int(b or 1)
             more = int(groups or 0), float(scale or 1), diagonal is not None
             more = *more, int(samples or 0), float(noise or 0)
             more = *more, None if column is None else int(column), sign == "-"
-            more = *more, None if invoked is None else int(invoked)
+            more = *more, None if invoked is None else int(invoked), int(many or 0)
             branches.append(Branch(int(rank), float(dropout), compute, *flags, blocks, *more))
         padding = None if whole[2] is None else int(whole[2])
         window = None if whole[4] is None else Window.parse(whole[4])

@@ -18,7 +18,7 @@ _NAMES = (
     *("block_diagonal", "diagonal", "perturb"),
     *("stack_shrink", "stack_expand"),
     *("choose", "sample_scalings", "sample_shrink", "sample_expand"),
-    *("spread", "masked_expand"),
+    *("take", "spread", "masked_expand"),
 )
 _GROUPED = frozenset({"lora_fx::grouped"})
 _PICKED = frozenset({"lora_fx::pick"})

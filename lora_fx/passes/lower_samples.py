@@ -8,7 +8,9 @@
     sample_expand(y, h, B, f, c)      →  y + bmm((h * f).to(d), B.to(d)ᵀ).to(y.dtype)
         or, if B is cast to fewer bits  →  y + bmm(h.to(d), (B * f).to(d)ᵀ).to(y.dtype)
     spread(values, columns, ranks)    →  cat(flatten(expand(unsqueeze(narrow(values, -1, …), -1))))
-    masked_expand(y, h, B, s, c)      →  y + linear((h * c).to(d), (B * s).to(d)).to(y.dtype)
+    masked_expand(y, h, B, s, c)      →  y + linear((h * s * c).to(d), B.to(d)).to(y.dtype)
+        or, if B is cast to fewer bits  →  y + linear((h * c).to(d), (B * s).to(d)).to(y.dtype)
+    take(stack, which)                →  view(masked_fill(index_select(stack, 0, …), which < 0, 0))
 
 `graph/sample_references.py` says what they compute.
 """
@@ -70,6 +72,16 @@ def _sample_scalings(graph: Graph, node: Node) -> Node:
     return call(graph, torch.where, call(graph, torch.lt, which, 0), 0, factors)
 
 
+def _take(graph: Graph, node: Node) -> Node:
+    stack, which = node.args
+    places = call(graph, torch.flatten, call(graph, torch.clamp, which, 0))
+    own = call(graph, torch.index_select, stack, 0, places)
+    none = call(graph, "view", call(graph, torch.lt, which, 0), -1, 1, 1)
+    own = call(graph, "masked_fill", own, none, 0)
+    rows = _shape(which)[1] * _shape(stack)[1]
+    return call(graph, "view", own, -1, rows, _shape(stack)[2])
+
+
 def _sample_shrink(graph: Graph, node: Node) -> Node:
     x, A, dropout, compute = node.args
     wanted = compute_dtype(compute, dtype(x))  # type: ignore[arg-type]
@@ -110,16 +122,20 @@ def _masked_expand(graph: Graph, node: Node) -> Node:
     with arithmetic(graph, h, compute):
         for _ in range(len(_shape(h)) - 2):
             shares = call(graph, "unsqueeze", shares, 1)  # type: ignore[arg-type]
-        h = cast(graph, call(graph, torch.mul, h, shares), wanted)
-        B = cast(graph, call(graph, torch.mul, B, scalings), wanted)
-        delta = call(graph, F.linear, h, B)
+        if dtype(B).itemsize > wanted.itemsize:
+            B = call(graph, torch.mul, B, scalings)
+        else:
+            h = call(graph, torch.mul, h, scalings)
+        h = call(graph, torch.mul, h, shares)
+        delta = call(graph, F.linear, cast(graph, h, wanted), cast(graph, B, wanted))
     return call(graph, torch.add, y, cast(graph, delta, dtype(y)))
 
 
 def _picked_out(graph: Graph, values: object, columns: object, dim: int) -> object:
     assert isinstance(columns, Sequence)
-    if list(columns) == list(range(_shape(values)[dim])):
-        return values
+    first, count = columns[0], len(columns)
+    if list(columns) == list(range(first, first + count)):
+        return call(graph, torch.narrow, values, dim, first, count)
     parts = [call(graph, torch.select, values, dim, column) for column in columns]
     return call(graph, torch.stack, parts, dim)
 
@@ -139,6 +155,7 @@ def _shape(node: object) -> torch.Size:
 LOWERED = (
     (ops.choose, _choose),
     (ops.sample_scalings, _sample_scalings),
+    (ops.take, _take),
     (ops.sample_shrink, _sample_shrink),
     (ops.sample_expand, _sample_expand),
     (ops.spread, _spread),

@@ -13,6 +13,8 @@ z_s = y_s + Σⱼ f_sj (x_s A_sjᵀ) B_sjᵀ over the at most k adapters that sa
 f = s c. It is the same sum as over all adapters, whose other terms are zero (Hu et al. 2021, arXiv
 2106.09685, §4.1, eq. 3).
 
+Of many adapters that lie in one tensor, `lora_fx.take(%stack, %which)` stands for `pick`.
+
 `dispatch_costs.py` decides, by the sizes that the graph is first made for; it is right at any. Left
 as they are, in a site that computes all: branches that are more than two factors (a bias,
 magnitudes, a diagonal, blocks), what an adapter took out of the weight, embeddings and
@@ -31,7 +33,7 @@ from lora_fx.graph.structure import Structure
 from lora_fx.rewrite.metadata import EXAMPLE, call, likely_size
 from lora_fx.rewrite.rule import Match, Miss
 from lora_fx.rules.dispatch_costs import is_gathered
-from lora_fx.rules.plain_branches import alike, others
+from lora_fx.rules.plain_branches import Members, alike, others
 
 
 class GatherSamples:
@@ -52,7 +54,7 @@ class GatherSamples:
         size = [likely_size(n) for n in x.shape[:-1]]
         found = []
         for places in alike(node, structure):
-            ranks = [structure.branches[i].rank for i in places]
+            ranks = Members.of(structure, places).ranks
             if is_gathered(x.device.type, size[0], (*size, 1)[1], ranks, structure.terms):
                 found.append(places)
         if not found:
@@ -66,15 +68,18 @@ class GatherSamples:
         dealt = structure.params(params)  # type: ignore[arg-type]
         value = others(graph, match)
         for places in match["groups"]:
-            branches = [structure.branches[i] for i in places]
-            rank, terms = max(b.rank for b in branches), min(structure.terms, len(places))
-            columns = [b.column for b in branches]
-            which = call(graph, ops.choose, samples, columns, terms)
-            of = samples, scalings, columns, places, which
-            factors = call(graph, ops.sample_scalings, *of)
-            A = call(graph, pick, [dealt[i][0] for i in places], which, rank, False)
-            B = call(graph, pick, [dealt[i][1] for i in places], which, rank, True)
-            compute, dropout = branches[0].compute, branches[0].dropout
+            first = structure.branches[places[0]]
+            columns, numbers, ranks = Members.of(structure, places)
+            which = call(graph, ops.choose, samples, columns, min(structure.terms, len(columns)))
+            factors = call(graph, ops.sample_scalings, samples, scalings, columns, numbers, which)
+            if first.many:
+                A, B = (call(graph, ops.take, stack, which) for stack in dealt[places[0]][:2])
+                B = call(graph, "transpose", B, 1, 2)
+            else:
+                rank = max(ranks)
+                A = call(graph, pick, [dealt[i][0] for i in places], which, rank, False)
+                B = call(graph, pick, [dealt[i][1] for i in places], which, rank, True)
+            compute, dropout = first.compute, first.dropout
             h = call(graph, ops.sample_shrink, x, A, dropout, compute)
             value = call(graph, ops.sample_expand, value, h, B, factors, compute)
         return value  # type: ignore[return-value]

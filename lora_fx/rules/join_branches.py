@@ -13,6 +13,8 @@ z = y + Σᵢ cᵢ sᵢ (x Aᵢᵀ) Bᵢᵀ (Hu et al. 2021, arXiv 2106.09685, �
 beside each other is the sum of those with each. A GPU takes as long for 128 columns as for 16, and
 launches a few kernels instead of some for each adapter.
 
+Many adapters that lie in one tensor already are beside each other: views of it stand for `cat`.
+
 Left as they are: branches that are more than two factors and a share, that compute in different
 dtypes, and such with dropout where a sample can have several, each with a mask of its own.
 
@@ -26,7 +28,7 @@ from lora_fx.graph import ops
 from lora_fx.graph.structure import Structure
 from lora_fx.rewrite.metadata import call
 from lora_fx.rewrite.rule import Match, Miss
-from lora_fx.rules.plain_branches import alike, others
+from lora_fx.rules.plain_branches import Members, alike, others
 
 
 class JoinBranches:
@@ -43,7 +45,8 @@ class JoinBranches:
             return Miss("all samples have the same adapters")
         if structure.kind != "linear":
             return Miss("not a linear layer")
-        found = [places for places in alike(node, structure) if len(places) > 1]
+        groups = alike(node, structure)
+        found = [places for places in groups if len(Members.of(structure, places).ranks) > 1]
         if not found:
             return Miss("no two branches are alike")
         return Match(node, {"structure": structure, "groups": found})
@@ -55,13 +58,16 @@ class JoinBranches:
         dealt = structure.params(params)  # type: ignore[arg-type]
         value = others(graph, match)
         for places in match["groups"]:
-            branches = [structure.branches[i] for i in places]
-            ranks, columns = [b.rank for b in branches], [b.column for b in branches]
-            compute, dropout = branches[0].compute, branches[0].dropout
-            A = call(graph, torch.cat, [dealt[i][0] for i in places])
-            B = call(graph, torch.cat, [dealt[i][1] for i in places], 1)
-            s = call(graph, ops.spread, scalings, places, ranks)
+            first = structure.branches[places[0]]
+            columns, numbers, ranks = Members.of(structure, places)
+            if first.many:
+                A, B = (call(graph, torch.flatten, t, 0, 1) for t in dealt[places[0]][:2])
+                B = call(graph, "t", B)
+            else:
+                A = call(graph, torch.cat, [dealt[i][0] for i in places])
+                B = call(graph, torch.cat, [dealt[i][1] for i in places], 1)
+            s = call(graph, ops.spread, scalings, numbers, ranks)
             c = call(graph, ops.spread, samples, columns, ranks)
-            h = call(graph, ops.shrink, x, A, dropout, compute)
-            value = call(graph, ops.masked_expand, value, h, B, s, c, compute)
+            h = call(graph, ops.shrink, x, A, first.dropout, first.compute)
+            value = call(graph, ops.masked_expand, value, h, B, s, c, first.compute)
         return value  # type: ignore[return-value]

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx import Graph, Node
@@ -20,14 +20,37 @@ def alike(node: Node, structure: Structure) -> list[list[int]]:
     dealt = structure.params(node.args[2])  # type: ignore[arg-type]
     for i, (branch, (A, B, *_)) in enumerate(zip(structure.branches, dealt, strict=True)):
         if _is_plain(branch) and not (branch.dropout and structure.terms != 1):
-            groups[branch.dropout, branch.compute, dtype(A), dtype(B)].append(i)
+            alone = i if branch.many else None
+            groups[branch.dropout, branch.compute, dtype(A), dtype(B), alone].append(i)
     return list(groups.values())
 
 
 def _is_plain(branch: Branch) -> bool:
-    """Whether a branch is its two factors and a share."""
-    plain = Branch(branch.rank, branch.dropout, branch.compute, column=branch.column)
+    """Whether a branch, or each of its adapters, is two factors and a share."""
+    own = {"column": branch.column, "many": branch.many}
+    plain = Branch(branch.rank, branch.dropout, branch.compute, **own)
     return branch.column is not None and branch == plain
+
+
+class Members(NamedTuple):
+    """The adapters of some branches: their columns in the shares, places in scalings, and ranks."""
+
+    columns: list[int]
+    scalings: list[int]
+    ranks: list[int]
+
+    @classmethod
+    def of(cls, structure: Structure, places: Sequence[int]) -> "Members":
+        """Return those of the branches at some places; one branch can be many adapters."""
+        members = cls([], [], [])
+        for place in places:
+            branch = structure.branches[place]
+            assert branch.column is not None
+            for i in range(branch.many or 1):
+                members.columns.append(branch.column + i)
+                members.scalings.append(place + i)
+                members.ranks.append(branch.rank)
+        return members
 
 
 def others(graph: Graph, match: Match) -> object:
@@ -41,8 +64,9 @@ def others(graph: Graph, match: Match) -> object:
     own = replace(structure, branches=tuple(structure.branches[i] for i in left), terms=0)
     dealt = structure.params(params)  # type: ignore[arg-type]
     params = [tensor for i in left for tensor in _flat(dealt[i])]
-    parts = [call(graph, torch.select, scalings, 0, i) for i in left]
-    scalings = call(graph, torch.stack, parts)
+    counts = [structure.branches[i].many or 1 for i in left]
+    parts = [call(graph, torch.narrow, scalings, 0, *own) for own in zip(left, counts, strict=True)]
+    scalings = call(graph, torch.cat, parts)
     return call(graph, ops.site, y, x, params, scalings, str(own), base, *of_call)
 
 

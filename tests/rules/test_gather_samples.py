@@ -35,13 +35,13 @@ def test_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_expected_inline(
         lines("adapted"),
         """\
-%select: f32[] = select(@lora_mixed_scalings, 0, 2)
-%stack: f32[1] = stack([%select])
+%narrow: f32[1] = narrow(@lora_mixed_scalings, 0, 2, 1)
+%cat_2: f32[1] = cat([%narrow])
 %shrink_default: f32[5, 33, 2] = lora_fx.shrink(%hidden_states_2, @lora_A.d.weight, 0.0, 'activation')
 %share_default: f32[5, 1, 1] = lora_fx.share(%to_2, 2, False, 3)
-%expand_default: f32[5, 33, 32] = lora_fx.expand(%output, %shrink_default, @lora_B.d.weight, %stack, 0, 'activation', None, %share_default)
-%expand_default_1: f32[5, 33, 32] = lora_fx.expand(%output, %shrink_default, @lora_B.d.weight, %stack, 0, 'activation')
-%norms_default: f32[32] = lora_fx.norms(@weight, @lora_A.d.weight, @lora_B.d.weight, %stack, 0, 1.0)
+%expand_default: f32[5, 33, 32] = lora_fx.expand(%output, %shrink_default, @lora_B.d.weight, %cat_2, 0, 'activation', None, %share_default)
+%expand_default_1: f32[5, 33, 32] = lora_fx.expand(%output, %shrink_default, @lora_B.d.weight, %cat_2, 0, 'activation')
+%norms_default: f32[32] = lora_fx.norms(@weight, @lora_A.d.weight, @lora_B.d.weight, %cat_2, 0, 1.0)
 %magnitude_default: f32[5, 33, 32] = lora_fx.magnitude(%expand_default, %expand_default_1, @lora_magnitude_vector.d.weight, %norms_default, None, %share_default)
 %choose_default: i64[5, 2] = lora_fx.choose(%to_2, [0, 1], 2)
 %sample_scalings_default: f32[5, 2] = lora_fx.sample_scalings(%to_2, @lora_mixed_scalings, [0, 1], [0, 1], %choose_default)

@@ -1,10 +1,11 @@
 """What a site adds to its base for one choice of adapters."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_fx.adapters.sites.factors import Arithmetic, Factors
+from lora_fx.adapters.sites.slot_stack import SlotStack
 from lora_fx.graph.structure import Branch, Structure
 
 
@@ -46,7 +47,8 @@ class Added:
 class Choice:
     """All branches and, in training and outside it, their structure.
 
-    `is_routed`: each token has its own shares in them, by `Experts.prototypes`.
+    `is_routed`: each token has its own shares in them, by `Experts.prototypes`. In evaluation the
+    last ones are computed as the `stack` that they lie in, if there is one.
     """
 
     added: tuple[Added, ...]
@@ -54,6 +56,7 @@ class Choice:
     evaluation: str
 
     is_routed: bool = False
+    stack: SlotStack | None = None
 
     @property
     def waits(self) -> bool:
@@ -62,13 +65,28 @@ class Choice:
 
 
 def choose(
-    kind: str, added: Sequence[Added], *layer: Any, arrow: tuple[int, float] | None = None
+    kind: str,
+    added: Sequence[Added],
+    *layer: Any,
+    arrow: tuple[int, float] | None = None,
+    stack: SlotStack | None = None,
 ) -> Choice:
-    """Return the choice of these branches at a module; the `layer` is told as in `Structure`."""
+    """Return the choice of these branches at a module; the `layer` is told as in `Structure`.
+
+    A `stack` is of the last branches, unless they differ in how they are computed.
+    """
     is_routed = arrow is not None
     training = tuple(one.branch for one in added)
     evaluation = tuple(branch.evaluated() for branch in training)
+    if stack is not None:
+        first = len(added) - len(stack.slots)
+        alike = evaluation[first]
+        followed = [replace(alike, column=(alike.column or 0) + i) for i in range(len(stack.slots))]
+        if list(evaluation[first:]) == followed:
+            evaluation = *evaluation[:first], replace(alike, many=len(followed))
+        else:
+            stack = None
     texts = (
         str(Structure(kind, branches, *layer, arrow=arrow)) for branches in (training, evaluation)
     )
-    return Choice(tuple(added), *texts, is_routed=is_routed)
+    return Choice(tuple(added), *texts, is_routed=is_routed, stack=stack)

@@ -11,6 +11,7 @@ from lora_fx.adapters.sites.choice import Added, Choice, choose
 from lora_fx.adapters.sites.directions import follow
 from lora_fx.adapters.sites.experts import Experts
 from lora_fx.adapters.sites.factors import Arithmetic, Change, Factors
+from lora_fx.adapters.sites.slot_stack import SlotStack
 from lora_fx.graph import ops
 from lora_fx.graph.convolution import Window
 from lora_fx.graph.room import owns_room, with_room
@@ -58,6 +59,7 @@ class Site(_Base):
     lora_packed: bool = False
     lora_change: "Change | None" = None
     lora_in_weights: tuple[str, ...] = ()
+    lora_slots: SlotStack
     lora_multiplier: float = 1.0
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -94,7 +96,10 @@ class Site(_Base):
         """Announce what is added to the base's output."""
         if not choice.added:
             return output
-        params = [t for one in choice.added for t in one.factors.tensors(self.training, rows)]
+        stack = None if self.training else choice.stack
+        single = choice.added if stack is None else choice.added[: -len(stack.slots)]
+        params = [t for one in single for t in one.factors.tensors(self.training, rows)]
+        params += [] if stack is None else [stack.A, stack.B]
         key = choice.training if self.training else choice.evaluation
         base = self._base(rows) if any(one.factors.magnitude for one in choice.added) else []
         shared = () if shares is None else (shares.to(input.device),)
@@ -190,7 +195,8 @@ class Site(_Base):
             if c != 1:
                 added.insert(0, Added(change.factors, change.arithmetic.times(1 - c), column))
             added.insert(0, Added(change.factors, change.arithmetic, column, rest=True))
-        self.lora_mixed = self._choose(added, terms)
+        stack = self._settled_slots()
+        self.lora_mixed = choose(self.lora_kind, added, *self._layer(added), terms, stack=stack)
         self._place_scalings()
 
     def _routed_by(self, arrow: ArrowSpec) -> Choice:
@@ -255,11 +261,19 @@ class Site(_Base):
         super()._apply(fn, recurse)
         self._place_scalings()
         self.keep_room()
+        self._settled_slots()
         return self
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)  # type: ignore[misc]
         self.keep_room()
+        self._settled_slots()
+
+    def _settled_slots(self) -> SlotStack | None:
+        if "lora_slots" not in self._modules:
+            return None
+        self.lora_slots.settle()
+        return self.lora_slots
 
     def make_room(self) -> None:
         """Move the base weight (out, in) to where it has room, and again whenever it is moved."""

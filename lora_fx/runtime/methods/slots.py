@@ -226,6 +226,7 @@ def reserve_slots(model: Any, route: RouteSpec, sites: Sequence[SitePlan]) -> No
     model.lora_fx_slots = Slots(room, (None,) * count, {})
     for name in model.lora_fx_slots.names:
         places.reserve(model, room, name)
+    places.stack(model, room, model.lora_fx_slots.names)
     model._activate()
 
 

@@ -1,0 +1,62 @@
+"""The factors of all slots at a linear layer in one tensor each, of which theirs are views.
+
+A graph that computes mixed batches so has two inputs for all of them, whatever their number.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lora_fx.adapters.sites.factors import Factors
+
+
+class SlotStack(nn.Module):
+    """A (N, r, in) and B (N, r, out), whose part i is turned: the factors of slot i share memory.
+
+    What is written into a factor is in the stack. Neither is trained.
+    """
+
+    A: Tensor
+    B: Tensor
+
+    def __init__(self, slots: Sequence[Factors]) -> None:
+        super().__init__()
+        self.slots = tuple(slots)
+        self.gather()
+        self.register_load_state_dict_post_hook(_settle)
+
+    def gather(self) -> None:
+        """Take the factors as they are, and let them be views of that, in place."""
+        with torch.no_grad():
+            A = torch.stack([slot.A.weight for slot in self.slots])
+            B = torch.stack([slot.B.weight.t() for slot in self.slots])
+        self.register_buffer("A", A, persistent=False)
+        self.register_buffer("B", B, persistent=False)
+        for slot, own_A, own_B in zip(self.slots, A, B, strict=True):
+            slot.A.weight.data, slot.B.weight.data = own_A, own_B.t()
+
+    def settle(self) -> None:
+        """Take the factors anew if they have been moved meanwhile, in place."""
+        if not self._is_shared():
+            self.gather()
+
+    def _is_shared(self) -> bool:
+        sizes = self.A[0].numel(), self.B[0].numel()
+        return all(
+            factor.weight.data_ptr() == whole.data_ptr() + i * size * whole.element_size()
+            for i, slot in enumerate(self.slots)
+            for factor, whole, size in zip((slot.A, slot.B), (self.A, self.B), sizes, strict=True)
+        )
+
+
+def _settle(stack: SlotStack, _: object) -> None:
+    stack.settle()
+
+
+def can_be_stacked(slots: Sequence[Factors]) -> bool:
+    """Whether the slots at a module are two plain factors each."""
+    return len(slots) > 1 and not any(
+        slot.tied or slot.has_bias or slot.magnitude is not None or slot.diagonal is not None
+        for slot in slots
+    )
