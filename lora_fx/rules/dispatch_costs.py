@@ -1,20 +1,23 @@
 """What the ways cost in which a mixed batch can be computed; all thresholds are here.
 
     masked-dense    every adapter on every row, and what a sample has no share in times 0:
-                    Σ rᵢ (S T + c)
+                    max(Σ rᵢ, m) S T + Σ rᵢ c
     gathered        each sample's k factors picked, and a product for each sample:
-                    S k r (a T + p) + Σ rᵢ q
+                    S (max(k r, m) a T + k r p) + Σ rᵢ q
 
 in multiply-adds for each feature, in and out: S samples of T rows, rᵢ the adapters' ranks, r the
 widest. c: copying and casting factors of all adapters; a: a small product is slower than a large
-one; p: picking; q: stacking what is picked from.
+one; p: picking; q: stacking what is picked from; m: a product with fewer columns takes as long as
+with m, the time of reading its rows.
 
 `cpu`: fitted to the best times of float32 products, forward, at widths 512 and 2048 on one core,
 r = 16, 2 to 64 adapters, 8 or 32 samples of 1 to 128 rows; of these the choice is right wherever
-one way takes 1.5 times as long as the other. `cuda`: not measured. p is the time in which an H100
-reads a float32 factor, writes and reads it in bfloat16, 8 bytes at 3.0 TB/s, over that of one
-multiply-add at a third of 790 TFLOP/s; with it, 64 samples of 128 rows are gathered from
-Σ rᵢ > 60 and single rows hardly ever, as `performance.md` 4.6 expects.
+one way takes 1.5 times as long as the other. `cuda`: measured at 8 × 1024 rows and 8 adapters of
+rank 16, trained: masked-dense takes 0.98 of the time of gathered, and 1.12 of that of one adapter.
+So m is at least those 128 columns; at 600 TFLOP/s and 3 TB/s it would be 200. p is the time in
+which an H100 reads a float32 factor, writes and reads it in bfloat16, 8 bytes at 3.0 TB/s, over
+that of one multiply-add at a third of 790 TFLOP/s. 64 samples of 128 rows are gathered from
+Σ rᵢ > 170, and single rows hardly ever.
 """
 
 from collections.abc import Sequence
@@ -29,9 +32,10 @@ class Costs:
     a: float
     p: float
     q: float
+    m: int
 
 
-DEVICES = {"cpu": Costs(c=5, a=1.5, p=5, q=0), "cuda": Costs(c=330, a=1, p=330, q=330)}
+DEVICES = {"cpu": Costs(c=5, a=1.5, p=5, q=0, m=0), "cuda": Costs(c=330, a=1, p=330, q=330, m=128)}
 
 
 def is_gathered(device: str, samples: int, rows: int, ranks: Sequence[int], terms: int) -> bool:
@@ -44,6 +48,7 @@ def is_gathered(device: str, samples: int, rows: int, ranks: Sequence[int], term
     if costs is None or len(ranks) < 2:
         return False
     total = sum(ranks)
-    masked = total * (samples * rows + costs.c)
-    picked = samples * min(terms, len(ranks)) * max(ranks)
-    return picked * (costs.a * rows + costs.p) + total * costs.q < masked
+    masked = max(total, costs.m) * samples * rows + total * costs.c
+    own = min(terms, len(ranks)) * max(ranks)
+    picked = samples * (max(own, costs.m) * costs.a * rows + own * costs.p)
+    return picked + total * costs.q < masked

@@ -2,9 +2,11 @@
 
 N adapters, each on all linears; sample i has adapter i modulo N. Forward without gradients, PEFT's
 by `adapter_names`, which loops over the adapters; with `--train` forward and backward, which PEFT
-cannot. lora_fx is measured as it chooses, and with each way of its rule forced.
+cannot. lora_fx is measured as it chooses, and with each way of its rule forced. With `--slots` all
+adapters but the first are loaded into slots. `--tokens 1 --graphs` is a step of decoding: the whole
+model is one CUDA graph, the base's too.
 
-    python -m tests.benchmarks.mixed_batch [--adapters 64] [--train] [--json FILE]
+    python -m tests.benchmarks.mixed_batch [--adapters 64] [--train] [--slots] [--json FILE]
 """
 
 import argparse
@@ -12,6 +14,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -42,7 +45,7 @@ ALWAYS = (FLOOR, OURS)
 def main(given: argparse.Namespace) -> None:
     """Print the table."""
     builds = steps(given)
-    told = {
+    told: dict[str, str | int | float] = {
         "benchmark": "mixed training" if given.train else "mixed forward",
         "shape": given.shape,
         "tokens": f"{given.samples}×{given.tokens}",
@@ -50,6 +53,9 @@ def main(given: argparse.Namespace) -> None:
         "rank": given.rank,
         "layers": given.layers,
         "dtype": given.dtype,
+        "adapters' dtype": given.adapter_dtype,
+        "slots": str(given.slots),
+        "CUDA graphs": str(given.graphs),
     }
     record = Record(given.json, told, machine())
     names = chosen(list(builds), given.only, ALWAYS)
@@ -87,7 +93,7 @@ def steps(given: argparse.Namespace) -> dict[str, Build]:
         return step
 
     def ours(active: list[str], way: bool | None = None, **more: Any) -> Step:
-        model = by_lora_fx(base, active, given.rank)
+        model = by_lora_fx(base, active, given)
         if way is None:
             return stepping(model, **more)
         with patch.object(gather_samples, "is_gathered", lambda *_: way):
@@ -97,12 +103,12 @@ def steps(given: argparse.Namespace) -> dict[str, Build]:
 
     def theirs() -> Step:
         model = by_peft(base, adapters, given.rank)
-        checked(model, by_lora_fx(base, adapters, given.rank, None), x, names)
+        checked(model, by_lora_fx(base, adapters, given, None), x, names)
         return stepping(model, adapter_names=names)
 
     mixed = partial(ours, adapters, adapter_names=names)
     builds: dict[str, Build] = {
-        FLOOR: lambda: stepping(compiled(base)),
+        FLOOR: lambda: stepping(compiled(base, given.graphs)),
         OURS: mixed,
         **{name: partial(mixed, way) for name, way in WAYS.items()},
         ONE: partial(ours, adapters[:1]),
@@ -110,24 +116,37 @@ def steps(given: argparse.Namespace) -> dict[str, Build]:
     return builds if given.train else {**builds, PEFT: theirs}
 
 
-def compiled(base: LlamaForCausalLM) -> nn.Module:
-    """Compile a copy per layer, as lora_fx does."""
+def compiled(base: LlamaForCausalLM, graphs: bool) -> nn.Module:
+    """Compile a copy per layer, as lora_fx does, or as a whole with CUDA graphs."""
     model = twin(base)
+    if graphs:
+        model.compile(mode="reduce-overhead")
+        return model
     for layer in model.model.layers:
         layer.compile()
     return model
 
 
 def by_lora_fx(
-    base: nn.Module, adapters: list[str], rank: int, backend: Any = "inductor"
+    base: nn.Module, adapters: list[str], given: argparse.Namespace, backend: Any = "inductor"
 ) -> nn.Module:
-    """Adapt with lora_fx: fp32 adapters."""
-    text = "\n".join(
-        f"adapter {name} {{ rank = {rank}  alpha = {2 * rank}  init = random  target linear }}"
-        for name in adapters
-    )
-    route = "route { train = true }" if len(adapters) > 1 else ""
-    return lora_fx.compile(base, f"lora 1\n{text}\n{route}", backend=backend)
+    """Adapt with lora_fx; of adapters in slots all have the values of the first."""
+    rank = given.rank
+    what = f"rank = {rank}  alpha = {2 * rank}  init = random  dtype = {given.adapter_dtype}"
+    of_spec = adapters[:1] if given.slots else adapters
+    text = [f"adapter {name} {{ {what}  target linear }}" for name in of_spec]
+    if len(adapters) > 1:
+        slots = f"slots = {len(adapters)}" if given.slots else "train = true"
+        text.append(f"route {{ {slots} }}")
+    if given.graphs:
+        text.append('compile { unit = model  mode = "reduce-overhead" }')
+    model = lora_fx.compile(base, "\n".join(["lora 1", *text]), backend=backend)
+    if given.slots:
+        with TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            for name in adapters[1:]:
+                model.load_adapter(Path(folder) / adapters[0], name)
+    return model
 
 
 def by_peft(base: nn.Module, adapters: list[str], rank: int) -> Any:
@@ -170,6 +189,9 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--dtype", choices=("bfloat16", "float32"),
                       default="bfloat16" if gpu else "float32")  # fmt: skip
     made.add_argument("--train", action="store_true", help="forward and backward")
+    made.add_argument("--adapter-dtype", choices=("bfloat16", "float32"), default="float32")
+    made.add_argument("--slots", action="store_true", help="all adapters but the first in slots")
+    made.add_argument("--graphs", action="store_true", help="the whole model in a CUDA graph")
     add_times(made)
     return made.parse_args()
 

@@ -22,7 +22,13 @@ def test_on_a_cpu(samples: int, rows: int, adapters: int, gathered: bool) -> Non
 
 @pytest.mark.parametrize(
     ("samples", "rows", "adapters", "gathered"),
-    [(64, 128, 64, True), (64, 128, 2, False), (64, 1, 64, False), (32, 1, 8, False)],
+    [
+        (64, 128, 64, True),
+        (64, 128, 2, False),
+        (8, 1024, 8, False),
+        (64, 1, 64, False),
+        (32, 1, 8, False),
+    ],
 )
 def test_on_cuda_as_its_numbers_say(samples: int, rows: int, adapters: int, gathered: bool) -> None:
     assert is_gathered("cuda", samples, rows, [16] * adapters, 1) is gathered

@@ -32,7 +32,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 def disk(tmp_path: Path) -> Path:
     for name, rank in RANKS.items():
         more = f"alpha = {rank + 1} init = random target q_proj, down_proj"
-        mixed(f"lora 1 adapter {name} {{ rank = {rank} {more} }}", None).save_pretrained(tmp_path)
+        donor: Any = mixed(f"lora 1 adapter {name} {{ rank = {rank} {more} }}", None)
+        donor.save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -150,6 +151,21 @@ def test_of_conv1d(tmp_path: Path) -> None:
     assert relative(got[0], donor(input_ids=ids[:1]).logits[0]) < 1e-5
     assert relative(got[2], donor(input_ids=ids[2:]).logits[0]) > 1e-2
     assert all("lora_slots" in site._modules for _, site in storage.sites(model))
+
+
+def test_parameters_of_another_kind_lie_apart() -> None:
+    """As FSDP2 puts them there."""
+
+    class Sharded(torch.Tensor):
+        pass
+
+    model: Any = mixed(SPEC, None)
+    sites = [site for _, site in storage.sites(model)]
+    assert all(site.lora_mixed.stack is not None for site in sites)
+    slot = sites[0].lora_slots.slots[0]
+    slot.A.weight = nn.Parameter(slot.A.weight.data.as_subclass(Sharded), requires_grad=False)
+    model.set_adapter("a")
+    assert [site.lora_mixed.stack is None for site in sites] == [True] + [False] * (len(sites) - 1)
 
 
 def test_slots_with_biases_lie_apart() -> None:

@@ -270,10 +270,8 @@ class Site(_Base):
         self._settled_slots()
 
     def _settled_slots(self) -> SlotStack | None:
-        if "lora_slots" not in self._modules:
-            return None
-        self.lora_slots.settle()
-        return self.lora_slots
+        stacked = "lora_slots" in self._modules and self.lora_slots.settle()
+        return self.lora_slots if stacked else None
 
     def make_room(self) -> None:
         """Move the base weight (out, in) to where it has room, and again whenever it is moved."""

@@ -36,10 +36,17 @@ class SlotStack(nn.Module):
         for slot, own_A, own_B in zip(self.slots, A, B, strict=True):
             slot.A.weight.data, slot.B.weight.data = own_A, own_B.t()
 
-    def settle(self) -> None:
-        """Take the factors anew if they have been moved meanwhile, in place."""
+    def settle(self) -> bool:
+        """Take the factors anew if they have been moved meanwhile, in place.
+
+        Return whether they are here: what shards parameters (FSDP2) has put other tensors there.
+        """
+        factors = (factor for slot in self.slots for factor in (slot.A, slot.B))
+        if any(type(factor.weight.data) is not Tensor for factor in factors):
+            return False
         if not self._is_shared():
             self.gather()
+        return True
 
     def _is_shared(self) -> bool:
         sizes = self.A[0].numel(), self.B[0].numel()
