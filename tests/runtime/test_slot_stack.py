@@ -90,16 +90,22 @@ def test_a_mix_of_adapters_in_slots(disk: Path) -> None:
     assert relative(got[1:], other[1:]) > 1e-2
 
 
-def test_in_training_each_is_computed_by_itself(disk: Path) -> None:
-    model: Any = mixed(SPEC.replace("route {", "route { train = true "), "eager")
-    for name in RANKS:
-        model.load_adapter(disk / name, name)
-    ids = tokens(len(NAMES), 9)
-    want = model(input_ids=ids, adapter_names=NAMES).logits
-    got = model.train()(input_ids=ids, adapter_names=NAMES).logits
-    assert relative(got, want) < 1e-6
-    got.sum().backward()
-    assert model.model.layers[0].self_attn.q_proj.lora_A["a"].weight.grad.any()
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_beside_one_that_trains(disk: Path, backend: str) -> None:
+    """Whose gradients go through what is in slots further up."""
+    spec = SPEC.replace("route {", "route { train = true ")
+    models: list[Any] = [mixed(spec, backend).train(), mixed(spec, None).train()]
+    ids, gradients = tokens(4, 9), []
+    for one in models:
+        one.load_adapter(disk / "two", "two")
+        logits = one(input_ids=ids, adapter_names=["a", "two", "__base__", "a"]).logits
+        logits.square().sum().backward()
+        gradients.append({n: p.grad for n, p in one.named_parameters() if p.grad is not None})
+    got, want = gradients
+    assert got.keys() == want.keys()
+    assert any(".a." in name for name in want)
+    assert all(relative(got[name], gradient) < 2e-5 for name, gradient in want.items())
+    assert not any(".two." in name for name in got)
 
 
 @torch.no_grad()
@@ -160,7 +166,7 @@ def test_parameters_of_another_kind_lie_apart() -> None:
         pass
 
     model: Any = mixed(SPEC, None)
-    sites = [site for _, site in storage.sites(model)]
+    sites: list[Any] = [site for _, site in storage.sites(model)]
     assert all(site.lora_mixed.stack is not None for site in sites)
     slot = sites[0].lora_slots.slots[0]
     slot.A.weight = nn.Parameter(slot.A.weight.data.as_subclass(Sharded), requires_grad=False)

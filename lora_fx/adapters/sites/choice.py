@@ -1,6 +1,6 @@
 """What a site adds to its base for one choice of adapters."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,7 +47,7 @@ class Added:
 class Choice:
     """All branches and, in training and outside it, their structure.
 
-    `is_routed`: each token has its own shares in them, by `Experts.prototypes`. In evaluation the
+    `is_routed`: each token has its own shares in them, by `Experts.prototypes`. The
     last ones are computed as the `stack` that they lie in, if there is one.
     """
 
@@ -77,16 +77,20 @@ def choose(
     """
     is_routed = arrow is not None
     training = tuple(one.branch for one in added)
-    evaluation = tuple(branch.evaluated() for branch in training)
     if stack is not None:
-        first = len(added) - len(stack.slots)
-        alike = evaluation[first]
-        followed = [replace(alike, column=(alike.column or 0) + i) for i in range(len(stack.slots))]
-        if list(evaluation[first:]) == followed:
-            evaluation = *evaluation[:first], replace(alike, many=len(followed))
+        count = len(stack.slots)
+        alike = training[-count].evaluated()
+        if training[-count:] == tuple(_followed(alike, count)):
+            training = *training[:-count], replace(alike, many=count)
         else:
             stack = None
+    evaluation = tuple(branch.evaluated() for branch in training)
     texts = (
         str(Structure(kind, branches, *layer, arrow=arrow)) for branches in (training, evaluation)
     )
     return Choice(tuple(added), *texts, is_routed=is_routed, stack=stack)
+
+
+def _followed(branch: Branch, count: int) -> Iterator[Branch]:
+    for i in range(count):
+        yield replace(branch, column=(branch.column or 0) + i)

@@ -96,7 +96,7 @@ class Site(_Base):
         """Announce what is added to the base's output."""
         if not choice.added:
             return output
-        stack = None if self.training else choice.stack
+        stack = choice.stack
         single = choice.added if stack is None else choice.added[: -len(stack.slots)]
         params = [t for one in single for t in one.factors.tensors(self.training, rows)]
         params += [] if stack is None else [stack.A, stack.B]
