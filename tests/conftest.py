@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lora_fx.runtime.artifact import trust
 
@@ -14,6 +15,11 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # Inductor may load a library that another process is still writing ("file too short").
     own = Path(tempfile.gettempdir(), f"inductor-{getpass.getuser()}-{worker}")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(own)
+
+
+# beside other processes an example takes as long as it takes
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -37,7 +37,7 @@ def stack(model: nn.Module, room: AdapterPlan, names: Sequence[str]) -> None:
     for plan in room.sites:
         site = placed[plan.name]
         slots = [site.lora_branches[name] for name in names]
-        if isinstance(site, nn.Linear | Conv1D) and can_be_stacked(slots) and not plan.offload:
+        if isinstance(site, nn.Linear | Conv1D) and can_be_stacked(slots):
             site.lora_slots = SlotStack(slots)
 
 
@@ -51,7 +51,7 @@ def fill(model: nn.Module, room: AdapterPlan, name: str, new: Loaded) -> Adapter
 
     There are no `misfits`. Where it has no site it adds nothing.
     """
-    swap(named(room, name), Swap(new.plan, new.tensors), model)
+    _swap(model, room, name, Swap(new.plan, new.tensors))
     own = replace(new.plan, sites=tuple(_in_slot(site) for site in plain(new.plan).sites))
     placed = dict(storage.sites(model))
     for site in own.sites:
@@ -63,7 +63,14 @@ def fill(model: nn.Module, room: AdapterPlan, name: str, new: Loaded) -> Adapter
 
 def clear(model: nn.Module, room: AdapterPlan, name: str) -> None:
     """Make the slot of this name add nothing, in place."""
-    swap(named(room, name), Swap(AdapterPlan(name, "none", (), (), (), (), ()), {}), model)
+    _swap(model, room, name, Swap(AdapterPlan(name, "none", (), (), (), (), ()), {}))
+
+
+def _swap(model: nn.Module, room: AdapterPlan, name: str, new: Swap) -> None:
+    swap(named(room, name), new, model)
+    for module in model.modules():
+        if isinstance(module, SlotStack):
+            module.note_change()
 
 
 def rename(model: nn.Module, old: str, new: str) -> None:

@@ -15,7 +15,7 @@
     pick(factors, which, rank, columns)                of each sample: `graph/picked.py`
     sample_shrink(x, A, dropout, compute)              shrink, by each sample's own A
     sample_expand(y, h, B, factors, compute)           expand, likewise
-    take(stack, which)                                 of each sample, of factors in one tensor
+    take(stack, which, columns)                        of each sample, of factors in one tensor
     spread(values, columns, ranks)                     columns, each as often as its rank
     masked_expand(y, h, B, scalings, shares, compute)  y + (c h) (s B)ᵀ, of factors side by side
     stack_shrink(x, A, offsets, compute)               x Aᵀ, of each matrix of a stack
@@ -92,7 +92,7 @@ _library.define("sample_shrink(Tensor x, Tensor A, float dropout, str compute) -
 _library.define(
     "sample_expand(Tensor y, Tensor h, Tensor B, Tensor factors, str compute) -> Tensor"
 )
-_library.define("take(Tensor stack, Tensor which) -> Tensor")
+_library.define("take(Tensor stack, Tensor which, bool columns) -> Tensor")
 _library.define("spread(Tensor values, int[] columns, int[] ranks) -> Tensor")
 _library.define(
     "masked_expand(Tensor y, Tensor h, Tensor B, Tensor scalings, Tensor shares, str compute) "

@@ -40,14 +40,15 @@ def sample_scalings(
     return torch.where(which < 0, 0, factors)
 
 
-def take(stack: Tensor, which: Tensor) -> Tensor:
+def take(stack: Tensor, which: Tensor, columns: bool) -> Tensor:
     """Take factors for each sample out of a stack (N, r, n): which (S, k) -> (S, k r, n).
 
-    For -1 it gets zeros. A factor that no sample has is not read.
+    Or, by columns, (N, n, r) -> (S, n, k r). For -1 it gets zeros. A factor that no sample has is
+    not read.
     """
-    S, k = which.shape
     own = stack.index_select(0, which.flatten().clamp(0))
-    return own.masked_fill((which < 0).view(-1, 1, 1), 0).reshape(S, k * stack.shape[1], -1)
+    own = own.masked_fill((which < 0).view(-1, 1, 1), 0).unflatten(0, which.shape)
+    return own.transpose(1, 2).flatten(2) if columns else own.flatten(1, 2)
 
 
 def sample_shrink(x: Tensor, A: Tensor, dropout: float, compute: str) -> Tensor:
@@ -115,13 +116,13 @@ def many(
     samples: Tensor,
     branch: Branch,
 ) -> Tensor:
-    """Add a branch of many adapters, one after another: A (N, r, in), B (N, r, out)."""
+    """Add a branch of many adapters, one after another: A (N, r, in), B (N, out, r)."""
     column = branch.column
     assert column is not None
     for i in range(branch.many):
         h = references.shrink(x, A[i], branch.dropout, branch.compute)
         share = references.share(samples, column + i, False, h.ndim)
-        y = references.expand(y, h, B[i].t(), scalings, i, branch.compute, None, share)
+        y = references.expand(y, h, B[i], scalings, i, branch.compute, None, share)
     return y
 
 

@@ -37,7 +37,7 @@ class Branch:
     takes part in each sample by what that share is less than 1. A branch that acts from its
     invocation on has in `invoked` the column that says how many tokens that is.
     `many`, if not 0, is how many adapters alike follow each other there, in columns and scalings
-    too: their A are (many, r, in), and B (many, r, out). It is the last branch of its site.
+    too: their A are (many, r, in), and B (many, out, r). It is the last branch of its site.
     """
 
     rank: int

@@ -10,7 +10,7 @@
     spread(values, columns, ranks)    →  cat(flatten(expand(unsqueeze(narrow(values, -1, …), -1))))
     masked_expand(y, h, B, s, c)      →  y + linear((h * s * c).to(d), B.to(d)).to(y.dtype)
         or, if B is cast to fewer bits  →  y + linear((h * c).to(d), (B * s).to(d)).to(y.dtype)
-    take(stack, which)                →  view(masked_fill(index_select(stack, 0, …), which < 0, 0))
+    take(stack, which, columns)       →  flatten(masked_fill(index_select(stack, 0, …), …, 0))
 
 `graph/sample_references.py` says what they compute.
 """
@@ -73,13 +73,15 @@ def _sample_scalings(graph: Graph, node: Node) -> Node:
 
 
 def _take(graph: Graph, node: Node) -> Node:
-    stack, which = node.args
+    stack, which, columns = node.args
     places = call(graph, torch.flatten, call(graph, torch.clamp, which, 0))
     own = call(graph, torch.index_select, stack, 0, places)
     none = call(graph, "view", call(graph, torch.lt, which, 0), -1, 1, 1)
     own = call(graph, "masked_fill", own, none, 0)
-    rows = _shape(which)[1] * _shape(stack)[1]
-    return call(graph, "view", own, -1, rows, _shape(stack)[2])
+    own = call(graph, "view", own, -1, _shape(which)[1], *_shape(stack)[1:])
+    if columns:
+        return call(graph, torch.flatten, call(graph, "transpose", own, 1, 2), 2)
+    return call(graph, torch.flatten, own, 1, 2)
 
 
 def _sample_shrink(graph: Graph, node: Node) -> Node:
@@ -97,11 +99,13 @@ def _sample_expand(graph: Graph, node: Node) -> Node:
     with arithmetic(graph, h, compute):
         times = _shape(B)[2] // _shape(factors)[1]
         each = call(graph, torch.repeat_interleave, factors, times, 1)
-        wide = call(graph, "unsqueeze", each, 1)
-        if dtype(B).itemsize > wanted.itemsize:
-            B = call(graph, torch.mul, B, wide)
+        is_cast = dtype(B).itemsize > wanted.itemsize
+        if is_cast or len(_shape(h)) > 2:
+            each = call(graph, "unsqueeze", each, 1)
+        if is_cast:
+            B = call(graph, torch.mul, B, each)
         else:
-            h = call(graph, torch.mul, h, each if len(_shape(h)) == 2 else wide)
+            h = call(graph, torch.mul, h, each)
         delta = _product(graph, cast(graph, h, wanted), cast(graph, B, wanted))
     return call(graph, torch.add, y, cast(graph, delta, dtype(y)))
 

@@ -13,12 +13,13 @@ z_s = y_s + Σⱼ f_sj (x_s A_sjᵀ) B_sjᵀ over the at most k adapters that sa
 f = s c. It is the same sum as over all adapters, whose other terms are zero (Hu et al. 2021, arXiv
 2106.09685, §4.1, eq. 3).
 
-Of many adapters that lie in one tensor, `lora_fx.take(%stack, %which)` stands for `pick`.
+Of many adapters that lie in one tensor, `lora_fx.take(%stack, %which, False)` stands for `pick`.
 
 `dispatch_costs.py` decides, by the sizes that the graph is first made for; it is right at any. Left
 as they are, in a site that computes all: branches that are more than two factors (a bias,
 magnitudes, a diagonal, blocks), what an adapter took out of the weight, embeddings and
-convolutions, dropout where a sample can have several adapters, each with a mask of its own, and
+convolutions, dropout where a sample can have several adapters, each with a mask of its own, an
+adapter that is two branches, as a multiplier makes it beside what it took out of the weight, and
 sites whose rows have more than two dimensions before the features.
 
 Holds: a sample without a share is what it was, bit for bit. What is in an adapter that it has no
@@ -54,8 +55,9 @@ class GatherSamples:
         size = [likely_size(n) for n in x.shape[:-1]]
         found = []
         for places in alike(node, structure):
-            ranks = Members.of(structure, places).ranks
-            if is_gathered(x.device.type, size[0], (*size, 1)[1], ranks, structure.terms):
+            columns, _, ranks = Members.of(structure, places)
+            once = len(set(columns)) == len(columns)
+            if once and is_gathered(x.device.type, size[0], (*size, 1)[1], ranks, structure.terms):
                 found.append(places)
         if not found:
             return Miss("to compute every adapter costs less")
@@ -73,8 +75,8 @@ class GatherSamples:
             which = call(graph, ops.choose, samples, columns, min(structure.terms, len(columns)))
             factors = call(graph, ops.sample_scalings, samples, scalings, columns, numbers, which)
             if first.many:
-                A, B = (call(graph, ops.take, stack, which) for stack in dealt[places[0]][:2])
-                B = call(graph, "transpose", B, 1, 2)
+                stacks = enumerate(dealt[places[0]][:2])
+                A, B = (call(graph, ops.take, t, which, by_columns > 0) for by_columns, t in stacks)
             else:
                 rank = max(ranks)
                 A = call(graph, pick, [dealt[i][0] for i in places], which, rank, False)

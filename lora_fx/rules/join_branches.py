@@ -13,7 +13,7 @@ z = y + Σᵢ cᵢ sᵢ (x Aᵢᵀ) Bᵢᵀ (Hu et al. 2021, arXiv 2106.09685, �
 beside each other is the sum of those with each. A GPU takes as long for 128 columns as for 16, and
 launches a few kernels instead of some for each adapter.
 
-Many adapters that lie in one tensor already are beside each other: views of it stand for `cat`.
+Of many adapters that lie in one tensor, turned and flattened ones stand for what `cat` makes.
 
 Left as they are: branches that are more than two factors and a share, that compute in different
 dtypes, and such with dropout where a sample can have several, each with a mask of its own.
@@ -61,8 +61,9 @@ class JoinBranches:
             first = structure.branches[places[0]]
             columns, numbers, ranks = Members.of(structure, places)
             if first.many:
-                A, B = (call(graph, torch.flatten, t, 0, 1) for t in dealt[places[0]][:2])
-                B = call(graph, "t", B)
+                A, B, *_ = dealt[places[0]]
+                A = call(graph, torch.flatten, A, 0, 1)
+                B = call(graph, torch.flatten, call(graph, "transpose", B, 0, 1), 1)
             else:
                 A = call(graph, torch.cat, [dealt[i][0] for i in places])
                 B = call(graph, torch.cat, [dealt[i][1] for i in places], 1)

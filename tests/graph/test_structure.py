@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -5,7 +7,14 @@ from hypothesis import strategies as st
 from lora_fx.graph.convolution import Window
 from lora_fx.graph.structure import Branch, Structure
 
-branches = st.builds(
+NUMBERS = st.integers(1, 64)
+
+
+def in_a_batch(branch: Branch, column: int | None, rest: bool, invoked: int | None) -> Branch:
+    return replace(branch, column=column, rest=rest and column is not None, invoked=invoked)
+
+
+own = st.builds(
     Branch,
     st.integers(1, 512),
     st.floats(0, 1),
@@ -13,9 +22,15 @@ branches = st.builds(
     st.booleans(),
     st.booleans(),
     st.tuples(st.integers(1, 8), st.integers(1, 8)),
-    st.integers(1, 64),
+    NUMBERS,
+    st.floats(1e-6, 1e6),
+    st.booleans(),
+    NUMBERS,
     st.floats(1e-6, 1e6),
 )
+COLUMNS = st.none() | st.integers(0, 70)
+branches = st.builds(in_a_batch, own, COLUMNS, st.booleans(), COLUMNS)
+many = st.builds(Branch, NUMBERS, column=st.integers(0, 70), many=NUMBERS)
 SIZES = st.integers(0, 9)
 windows = st.integers(1, 3).flatmap(
     lambda n: st.builds(
@@ -29,10 +44,14 @@ windows = st.integers(1, 3).flatmap(
 structures = st.builds(
     Structure,
     st.sampled_from(["linear", "embedding", "conv"]),
-    st.lists(branches, min_size=1).map(tuple),
+    st.lists(branches, min_size=1, max_size=3).map(tuple)
+    | st.builds(lambda some, last: (*some, last), st.lists(branches, max_size=2), many),
     st.none() | st.integers(0, 9),
     st.sampled_from([1.0, 2.5, 1e-07, 5.656854152679443]),
     st.none() | windows,
+    st.none(),
+    st.integers(0, 5),
+    st.none() | st.tuples(NUMBERS, st.floats(1e-6, 1e6)),
 )
 
 

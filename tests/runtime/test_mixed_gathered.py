@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.utils import counters
 
 import lora_fx
@@ -140,6 +141,41 @@ route { train = true  when "both" -> a + b }"""
     model, ids = mixed(spec, "eager").train(), samples(2)
     model(input_ids=ids, adapter_names=["both", "a"])
     assert not always
+
+
+@torch.no_grad()
+def test_an_adapter_that_is_two_branches(always: list[Any]) -> None:
+    """Which took a part out of the weight that a multiplier gives back."""
+    spec = """lora 1
+    adapter p { rank = 4 alpha = 4 init = pissa target q_proj, v_proj }
+    adapter a { rank = 3 alpha = 6 init = random target q_proj, up_proj }
+    adapter b { rank = 2 init = random target up_proj }
+    route { default -> p }"""
+    gathered, masked = mixed(spec, "eager"), mixed(spec, None)
+    ids, got = samples(3), []
+    for model in (gathered, masked):
+        model.set_adapter("p")
+        with model.rescale_adapter_scale(0.5):
+            got.append(model(input_ids=ids, adapter_names=["p", "a", "b"]).logits)
+    assert always
+    assert relative(got[0], got[1]) < 1e-5
+    assert relative(got[0], masked(input_ids=ids, adapter_names=["p", "a", "b"]).logits) > 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_one_row_of_each_sample(dtype: torch.dtype, always: list[Any]) -> None:
+    spec = """lora 1
+    adapter a { rank = 4 init = random target linear }
+    adapter b { rank = 3 init = random target linear }"""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 6)).to(dtype)
+    gathered, masked = (lora_fx.compile(base, spec, backend=b) for b in ("eager", None))
+    x = torch.randn(4, 5, dtype=dtype)
+    got, want = (m.eval()(x, adapter_names=["a", "b", "__base__", "a"]) for m in (gathered, masked))
+    assert always
+    assert relative(got, want) < 8 * torch.finfo(dtype).eps
+    assert relative(masked(x, adapter_names=["b", "b", "a", "b"]), want) > 1e-2
 
 
 @torch.no_grad()

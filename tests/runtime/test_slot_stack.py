@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -54,7 +55,7 @@ def is_shared(model: nn.Module) -> bool:
             for i, slot in enumerate(slots.slots):
                 for factor in (slot.A, slot.B):
                     factor.weight.add_(1)
-                seen = (slots.A[i], slot.A.weight), (slots.B[i], slot.B.weight.t())
+                seen = (slots.A[i], slot.A.weight), (slots.B[i], slot.B.weight)
                 if not all(torch.equal(*pair) for pair in seen):
                     return False
                 for factor in (slot.A, slot.B):
@@ -134,6 +135,33 @@ def test_factors_stay_in_the_stack(disk: Path) -> None:
     got = model(input_ids=ids, adapter_names=NAMES).logits
     assert relative(got[0], want[0]) > 1e-2
     assert torch.equal(got[1], want[1])
+
+
+def test_the_state_can_be_written(disk: Path, tmp_path: Path) -> None:
+    state = served(disk).state_dict()
+    save_file(state, tmp_path / "all.safetensors")
+    again = load_file(tmp_path / "all.safetensors")
+    assert all(torch.equal(again[name], value) for name, value in state.items())
+
+
+def test_a_slot_that_is_filled_before_the_backward_pass(disk: Path) -> None:
+    """What the pass needs is gone: it does not take what came instead."""
+    spec, ids = SPEC.replace("route {", "route { train = true "), tokens(2, 9)
+
+    def gradient(between: bool) -> torch.Tensor:
+        model: Any = mixed(spec, None).train()
+        model.load_adapter(disk / "two", "two")
+        inputs = model.get_input_embeddings()(ids).detach().requires_grad_()
+        loss = model(inputs_embeds=inputs, adapter_names=["two", "a"]).logits.square().sum()
+        if between:
+            model.load_adapter(disk / "one", "two")
+        loss.backward()
+        assert inputs.grad is not None
+        return inputs.grad
+
+    assert gradient(False).any()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradient(True)
 
 
 def gpt2() -> GPT2LMHeadModel:

@@ -33,7 +33,7 @@ class ProjectionSite(ParameterSite):
     adapters are computed for all samples: none are gathered here.
     """
 
-    def _choose(self, added: Any, terms: int = 0) -> Choice:
+    def _choose(self, added: Any, terms: int = 0, stack: Any = None) -> Choice:
         return choose("linear", added)
 
     @property

@@ -195,8 +195,7 @@ class Site(_Base):
             if c != 1:
                 added.insert(0, Added(change.factors, change.arithmetic.times(1 - c), column))
             added.insert(0, Added(change.factors, change.arithmetic, column, rest=True))
-        stack = self._settled_slots()
-        self.lora_mixed = choose(self.lora_kind, added, *self._layer(added), terms, stack=stack)
+        self.lora_mixed = self._choose(added, terms, self._settled_slots())
         self._place_scalings()
 
     def _routed_by(self, arrow: ArrowSpec) -> Choice:
@@ -212,8 +211,10 @@ class Site(_Base):
         among = min(arrow.top, len(added)), arrow.temperature
         return choose(self.lora_kind, added, *self._layer(added), arrow=among)
 
-    def _choose(self, added: Sequence[Added], terms: int = 0) -> Choice:
-        return choose(self.lora_kind, added, *self._layer(added), terms)
+    def _choose(
+        self, added: Sequence[Added], terms: int = 0, stack: SlotStack | None = None
+    ) -> Choice:
+        return choose(self.lora_kind, added, *self._layer(added), terms, stack=stack)
 
     def _layer(self, added: Sequence[Added]) -> tuple[Any, ...]:
         """Return what `Structure` is told of the layer, for these branches."""

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from lora_fx.adapters.sites.factors import Factors
 
 
 class SlotStack(nn.Module):
-    """A (N, r, in) and B (N, r, out), whose part i is turned: the factors of slot i share memory.
+    """A (N, r, in) and B (N, out, r), whose parts are the factors of the slots, in one memory.
 
     What is written into a factor is in the stack. Neither is trained.
     """
@@ -30,11 +31,11 @@ class SlotStack(nn.Module):
         """Take the factors as they are, and let them be views of that, in place."""
         with torch.no_grad():
             A = torch.stack([slot.A.weight for slot in self.slots])
-            B = torch.stack([slot.B.weight.t() for slot in self.slots])
+            B = torch.stack([slot.B.weight for slot in self.slots])
         self.register_buffer("A", A, persistent=False)
         self.register_buffer("B", B, persistent=False)
         for slot, own_A, own_B in zip(self.slots, A, B, strict=True):
-            slot.A.weight.data, slot.B.weight.data = own_A, own_B.t()
+            slot.A.weight.data, slot.B.weight.data = own_A, own_B
 
     def settle(self) -> bool:
         """Take the factors anew if they have been moved meanwhile, in place.
@@ -47,6 +48,10 @@ class SlotStack(nn.Module):
         if not self._is_shared():
             self.gather()
         return True
+
+    def note_change(self) -> None:
+        """Let a backward pass that needs what was in the slots until now fail, not go wrong."""
+        increment_version([one for one in (self.A, self.B) if not one.is_inference()])
 
     def _is_shared(self) -> bool:
         sizes = self.A[0].numel(), self.B[0].numel()
