@@ -35,7 +35,7 @@ REPLICATED = lora_fx.parse(SPEC + "layers { replicate 0..2, 1..2 }\n")
 STEPS = 40  # at least so many there are of each
 
 
-@pytest.fixture(params=[pytest.param(3, marks=pytest.mark.slow), 7], ids=["many", "some"])
+@pytest.fixture(params=[pytest.param(5, marks=pytest.mark.slow), 11], ids=["many", "some"])
 def every(request: pytest.FixtureRequest) -> int:
     """Of how many steps one is injected."""
     return request.param
