@@ -12,12 +12,14 @@ with m, the time of reading its rows.
 
 `cpu`: fitted to the best times of float32 products, forward, at widths 512 and 2048 on one core,
 r = 16, 2 to 64 adapters, 8 or 32 samples of 1 to 128 rows; of these the choice is right wherever
-one way takes 1.5 times as long as the other. `cuda`: measured at 8 × 1024 rows and 8 adapters of
-rank 16, trained: masked-dense takes 0.98 of the time of gathered, and 1.12 of that of one adapter.
-So m is at least those 128 columns; at 600 TFLOP/s and 3 TB/s it would be 200. p is the time in
-which an H100 reads a float32 factor, writes and reads it in bfloat16, 8 bytes at 3.0 TB/s, over
-that of one multiply-add at a third of 790 TFLOP/s. 64 samples of 128 rows are gathered from
-Σ rᵢ > 170, and single rows hardly ever.
+one way takes 1.5 times as long as the other.
+
+`cuda`: m is less than the 200 columns that an H100 multiplies (600 TFLOP/s) while it reads their
+rows (3 TB/s), and such that 8 adapters of rank 16, trained on 8 × 1024 rows, are masked, which was
+not the slower way (`tests/benchmarks/mixed_batch.py --train --adapters 8`). Else not measured: p is
+the time in which an H100 reads a float32 factor, writes and reads it in bfloat16, 8 bytes at 3.0
+TB/s, over that of one multiply-add at a third of 790 TFLOP/s. 64 samples of 128 rows are gathered
+from Σ rᵢ > 170, and single rows hardly ever.
 """
 
 from collections.abc import Sequence

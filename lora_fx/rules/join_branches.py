@@ -10,8 +10,8 @@
              %z = lora_fx.masked_expand(%y, %h, %B, %s, %c, "activation")
 
 z = y + Σᵢ cᵢ sᵢ (x Aᵢᵀ) Bᵢᵀ (Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3): a product with factors
-beside each other is the sum of those with each. A GPU takes as long for 128 columns as for 16, and
-launches a few kernels instead of some for each adapter.
+beside each other is the sum of those with each. A GPU launches a few kernels instead of some for
+each adapter: `tests/benchmarks/mixed_batch.py --train` times it.
 
 Of many adapters that lie in one tensor, turned and flattened ones stand for what `cat` makes.
 

@@ -47,8 +47,8 @@ class Added:
 class Choice:
     """All branches and, in training and outside it, their structure.
 
-    `is_routed`: each token has its own shares in them, by `Experts.prototypes`. The
-    last ones are computed as the `stack` that they lie in, if there is one.
+    `is_routed`: each token has its own shares in them, by `Experts.prototypes`. The last
+    branches are computed as the `stack` that they lie in, if there is one.
     """
 
     added: tuple[Added, ...]
