@@ -37,18 +37,23 @@ def joined(spec: str) -> str:
 
 
 def test_text() -> None:
-    assert_expected_inline(joined(SPEC), """\
+    assert_expected_inline(
+        joined(SPEC),
+        """\
 %cat_2: f32[7, 32] = cat([@lora_A.a.weight, @lora_A.b.weight])
 %cat_3: f32[32, 7] = cat([@lora_B.a.weight, @lora_B.b.weight], 1)
 %spread_default: f32[7] = lora_fx.spread(@lora_mixed_scalings, [0, 1], [4, 3])
 %spread_default_1: f32[5, 7] = lora_fx.spread(%to_2, [0, 1], [4, 3])
 %shrink_default: f32[5, 33, 7] = lora_fx.shrink(%hidden_states_2, %cat_2, 0.0, 'activation')
-%masked_expand_default: f32[5, 33, 32] = lora_fx.masked_expand(%output, %shrink_default, %cat_3, %spread_default, %spread_default_1, 'activation')""")
+%masked_expand_default: f32[5, 33, 32] = lora_fx.masked_expand(%output, %shrink_default, %cat_3, %spread_default, %spread_default_1, 'activation')""",
+    )
 
 
 def test_slots_need_no_cat() -> None:
     spec = "lora 1 adapter a { rank = 4 target q_proj } route { slots = 4  max_rank = 5 }"
-    assert_expected_inline(joined(spec), """\
+    assert_expected_inline(
+        joined(spec),
+        """\
 %narrow: f32[1] = narrow(@lora_mixed_scalings, 0, 0, 1)
 %cat_2: f32[1] = cat([%narrow])
 %shrink_default_1: f32[5, 33, 4] = lora_fx.shrink(%hidden_states_2, @lora_A.a.weight, 0.0, 'activation')
@@ -60,7 +65,8 @@ def test_slots_need_no_cat() -> None:
 %spread_default: f32[15] = lora_fx.spread(@lora_mixed_scalings, [1, 2, 3], [5, 5, 5])
 %spread_default_1: f32[5, 15] = lora_fx.spread(%to_2, [1, 2, 3], [5, 5, 5])
 %shrink_default: f32[5, 33, 15] = lora_fx.shrink(%hidden_states_2, %flatten, 0.0, 'activation')
-%masked_expand_default: f32[5, 33, 32] = lora_fx.masked_expand(%expand_default, %shrink_default, %flatten_1, %spread_default, %spread_default_1, 'activation')""")
+%masked_expand_default: f32[5, 33, 32] = lora_fx.masked_expand(%expand_default, %shrink_default, %flatten_1, %spread_default, %spread_default_1, 'activation')""",
+    )
 
 
 def test_it_says_why_not() -> None:
