@@ -194,7 +194,8 @@ def activate(
     Branches of those that are merged `in_weights` are not computed; whatever else they have is in
     force as that of the others is.
     """
-    for _, site in storage.sites(model):
+    sites = [site for _, site in storage.sites(model)]
+    for site in sites:
         site.lora_arrow = arrow
         site.activate(tuple(name for name in adapters if name not in in_weights), in_weights)
     every = tuple(dict.fromkeys((*in_weights, *adapters)))
@@ -202,8 +203,7 @@ def activate(
     if in_weights:
         merged.put_in_force(model)
     token_rows.activate(model, every)
-    encoder_layers.note_sites(model)
-    for _, site in storage.sites(model):
+    for site in sites:
         site.keep_room()
 
 

@@ -86,15 +86,16 @@ def linear_modules(model: nn.Module) -> frozenset[str]:
 def outside_adapters(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield modules, the model first, as `named_modules` does, but not what adapters keep inside.
 
-    What is looked at does not grow with the number of adapters.
+    They are those of the moment of the call. What is looked at does not grow with the number of
+    adapters.
     """
-    yield "", model
-    yield from _below(model, "", {model})
+    found = {model: ""}
+    _add_below(model, "", found)
+    return iter([(fqn, module) for module, fqn in found.items()])
 
 
-def _below(module: nn.Module, prefix: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
-        if child not in seen and not name.startswith("lora_"):
-            seen.add(child)
-            yield f"{prefix}{name}", child
-            yield from _below(child, f"{prefix}{name}.", seen)
+def _add_below(module: nn.Module, prefix: str, found: dict[nn.Module, str]) -> None:
+    for name, child in module._modules.items():
+        if child is not None and child not in found and not name.startswith("lora_"):
+            found[child] = fqn = prefix + name
+            _add_below(child, f"{fqn}.", found)

@@ -66,7 +66,8 @@ def take_default(tree: Any) -> None:
     is_mix = terms is not None and (len(terms) > 1 or any(term.weight != 1 for term in terms))
     tree.lora_fx_default = DEFAULT if is_mix else None
     tree.lora_fx_active = first if terms is None or is_mix else tuple(t.name for t in terms)
-    tree.enable_adapters()
+    tree.lora_fx_enabled = True
+    tree._activate()
 
 
 def checkpoint_layers(tree: nn.Module, layers: list[nn.Module]) -> None:

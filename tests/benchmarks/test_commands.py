@@ -116,3 +116,11 @@ def test_layer_kernels(tmp_path: Path) -> None:
     )
     assert floor == 2 * 7, "a product forward and one backward for each linear"
     assert ours > floor
+
+
+def test_switching_times_both() -> None:
+    text = output("-m", "tests.benchmarks.switching", "--rounds", "1")
+    for row in ("set_adapter", "disable_adapter, off and on", "merge_adapter and unmerge_adapter"):
+        assert re.search(
+            rf"│ {row} +│ (?!0\.0)[\d.]+ +│.+│ (?!0\.0)[\d.]+ +│.+│ [\d.]+ +│", text
+        ), row

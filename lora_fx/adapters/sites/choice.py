@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from lora_fx.adapters.sites.factors import Arithmetic, Factors
@@ -75,7 +76,6 @@ def choose(
 
     A `stack` is of the last branches, unless they differ in how they are computed.
     """
-    is_routed = arrow is not None
     training = tuple(one.branch for one in added)
     if stack is not None:
         count = len(stack.slots)
@@ -84,11 +84,19 @@ def choose(
             training = *training[:-count], replace(alike, many=count)
         else:
             stack = None
+    texts = _texts(kind, training, layer, arrow)
+    return Choice(tuple(added), *texts, is_routed=arrow is not None, stack=stack)
+
+
+@cache
+def _texts(
+    kind: str, training: tuple[Branch, ...], layer: tuple[Any, ...], arrow: tuple[int, float] | None
+) -> tuple[str, str]:
+    """Return the structures in training and in evaluation: modules of a kind share them."""
     evaluation = tuple(branch.evaluated() for branch in training)
-    texts = (
-        str(Structure(kind, branches, *layer, arrow=arrow)) for branches in (training, evaluation)
-    )
-    return Choice(tuple(added), *texts, is_routed=is_routed, stack=stack)
+    both = (Structure(kind, branches, *layer, arrow=arrow) for branches in (training, evaluation))
+    in_training, outside = map(str, both)
+    return in_training, outside
 
 
 def _followed(branch: Branch, count: int) -> Iterator[Branch]:

@@ -1,6 +1,6 @@
 """A marked module: an adaptable call that announces itself to the tracer as `lora_fx::site`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -11,6 +11,7 @@ from lora_fx.adapters.sites.choice import Added, Choice, choose
 from lora_fx.adapters.sites.directions import follow
 from lora_fx.adapters.sites.experts import Experts
 from lora_fx.adapters.sites.factors import Arithmetic, Change, Factors
+from lora_fx.adapters.sites.scalings import Placed, place
 from lora_fx.adapters.sites.slot_stack import SlotStack
 from lora_fx.graph import ops
 from lora_fx.graph.convolution import Window
@@ -51,6 +52,7 @@ class Site(_Base):
     lora_choice: Choice
     lora_mixed: Choice | None = None
     lora_mixed_scalings: Tensor
+    lora_placed: Mapping[str, Placed] = {}
     lora_routing: Routing | None = None
     lora_arrow: ArrowSpec | None = None
     lora_experts: Experts
@@ -250,16 +252,17 @@ class Site(_Base):
 
         An embedding that scales its output scales the branches with it.
         """
+        choices = {"lora_scalings": self.lora_choice, "lora_mixed_scalings": self.lora_mixed}
         factor = output_scale(self)
-        for name, choice in (("", self.lora_choice), ("_mixed", self.lora_mixed)):
-            if choice is not None:
-                device = choice.added[0].factors.A.weight.device if choice.added else None
-                values = [one.arithmetic.scaling * factor for one in choice.added]
-                scalings = torch.tensor(values, dtype=torch.float32, device=device)
-                self.register_buffer(f"lora{name}_scalings", scalings, persistent=False)
+        self.lora_placed = {
+            name: place(self, name, choice, factor, self.lora_placed.get(name))
+            for name, choice in choices.items()
+            if choice is not None
+        }
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
+        self.lora_placed = {}
         self._place_scalings()
         self.keep_room()
         self._settled_slots()

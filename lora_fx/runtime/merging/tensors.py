@@ -12,12 +12,14 @@ from lora_fx.adapters.sites.site import Site
 from lora_fx.adapters.weights import merged
 from lora_fx.adapters.weights.merged import Merged
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.graph.exact import exact_products
 from lora_fx.plan.alike import once_each
 from lora_fx.plan.folding import numberless
 from lora_fx.plan.packed import packing_of, plain_dtype, unpacked
 from lora_fx.runtime.merging import program as merge_program
 
 
+@exact_products()
 def merged_tensors(model: nn.Module, adapters: Sequence[str], progressbar: bool = False) -> Merged:
     """Return the tensors of every module that these adapters change, each computed once.
 

@@ -16,6 +16,7 @@ from lora_fx.adapters.peft.read import Loaded, read
 from lora_fx.adapters.peft.task import task_of
 from lora_fx.adapters.peft.write import folder_config, write
 from lora_fx.adapters.routing import Routing
+from lora_fx.adapters.sites import encoder_layers
 from lora_fx.adapters.undo import undone_on_error
 from lora_fx.adapters.weights import own_outputs
 from lora_fx.diagnostics import Diagnostic, LoraFxError
@@ -71,29 +72,29 @@ class AdapterMethods(AdapterChecks):
         require_compatible(self, names, self.lora_fx_merged)
         self._require_tokens_routable(names)
         self.lora_fx_active, self.lora_fx_default = names, None
-        self._activate()
+        self._switch()
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Compute the base model inside the block; afterwards everything is as it was."""
         before = self.lora_fx_enabled
         self.lora_fx_enabled = False
-        self._activate()
+        self._switch()
         try:
             yield
         finally:
             self.lora_fx_enabled = before
-            self._activate()
+            self._switch()
 
     def disable_adapters(self) -> None:
         """Compute the base model until `enable_adapters`."""
         self.lora_fx_enabled = False
-        self._activate()
+        self._switch()
 
     def enable_adapters(self) -> None:
         """Let the active adapters take part again."""
         self.lora_fx_enabled = True
-        self._activate()
+        self._switch()
 
     def load_adapter(
         self, model_id: str | Path, adapter_name: str = "default", is_trainable: bool = False
@@ -224,10 +225,16 @@ class AdapterMethods(AdapterChecks):
         return self
 
     def _activate(self) -> None:
+        """Let what adapters there are, and how they compute, be in force."""
+        self._switch()
+        self._route()
+
+    def _switch(self) -> None:
+        """Let other ones of the adapters take part; nothing else of them has changed."""
         active, merged = self.lora_fx_active, self.lora_fx_merged
         on = self.lora_fx_enabled
         activate(self, active if on else (), merged if on else (), self._arrow())
-        self._route()
+        self.lora_fx_routing.settle()
 
     def _route(self) -> None:
         """Let every site know the columns of the adapters that there are."""
@@ -242,6 +249,7 @@ class AdapterMethods(AdapterChecks):
             site.route(self.lora_fx_routes.adapters, self.lora_fx_routes.terms)
         own_outputs.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
         token_rows.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
+        encoder_layers.note_sites(self)
         self.lora_fx_routing.settle()
 
     def _columns(self) -> tuple[str, ...]:

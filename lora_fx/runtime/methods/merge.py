@@ -9,7 +9,7 @@ from torch import nn
 from lora_fx.adapters import storage
 from lora_fx.adapters.bind import require_compatible
 from lora_fx.adapters.undo import undone_on_error
-from lora_fx.adapters.weights import merged
+from lora_fx.adapters.weights import merged, own_outputs
 from lora_fx.adapters.weights.changed_weight import restore
 from lora_fx.adapters.weights.mergeable import require_mergeable, require_variants
 from lora_fx.adapters.weights.merged import Merged
@@ -164,7 +164,8 @@ class MergeMethods(AdapterMethods):
     def _set_merged(self, names: tuple[str, ...]) -> None:
         self.lora_fx_merged = names
         self.lora_fx_watched = set()
-        self._activate()
+        own_outputs.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
+        self._switch()
 
 
 def _restore(model: nn.Module, kept: tuple[str, ...], dequantize: bool = False) -> None:

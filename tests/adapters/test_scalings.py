@@ -1,0 +1,43 @@
+"""Scalings are made anew where they are not right, and stay the very tensor where they are."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.marked import add_adapter
+
+
+@pytest.fixture
+def site() -> nn.Module:
+    linear = nn.Linear(11, 7)
+    add_adapter(linear, "one", 2, scaling=0.75)
+    add_adapter(linear, "two", 3, scaling=-1.5)
+    return add_adapter(linear, "alike", 5, scaling=0.75)
+
+
+def scalings(site: nn.Module, *active: str) -> Tensor:
+    site.activate(active)
+    return site.lora_scalings
+
+
+def test_to_switch_off_and_on_makes_none(site: nn.Module) -> None:
+    before = scalings(site, "one", "two")
+    assert before.tolist() == [0.75, -1.5]
+    site.activate(())
+    assert scalings(site, "one", "two") is before
+    assert scalings(site, "alike", "two") is before
+    assert scalings(site, "two", "one") is not before
+    assert site.lora_scalings.tolist() == [-1.5, 0.75]
+
+
+def test_they_are_right_after_what_changes_tensors(site: nn.Module) -> None:
+    site.activate(("one",))
+    for changed in (site.bfloat16(), site.double(), copy.deepcopy(site).float()):
+        assert changed.lora_scalings.dtype is torch.float32
+        assert changed.lora_scalings.tolist() == [0.75]
+    emptied = site.to_empty(device="cpu")
+    assert emptied.lora_scalings.tolist() == [0.75]
+    site.lora_scalings = torch.zeros(1)
+    assert scalings(site, "one").tolist() == [0.75]
