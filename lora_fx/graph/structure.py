@@ -176,6 +176,29 @@ class Structure:
         return Structure(whole[1], tuple(branches), *of_layer, int(whole[6] or 0), arrow)
 
 
+def keys(
+    kind: str,
+    branches: tuple[Branch, ...],
+    *layer: Any,
+    arrow: tuple[int, float] | None = None,
+) -> tuple[str, str]:
+    """Return the keys of these branches in training and in evaluation; `layer` as in `Structure`.
+
+    Modules that are alike share them.
+    """
+    return _keys(kind, branches, layer, arrow)
+
+
+@cache
+def _keys(
+    kind: str, training: tuple[Branch, ...], layer: tuple[Any, ...], arrow: tuple[int, float] | None
+) -> tuple[str, str]:
+    evaluation = tuple(branch.evaluated() for branch in training)
+    both = (Structure(kind, branches, *layer, arrow=arrow) for branches in (training, evaluation))
+    in_training, outside = map(str, both)
+    return in_training, outside
+
+
 def compute_dtype(compute: str, activation: torch.dtype) -> torch.dtype:
     """Return the dtype that `compute` names, given that of the activations."""
     return activation if compute == ACTIVATION else getattr(torch, compute)

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 from lora_fx.adapters.sites.factors import Arithmetic, Factors
 from lora_fx.adapters.sites.slot_stack import SlotStack
-from lora_fx.graph.structure import Branch, Structure
+from lora_fx.graph.structure import Branch, keys
 
 
 @dataclass(frozen=True)
@@ -84,19 +83,8 @@ def choose(
             training = *training[:-count], replace(alike, many=count)
         else:
             stack = None
-    texts = _texts(kind, training, layer, arrow)
-    return Choice(tuple(added), *texts, is_routed=arrow is not None, stack=stack)
-
-
-@cache
-def _texts(
-    kind: str, training: tuple[Branch, ...], layer: tuple[Any, ...], arrow: tuple[int, float] | None
-) -> tuple[str, str]:
-    """Return the structures in training and in evaluation: modules of a kind share them."""
-    evaluation = tuple(branch.evaluated() for branch in training)
-    both = (Structure(kind, branches, *layer, arrow=arrow) for branches in (training, evaluation))
-    in_training, outside = map(str, both)
-    return in_training, outside
+    both = keys(kind, training, *layer, arrow=arrow)
+    return Choice(tuple(added), *both, is_routed=arrow is not None, stack=stack)
 
 
 def _followed(branch: Branch, count: int) -> Iterator[Branch]:
