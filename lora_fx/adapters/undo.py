@@ -20,11 +20,13 @@ def undone_on_error(model: nn.Module, changed: Iterable[Tensor] = ()) -> Iterato
     """Let the block change the tree, and change everything back if it raises anything.
 
     That is: modules, their classes and attributes, which tensors they have and whether these are
-    trained, the hooks that offload them, and the model's config. Values only of `changed`.
+    trained, the hooks that offload them, how a mixed batch is routed, and the model's config.
+    Values only of `changed`.
     """
     modules = list(model.modules())
     hooks = [hook for module in modules if (hook := offload_hook(module)) is not None]
-    objects = [(one, type(one), dict(vars(one))) for one in (*modules, *hooks)]
+    routing = [found for found in (vars(model).get("lora_fx_routing"),) if found is not None]
+    objects = [(one, type(one), dict(vars(one))) for one in (*modules, *hooks, *routing)]
     containers = list(_containers(found for _, _, found in objects))
     empty = [one for one in containers if not one]  # most of them, in a module
     contents = [(one, _content(one)) for one in containers if one]

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -189,7 +189,7 @@ def keys(
     return _keys(kind, branches, layer, arrow)
 
 
-@cache
+@lru_cache(64)
 def _keys(
     kind: str, training: tuple[Branch, ...], layer: tuple[Any, ...], arrow: tuple[int, float] | None
 ) -> tuple[str, str]:

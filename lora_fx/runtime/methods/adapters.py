@@ -147,9 +147,9 @@ class AdapterMethods(AdapterChecks):
         route = self.lora_fx_plan.spec.route
         if route and route.default and adapter_name in (t.name for t in route.default.terms):
             self.lora_fx_default = None
-        self._activate()
+        self._switch()
         self._drop(adapter_name)
-        self._route()
+        self._activate()
         self.lora_fx_watched = set()
 
     def _drop(self, adapter: str) -> None:
@@ -226,14 +226,16 @@ class AdapterMethods(AdapterChecks):
 
     def _activate(self) -> None:
         """Let what adapters there are, and how they compute, be in force."""
-        self._switch()
         self._route()
+        self._switch()
 
     def _switch(self) -> None:
-        """Let other ones of the adapters take part; nothing else of them has changed."""
+        """Let other ones of the adapters take part; at sites nothing else of them has changed."""
         active, merged = self.lora_fx_active, self.lora_fx_merged
         on = self.lora_fx_enabled
         activate(self, active if on else (), merged if on else (), self._arrow())
+        own_outputs.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
+        token_rows.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
         self.lora_fx_routing.settle()
 
     def _route(self) -> None:
@@ -247,10 +249,7 @@ class AdapterMethods(AdapterChecks):
         for site in sites.values():
             site.lora_routing = self.lora_fx_routing
             site.route(self.lora_fx_routes.adapters, self.lora_fx_routes.terms)
-        own_outputs.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
-        token_rows.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
         encoder_layers.note_sites(self)
-        self.lora_fx_routing.settle()
 
     def _columns(self) -> tuple[str, ...]:
         """Return the adapters by their columns in the shares of a mixed batch."""

@@ -9,7 +9,7 @@ from torch import nn
 from lora_fx.adapters import storage
 from lora_fx.adapters.bind import require_compatible
 from lora_fx.adapters.undo import undone_on_error
-from lora_fx.adapters.weights import merged, own_outputs
+from lora_fx.adapters.weights import merged
 from lora_fx.adapters.weights.changed_weight import restore
 from lora_fx.adapters.weights.mergeable import require_mergeable, require_variants
 from lora_fx.adapters.weights.merged import Merged
@@ -120,12 +120,11 @@ class MergeMethods(AdapterMethods):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load by name; refused while adapters are merged, whose values would go astray.
 
-        Tokens are routed by the adapters' values as they are then.
+        Everything computes with the values, and the tensors, as they are then.
         """
         self._require_unmerged(self.lora_fx_merged)
         result = super().load_state_dict(*args, **kwargs)
-        if self._arrow() is not None:
-            self._activate()
+        self._activate()
         return result
 
     def _chosen(self, names: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -164,7 +163,6 @@ class MergeMethods(AdapterMethods):
     def _set_merged(self, names: tuple[str, ...]) -> None:
         self.lora_fx_merged = names
         self.lora_fx_watched = set()
-        own_outputs.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
         self._switch()
 
 

@@ -88,7 +88,7 @@ class SlotMethods(ConvertMethods):
         self.bring_in([adapter_name] if isinstance(adapter_name, str) else adapter_name)
         super().set_adapter(adapter_name)
         if self.lora_fx_slots is not None:
-            self._route()  # with the slots' parameters as they are now
+            self._activate()  # with the slots' parameters as they are now
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter, whose slot is empty then; see `AdapterMethods`."""
