@@ -41,3 +41,15 @@ def test_they_are_right_after_what_changes_tensors(site: nn.Module) -> None:
     assert emptied.lora_scalings.tolist() == [0.75]
     site.lora_scalings = torch.zeros(1)
     assert scalings(site, "one").tolist() == [0.75]
+
+
+def test_what_was_written_to_is_made_anew(site: nn.Module) -> None:
+    site.activate(("one",))
+    site.lora_scalings.fill_(7)  # as averaging models, and DDP, do
+    assert scalings(site, "one").tolist() == [0.75]
+
+
+def test_they_can_be_trained_with_though_made_in_inference_mode(site: nn.Module) -> None:
+    with torch.inference_mode():
+        site.activate(("two",))
+    assert not site.lora_scalings.is_inference()
