@@ -96,10 +96,12 @@ class HuggingFace(SlotMethods, _Base):  # type: ignore[override]
 
         Where an adapter changed the base's weight, it is now what the adapter in the file left.
         """
-        if state_dict.keys() == self._adapter_state().keys():
+        of_adapters = state_dict.keys() == self._adapter_state().keys()
+        if of_adapters:
             rebase_by_name(self, state_dict)
+            self._activate()
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
-        if state_dict.keys() == self._adapter_state().keys():
+        if of_adapters:
             result.missing_keys.clear()
         return result
 

@@ -70,7 +70,8 @@ def test_a_command_inside_a_mixed_batch(command: str, spec: str) -> None:
     assert relative(other, want) > 1e-3
 
 
-def test_a_state_with_another_start_is_seen_in_mixed_batches() -> None:
+@pytest.mark.parametrize("active", ["a", "b"])
+def test_a_state_with_another_start_is_seen_at_once(active: str) -> None:
     base = llama(2).eval()
     with torch.no_grad():
         want = base(IDS).logits
@@ -81,8 +82,11 @@ def test_a_state_with_another_start_is_seen_in_mixed_batches() -> None:
     for name in state:
         if "lora_start_A" in name:
             state[name] *= 3
+    made.set_adapter(active)
+    alone = logits(made)
     made.load_state_dict(state, strict=False)
     assert relative(logits(made, "__base__", "__base__"), want) < 1e-5
+    assert (relative(logits(made), alone) < 1e-5) is (active == "b")
     assert relative(logits(made, "a", "a"), want) > 1e-3
 
 

@@ -234,8 +234,7 @@ class AdapterMethods(AdapterChecks):
         active, merged = self.lora_fx_active, self.lora_fx_merged
         on = self.lora_fx_enabled
         activate(self, active if on else (), merged if on else (), self._arrow())
-        own_outputs.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
-        token_rows.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
+        self._route_own()
         self.lora_fx_routing.settle()
 
     def _route(self) -> None:
@@ -250,6 +249,11 @@ class AdapterMethods(AdapterChecks):
             site.lora_routing = self.lora_fx_routing
             site.route(self.lora_fx_routes.adapters, self.lora_fx_routes.terms)
         encoder_layers.note_sites(self)
+
+    def _route_own(self) -> None:
+        """Let copies and rows, as they are now, be those of a mixed batch."""
+        own_outputs.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
+        token_rows.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
 
     def _columns(self) -> tuple[str, ...]:
         """Return the adapters by their columns in the shares of a mixed batch."""

@@ -120,11 +120,14 @@ class MergeMethods(AdapterMethods):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load by name; refused while adapters are merged, whose values would go astray.
 
-        Everything computes with the values, and the tensors, as they are then.
+        Tokens are routed by the adapters' values, and mixed batches with the tensors, as they are
+        then.
         """
         self._require_unmerged(self.lora_fx_merged)
         result = super().load_state_dict(*args, **kwargs)
-        self._activate()
+        self._route_own()
+        if self._arrow() is not None:
+            self._activate()
         return result
 
     def _chosen(self, names: str | Sequence[str] | None) -> tuple[str, ...]:
