@@ -17,6 +17,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.progress import track
@@ -31,6 +32,7 @@ OURS, THEIRS = "lora_fx", "PEFT"
 
 def main(rounds: int, out: Path | None) -> None:
     """Print the table."""
+    torch.set_num_threads(1)
     steps = {OURS: steps_of(ours()), THEIRS: steps_of(theirs())}
     candidates = [(name, what) for name, own in steps.items() for what in own]
     found: dict[tuple[str, str], list[float]] = {one: [] for one in candidates}
@@ -40,7 +42,7 @@ def main(rounds: int, out: Path | None) -> None:
     for _ in track(range(rounds), "timing", console=Console(stderr=True)):
         for name, what in order.sample(candidates, len(candidates)):
             found[name, what].append(milliseconds(steps[name][what]))
-    title = f"ms; {SITES} sites, 2 adapters of rank 4, {rounds} rounds"
+    title = f"ms; {SITES} sites, 2 adapters of rank 4, one thread, {rounds} rounds"
     table = Table("", OURS, "", THEIRS, "", f"{THEIRS} / {OURS}", title=title)
     for what in steps[OURS]:
         own, other = found[OURS, what], found[THEIRS, what]
