@@ -17,7 +17,7 @@ BELOW = {
     "plan": "spec graph diagnostics",
     "rewrite": "graph diagnostics",
     "adapters": "plan spec graph diagnostics",
-    "rules": "adapters plan spec rewrite graph diagnostics",
+    "rules": "kernels adapters plan spec rewrite graph diagnostics",
     "kernels": "graph diagnostics",
     "passes": "kernels adapters plan spec rewrite graph diagnostics",
     "runtime": "passes kernels rules adapters plan spec rewrite graph diagnostics",

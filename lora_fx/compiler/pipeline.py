@@ -28,13 +28,14 @@ from lora_fx.rewrite.driver import apply
 from lora_fx.rules.expand_sites import ExpandSites
 from lora_fx.rules.gather_samples import GatherSamples
 from lora_fx.rules.join_branches import JoinBranches
+from lora_fx.rules.pick_in_kernel import PickInKernel
 from lora_fx.runtime.provenance import annotate
 from lora_fx.runtime.units.uncalled import require_called
 from lora_fx.spec.spec import CompileSpec
 
 Backend = Literal["inductor", "eager"]
 
-RULES = (GatherSamples(), JoinBranches(), ExpandSites())
+RULES = (PickInKernel(), GatherSamples(), JoinBranches(), ExpandSites())
 FUSE = (factor_dora_norm, share_shrinks, causal_attention, grouped_attention)
 PLAIN = (share_gradient_reads, accumulate_products, fuse_low_rank_terms, keep_float32)
 AUGMENTED = (*PLAIN[:2], augment_products, *PLAIN[2:])

@@ -21,7 +21,7 @@ _NAMES = (
     *("take", "spread", "masked_expand"),
 )
 _GROUPED = frozenset({"lora_fx::grouped"})
-_PICKED = frozenset({"lora_fx::pick"})
+_PICKED = frozenset({"lora_fx::pick", "lora_fx::picked_shrink", "lora_fx::picked_expand"})
 _PACKED = {"lora_fx::packed_linear", "lora_fx::packed_rows"}
 _NORMS = {"lora_fx::norms", "lora_fx::packed_norms"}
 _BRANCHES = frozenset(f"lora_fx::{name}" for name in _NAMES)

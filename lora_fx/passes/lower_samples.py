@@ -16,7 +16,6 @@
 """
 
 import operator
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +26,7 @@ from lora_fx.graph.picked import pick, picked_on_device
 from lora_fx.graph.sample_references import runs
 from lora_fx.graph.structure import compute_dtype
 from lora_fx.passes.casts import arithmetic, cast
+from lora_fx.rewrite.columns import picked_out
 from lora_fx.rewrite.metadata import EXAMPLE, call, dtype
 from lora_fx.rewrite.rule import Match, Miss
 
@@ -52,7 +52,7 @@ class LowerPick:
 
 def _choose(graph: Graph, node: Node) -> Node:
     samples, columns, terms = node.args
-    own = _picked_out(graph, samples, columns, 1)
+    own = picked_out(graph, samples, columns, 1)
     sizes = call(graph, torch.abs, own)
     if terms == 1:
         places = call(graph, torch.argmax, sizes, 1, True)
@@ -66,8 +66,8 @@ def _choose(graph: Graph, node: Node) -> Node:
 def _sample_scalings(graph: Graph, node: Node) -> Node:
     samples, scalings, columns, branches, which = node.args
     places = call(graph, torch.clamp, which, 0)
-    shares = call(graph, torch.gather, _picked_out(graph, samples, columns, 1), 1, places)
-    own = call(graph, operator.getitem, _picked_out(graph, scalings, branches, 0), places)
+    shares = call(graph, torch.gather, picked_out(graph, samples, columns, 1), 1, places)
+    own = call(graph, operator.getitem, picked_out(graph, scalings, branches, 0), places)
     factors = call(graph, torch.mul, shares, own)
     return call(graph, torch.where, call(graph, torch.lt, which, 0), 0, factors)
 
@@ -133,15 +133,6 @@ def _masked_expand(graph: Graph, node: Node) -> Node:
         h = call(graph, torch.mul, h, shares)
         delta = call(graph, F.linear, cast(graph, h, wanted), cast(graph, B, wanted))
     return call(graph, torch.add, y, cast(graph, delta, dtype(y)))
-
-
-def _picked_out(graph: Graph, values: object, columns: object, dim: int) -> object:
-    assert isinstance(columns, Sequence)
-    first, count = columns[0], len(columns)
-    if list(columns) == list(range(first, first + count)):
-        return call(graph, torch.narrow, values, dim, first, count)
-    parts = [call(graph, torch.select, values, dim, column) for column in columns]
-    return call(graph, torch.stack, parts, dim)
 
 
 def _product(graph: Graph, x: object, factors: object) -> Node:

@@ -54,3 +54,10 @@ def is_gathered(device: str, samples: int, rows: int, ranks: Sequence[int], term
     own = min(terms, len(ranks)) * max(ranks)
     picked = samples * (max(own, costs.m) * costs.a * rows + own * costs.p)
     return picked + total * costs.q < masked
+
+
+def is_picked_in_kernel(
+    device: str, samples: int, rows: int, ranks: Sequence[int], terms: int
+) -> bool:
+    """Whether kernels that read each sample's factors where they lie are the cheapest way."""
+    return device == "cuda"

@@ -34,7 +34,7 @@ from lora_fx.graph.structure import Structure
 from lora_fx.rewrite.metadata import EXAMPLE, call, likely_size
 from lora_fx.rewrite.rule import Match, Miss
 from lora_fx.rules.dispatch_costs import is_gathered
-from lora_fx.rules.plain_branches import Members, alike, others
+from lora_fx.rules.plain_branches import Members, alike, others, stackable
 
 
 class GatherSamples:
@@ -54,7 +54,7 @@ class GatherSamples:
             return Miss("not the rows of a linear layer")
         size = [likely_size(n) for n in x.shape[:-1]]
         found = []
-        for places in alike(node, structure):
+        for places in stackable(alike(node, structure), structure):
             columns, _, ranks = Members.of(structure, places)
             once = len(set(columns)) == len(columns)
             if once and is_gathered(x.device.type, size[0], (*size, 1)[1], ranks, structure.terms):

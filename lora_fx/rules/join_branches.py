@@ -28,7 +28,7 @@ from lora_fx.graph import ops
 from lora_fx.graph.structure import Structure
 from lora_fx.rewrite.metadata import call
 from lora_fx.rewrite.rule import Match, Miss
-from lora_fx.rules.plain_branches import Members, alike, others
+from lora_fx.rules.plain_branches import Members, alike, others, stackable
 
 
 class JoinBranches:
@@ -45,7 +45,7 @@ class JoinBranches:
             return Miss("all samples have the same adapters")
         if structure.kind != "linear":
             return Miss("not a linear layer")
-        groups = alike(node, structure)
+        groups = stackable(alike(node, structure), structure)
         found = [places for places in groups if len(Members.of(structure, places).ranks) > 1]
         if not found:
             return Miss("no two branches are alike")

@@ -15,14 +15,22 @@ from lora_fx.rewrite.rule import Match
 
 
 def alike(node: Node, structure: Structure) -> list[list[int]]:
-    """Return the places of branches that can share their products: what they have is alike."""
+    """Return the places of branches that compute alike: in the same dtypes, with one dropout."""
     groups: dict[Any, list[int]] = defaultdict(list)
     dealt = structure.params(node.args[2])  # type: ignore[arg-type]
     for i, (branch, (A, B, *_)) in enumerate(zip(structure.branches, dealt, strict=True)):
         if _is_plain(branch) and not (branch.dropout and structure.terms != 1):
-            alone = i if branch.many else None
-            groups[branch.dropout, branch.compute, dtype(A), dtype(B), alone].append(i)
+            groups[branch.dropout, branch.compute, dtype(A), dtype(B)].append(i)
     return list(groups.values())
+
+
+def stackable(groups: list[list[int]], structure: Structure) -> list[list[int]]:
+    """Set apart a branch of many adapters, which are in one tensor already."""
+    many = {i for i, branch in enumerate(structure.branches) if branch.many}
+    parts = (
+        [i for i in group if (i in many) is apart] for group in groups for apart in (False, True)
+    )
+    return [part for part in parts if part]
 
 
 def _is_plain(branch: Branch) -> bool:

@@ -26,7 +26,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 import lora_fx
-from lora_fx.rules import gather_samples
+from lora_fx.rules import gather_samples, pick_in_kernel
 from tests.benchmarks.adapted import trainable, training_step, twin
 from tests.benchmarks.command import add_times, chosen
 from tests.benchmarks.decoders import ATTENTION, MLP, SHAPES, config_of
@@ -36,7 +36,11 @@ from tests.benchmarks.table import Goal, show, show_goals
 
 FLOOR = "frozen base, compiled"
 OURS = "lora_fx, mixed"
-WAYS = {"lora_fx, mixed, all adapters masked": False, "lora_fx, mixed, gathered": True}
+WAYS = {  # whether factors are picked in kernels, and otherwise gathered
+    "lora_fx, mixed, all adapters masked": (False, False),
+    "lora_fx, mixed, gathered": (False, True),
+    "lora_fx, mixed, in kernels": (True, False),
+}
 ONE = "lora_fx, one adapter"
 PEFT = "PEFT, adapter_names, eager"
 ALWAYS = (FLOOR, OURS)
@@ -92,11 +96,15 @@ def steps(given: argparse.Namespace) -> dict[str, Build]:
 
         return step
 
-    def ours(active: list[str], way: bool | None = None, **more: Any) -> Step:
+    def ours(active: list[str], way: tuple[bool, bool] | None = None, **more: Any) -> Step:
         model = by_lora_fx(base, active, given)
         if way is None:
             return stepping(model, **more)
-        with patch.object(gather_samples, "is_gathered", lambda *_: way):
+        in_kernel, gathered = way
+        with (
+            patch.object(pick_in_kernel, "is_picked_in_kernel", lambda *_: in_kernel),
+            patch.object(gather_samples, "is_gathered", lambda *_: gathered),
+        ):
             step = stepping(model, **more)
             step()
         return step

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import lora_fx
 from lora_fx.adapters import storage
-from lora_fx.rules import gather_samples
+from lora_fx.rules import gather_samples, pick_in_kernel
 from tests.dense import relative
 from tests.runtime.mixed import alone, mixed
 from tests.tiny import llama, tokens
@@ -21,12 +21,14 @@ OWN = "lora 1 adapter a { rank = 4 alpha = 6 init = random target linear }"
 SPEC = f"{OWN} route {{ slots = 4  max_rank = 5 }}"
 RANKS = {"one": 2, "two": 5, "three": 3}
 NAMES = ["two", "a", "__base__", "one", "two", "three"]
-WAYS = {"masked": False, "gathered": True}
+WAYS = ("masked", "gathered", "in_kernel")
 
 
-@pytest.fixture(autouse=True, params=[*WAYS])
+@pytest.fixture(autouse=True, params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather_samples, "is_gathered", lambda *_: WAYS[request.param])
+    monkeypatch.setattr(gather_samples, "is_gathered", lambda *_: request.param == "gathered")
+    in_kernel = request.param == "in_kernel"
+    monkeypatch.setattr(pick_in_kernel, "is_picked_in_kernel", lambda *_: in_kernel)
 
 
 @pytest.fixture

@@ -48,20 +48,19 @@ class Choice:
     """All branches and, in training and outside it, their structure.
 
     `is_routed`: each token has its own shares in them, by `Experts.prototypes`. The last
-    branches are computed as the `stack` that they lie in, if there is one.
+    branches are computed as the `stack` that they lie in, if there is one; the `single` ones are
+    those before it. `has_magnitude` says that one of all is DoRA's, `waits` that one acts from its
+    invocation on. A graph's guards so look at as many branches as it computes one by one.
     """
 
     added: tuple[Added, ...]
+    single: tuple[Added, ...]
     training: str
     evaluation: str
-
+    has_magnitude: bool
+    waits: bool
     is_routed: bool = False
     stack: SlotStack | None = None
-
-    @property
-    def waits(self) -> bool:
-        """Whether a branch acts from its invocation on."""
-        return any(one.invoked is not None for one in self.added)
 
 
 def choose(
@@ -83,8 +82,16 @@ def choose(
             training = *training[:-count], replace(alike, many=count)
         else:
             stack = None
-    both = keys(kind, training, *layer, arrow=arrow)
-    return Choice(tuple(added), *both, is_routed=arrow is not None, stack=stack)
+    all = tuple(added)
+    return Choice(
+        all,
+        all if stack is None else all[: -len(stack.slots)],
+        *keys(kind, training, *layer, arrow=arrow),
+        has_magnitude=any(one.factors.magnitude is not None for one in all),
+        waits=any(one.invoked is not None for one in all),
+        is_routed=arrow is not None,
+        stack=stack,
+    )
 
 
 def _followed(branch: Branch, count: int) -> Iterator[Branch]:

@@ -99,11 +99,10 @@ class Site(_Base):
         if not choice.added:
             return output
         stack = choice.stack
-        single = choice.added if stack is None else choice.added[: -len(stack.slots)]
-        params = [t for one in single for t in one.factors.tensors(self.training, rows)]
+        params = [t for one in choice.single for t in one.factors.tensors(self.training, rows)]
         params += [] if stack is None else [stack.A, stack.B]
         key = choice.training if self.training else choice.evaluation
-        base = self._base(rows) if any(one.factors.magnitude for one in choice.added) else []
+        base = self._base(rows) if choice.has_magnitude else []
         shared = () if shares is None else (shares.to(input.device),)
         if choice.waits:
             invoked = None if self.lora_routing is None else self.lora_routing.invoked
