@@ -1,11 +1,12 @@
 """The Triton kernels behind `lora_fx::picked_shrink` and `picked_expand`; imported on a GPU.
 
-A program has rows of one sample. It takes the pointer to the sample's factor out of those of the
-tensors that it is given, so that nothing is gathered first.
+A program has rows of one sample at one site. It takes the pointer to the sample's factor out of
+those of the tensors that it is given, so that nothing is gathered first.
 """
 
 # pyright: reportMissingImports=false, reportIndexIssue=false
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -28,42 +29,39 @@ def shrink(
     part: int,
     dtype: torch.dtype,
 ) -> None:
-    """Fill `h` (parts, S, T, k rank), float32 and contiguous."""
-    S, T, n = x.shape
+    """Fill `h` (sites, parts, S, T, k rank), float32 and contiguous."""
+    (S, T, n), (sites, parts) = x.shape, h.shape[:2]
     rows = _rows(T)
-    grid = S * triton.cdiv(T, rows), h.shape[0]
-    _shrink[grid](
-        x, which=which, h=h, S=S, T=T, n=n, x0=x.stride(0), x1=x.stride(1), x2=x.stride(2),
-        **_sources(A, -2), TERMS=which.shape[1], WIDTH=rank,
-        RANK=max(16, triton.next_power_of_2(rank)), ROWS=rows, PART=part,
-        STEP=min(part, _STEP[rows == 1]), DTYPE=_DTYPES[dtype],
-        num_warps=4, num_stages=3,
+    _shrink[S * triton.cdiv(T, rows), parts, sites](
+        x, which=which, h=h, S=S, T=T, x0=x.stride(0), x1=x.stride(1), x2=x.stride(2), N=n,
+        **_sources(A, sites, -2), **_sizes(which, rank, rows, dtype),
+        PARTS=parts, PART=part, STEP=min(part, _STEP[rows == 1]), num_warps=4, num_stages=3,
     )  # fmt: skip
 
 
 def expand(
-    y: Tensor,
+    y: Sequence[Tensor],
     h: Tensor,
     B: Sequence[Tensor],
     which: Tensor,
     shares: Tensor,
-    scalings: Tensor,
-    z: Tensor,
+    scalings: Sequence[Tensor],
+    z: Sequence[Tensor],
     dtype: torch.dtype,
+    gate: str,
 ) -> None:
-    """Fill `z` (S, T, out), contiguous."""
-    S, T, n = y.shape
-    rows = _rows(T)
-    h = h.contiguous()
+    """Fill each of `z` (S, T, outᵢ), contiguous."""
+    S, T, _ = y[0].shape
+    rows, sites = _rows(T), len(y)
     columns, rank = _COLUMNS[rows == 1], h.shape[-1] // which.shape[1]
-    grid = triton.cdiv(n, columns), S * triton.cdiv(T, rows)
-    _expand[grid](
-        y, h, which=which, shares=shares, scalings=scalings, z=z, S=S, T=T, n=n,
-        y0=y.stride(0), y1=y.stride(1), y2=y.stride(2),
-        shares0=shares.stride(0), shares1=shares.stride(1), scalings0=scalings.stride(0),
-        **_sources(B, -1), PARTS=h.shape[0], TERMS=which.shape[1], WIDTH=rank,
-        RANK=max(16, triton.next_power_of_2(rank)), ROWS=rows, COLUMNS=columns,
-        DTYPE=_DTYPES[dtype], num_warps=4,
+    first = (0, *accumulate(triton.cdiv(one.shape[2], columns) for one in y))
+    _expand[first[1 if gate else sites], S * triton.cdiv(T, rows)](
+        tuple(one.contiguous() for one in y), h=h.contiguous(), which=which, shares=shares,
+        scalings=tuple(one.contiguous() for one in scalings), z=tuple(z), S=S, T=T,
+        shares0=shares.stride(0), shares1=shares.stride(1), GATE=gate,
+        **_sources(B, sites, -1), **_sizes(which, rank, rows, dtype),
+        N=tuple(one.shape[2] for one in y), FIRST=first, PARTS=h.shape[1], COLUMNS=columns,
+        num_warps=4,
     )  # fmt: skip
 
 
@@ -71,66 +69,84 @@ def _rows(T: int) -> int:
     return 1 if T == 1 else min(_MOST_ROWS, max(16, triton.next_power_of_2(T)))
 
 
-def _sources(factors: Sequence[Tensor], dim: int) -> dict[str, Any]:
+def _sizes(which: Tensor, rank: int, rows: int, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "TERMS": which.shape[1],
+        "WIDTH": rank,
+        "RANK": max(16, triton.next_power_of_2(rank)),
+        "ROWS": rows,
+        "DTYPE": _DTYPES[dtype],
+    }
+
+
+def _sources(factors: Sequence[Tensor], sites: int, dim: int) -> dict[str, Any]:
     """Return what kernels take for factors, whose ranks are their sizes in a dimension."""
     held = [one.contiguous() for one in factors]
+    count = len(held) // sites
     single = [one for one in held if one.dim() == 2]
+    of_first = [one for one in held[:count] if one.dim() == 2]
     return {
-        "many": held[-1],
+        "many": tuple(held[count - 1 :: count]),
         "single": tuple(single or held),
-        "SINGLE": len(single),
-        "RANKS": tuple(one.shape[dim] for one in single),
-        "LAST": held[-1].shape[dim],
+        "SITES": sites,
+        "SINGLE": len(of_first),
+        "RANKS": tuple(one.shape[dim] for one in of_first),
+        "LAST": held[count - 1].shape[dim],
     }
 
 
 @triton.jit
 def _source(
-    place, size, many, single, SINGLE: tl.constexpr, RANKS: tl.constexpr, LAST: tl.constexpr
-):
-    """Return the pointer to a factor and its rank; those of many have `size` values each."""
-    pointer = many + (place - SINGLE).to(tl.int64) * size
+    site, place, many, single, N: tl.constexpr,
+    SINGLE: tl.constexpr, RANKS: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
+    """Return the pointer to a factor of a site, and its rank."""
+    pointer = many[site] + (place - SINGLE).to(tl.int64) * (LAST * N)
     rank = tl.full((), LAST, tl.int32)
     for i in tl.static_range(SINGLE):
-        pointer = tl.where(place == i, single[i], pointer)
+        pointer = tl.where(place == i, single[site * SINGLE + i], pointer)
         rank = tl.where(place == i, RANKS[i], rank)
     return pointer, rank
 
 
 @triton.jit(do_not_specialize=["S", "T"])
 def _shrink(
-    x, many, single, which, h, S, T, n, x0, x1, x2,
+    x, many, single, which, h, S, T, x0, x1, x2, N: tl.constexpr, SITES: tl.constexpr,
     SINGLE: tl.constexpr, RANKS: tl.constexpr, LAST: tl.constexpr, TERMS: tl.constexpr,
-    WIDTH: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr,
-    STEP: tl.constexpr, DTYPE: tl.constexpr,
+    WIDTH: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, DTYPE: tl.constexpr,
+    PARTS: tl.constexpr, PART: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(T, ROWS)
-    tile, part = tl.program_id(0), tl.program_id(1)
+    tile, part, site = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     sample = (tile // tiles).to(tl.int64)
     rows = (tile % tiles) * ROWS + tl.arange(0, ROWS)[:, None]
     ranks = tl.arange(0, RANK)
     from_sample = x + sample * x0
-    to_sample = h + ((part.to(tl.int64) * S + sample) * T + rows) * (TERMS * WIDTH)
+    place_of_part = (site * PARTS + part).to(tl.int64) * S + sample
+    to_sample = h + (place_of_part * T + rows) * (TERMS * WIDTH)
     for term in tl.static_range(TERMS):
         place = tl.load(which + sample * TERMS + term)
         total = tl.zeros((ROWS, RANK), tl.float32)
         if place >= 0:
-            pointer, rank = _source(place, LAST * n, many, single, SINGLE, RANKS, LAST)
+            pointer, rank = _source(0, place, many, single, N, SINGLE, RANKS, LAST)
+            for i in tl.static_range(1, SITES):
+                other, _ = _source(i, place, many, single, N, SINGLE, RANKS, LAST)
+                pointer = tl.where(site == i, other, pointer)
             for start in range(part * PART, part * PART + PART, STEP):
                 columns = start + tl.arange(0, STEP)
                 factor = tl.load(
-                    pointer + ranks[:, None] * n + columns[None, :],
-                    mask=(ranks[:, None] < rank) & (columns[None, :] < n),
+                    pointer + ranks[:, None] * N + columns[None, :],
+                    mask=(ranks[:, None] < rank) & (columns[None, :] < N),
                     other=0.0,
                 ).to(DTYPE)
                 if ROWS == 1:
-                    values = tl.load(from_sample + columns * x2, mask=columns < n, other=0.0)
+                    values = tl.load(from_sample + columns * x2, mask=columns < N, other=0.0)
                     values = values.to(DTYPE).to(tl.float32)[None, :]
                     total += tl.sum(factor.to(tl.float32) * values, 1)[None, :]
                 else:
                     values = tl.load(
                         from_sample + rows * x1 + columns[None, :] * x2,
-                        mask=(rows < T) & (columns[None, :] < n),
+                        mask=(rows < T) & (columns[None, :] < N),
                         other=0.0,
                     ).to(DTYPE)
                     total = tl.dot(values, tl.trans(factor), total, input_precision="ieee")
@@ -138,37 +154,34 @@ def _shrink(
         tl.store(to_sample + term * WIDTH + ranks[None, :], total, mask=inside)
 
 
-@triton.jit(do_not_specialize=["S", "T"])
-def _expand(
-    y, h, many, single, which, shares, scalings, z, S, T, n,
-    y0, y1, y2, shares0, shares1, scalings0,
-    SINGLE: tl.constexpr, RANKS: tl.constexpr, LAST: tl.constexpr, PARTS: tl.constexpr,
+@triton.jit
+def _total(
+    site, block, y, h, many, single, which, shares, scalings, S, T, shares0, shares1, sample, rows,
+    N: tl.constexpr, SINGLE: tl.constexpr, RANKS: tl.constexpr, LAST: tl.constexpr,
     TERMS: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, DTYPE: tl.constexpr,
+    DTYPE: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(T, ROWS)
-    tile = tl.program_id(1)
-    sample = (tile // tiles).to(tl.int64)
-    rows = (tile % tiles) * ROWS + tl.arange(0, ROWS)[:, None]
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    """Return a tile of a site's sum, float32."""
+    columns = block * COLUMNS + tl.arange(0, COLUMNS)
     ranks = tl.arange(0, RANK)[None, :]
-    inside = (rows < T) & (columns[None, :] < n)
-    own = y + sample * y0 + rows * y1 + columns[None, :] * y2
+    inside = (rows < T) & (columns[None, :] < N)
+    own = y[site] + (sample * T + rows) * N + columns[None, :]
     total = tl.load(own, mask=inside, other=0.0).to(tl.float32)
     for term in tl.static_range(TERMS):
         place = tl.load(which + sample * TERMS + term)
         if place >= 0:
-            pointer, rank = _source(place, LAST * n, many, single, SINGLE, RANKS, LAST)
+            pointer, rank = _source(site, place, many, single, N, SINGLE, RANKS, LAST)
             scaling = tl.load(shares + sample * shares0 + term * shares1)
-            scaling *= tl.load(scalings + place * scalings0)
+            scaling *= tl.load(scalings[site] + place)
             hidden = tl.zeros((ROWS, RANK), tl.float32)
             for part in range(PARTS):
-                start = h + ((part * S + sample) * T + rows) * (TERMS * WIDTH) + term * WIDTH
+                there = ((site * PARTS + part) * S + sample) * T + rows
+                start = h + there * (TERMS * WIDTH) + term * WIDTH
                 hidden += tl.load(start + ranks, mask=(rows < T) & (ranks < WIDTH), other=0.0)
             hidden = (hidden * scaling).to(DTYPE)
             factor = tl.load(
                 pointer + columns[:, None] * rank + ranks,
-                mask=(columns[:, None] < n) & (ranks < rank),
+                mask=(columns[:, None] < N) & (ranks < rank),
                 other=0.0,
             ).to(DTYPE)
             if ROWS == 1:
@@ -176,4 +189,51 @@ def _expand(
                 total += tl.sum(products, 1)[None, :]
             else:
                 total = tl.dot(hidden, tl.trans(factor), total, input_precision="ieee")
-    tl.store(z + (sample * T + rows) * n + columns[None, :], total, mask=inside)
+    return total
+
+
+@triton.jit
+def _gated(x, GATE: tl.constexpr):
+    if GATE == "silu":
+        return x * tl.sigmoid(x)
+    if GATE == "gelu":
+        return x * 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+    inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+    return x * tl.sigmoid(2.0 * inner)  # 0.5 x (1 + tanh(inner))
+
+
+@triton.jit(do_not_specialize=["S", "T"])
+def _expand(
+    y, h, many, single, which, shares, scalings, z, S, T, shares0, shares1,
+    N: tl.constexpr, FIRST: tl.constexpr, SITES: tl.constexpr, SINGLE: tl.constexpr,
+    RANKS: tl.constexpr, LAST: tl.constexpr, TERMS: tl.constexpr, WIDTH: tl.constexpr,
+    RANK: tl.constexpr, ROWS: tl.constexpr, DTYPE: tl.constexpr, PARTS: tl.constexpr,
+    COLUMNS: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(T, ROWS)
+    block, tile = tl.program_id(0), tl.program_id(1)
+    sample = (tile // tiles).to(tl.int64)
+    rows = (tile % tiles) * ROWS + tl.arange(0, ROWS)[:, None]
+    if GATE != "":
+        gate = _total(
+            0, block, y, h, many, single, which, shares, scalings, S, T, shares0, shares1, sample,
+            rows, N[0], SINGLE, RANKS, LAST, TERMS, WIDTH, RANK, ROWS, DTYPE, PARTS, COLUMNS,
+        )  # fmt: skip
+        up = _total(
+            1, block, y, h, many, single, which, shares, scalings, S, T, shares0, shares1, sample,
+            rows, N[0], SINGLE, RANKS, LAST, TERMS, WIDTH, RANK, ROWS, DTYPE, PARTS, COLUMNS,
+        )  # fmt: skip
+        columns = block * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        place = z[0] + (sample * T + rows) * N[0] + columns
+        tl.store(place, _gated(gate, GATE) * up, mask=(rows < T) & (columns < N[0]))
+    else:
+        for i in tl.static_range(SITES):
+            if (block >= FIRST[i]) & (block < FIRST[i + 1]):
+                total = _total(
+                    i, block - FIRST[i], y, h, many, single, which, shares, scalings, S, T,
+                    shares0, shares1, sample, rows, N[i], SINGLE, RANKS, LAST, TERMS, WIDTH, RANK,
+                    ROWS, DTYPE, PARTS, COLUMNS,
+                )  # fmt: skip
+                columns = (block - FIRST[i]) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+                place = z[i] + (sample * T + rows) * N[i] + columns
+                tl.store(place, total, mask=(rows < T) & (columns < N[i]))

@@ -4,9 +4,9 @@
                                "linear~1[r4:…:+s0|r8:…:+s1*6]", [], %samples)
     after    %which = lora_fx.choose(%samples, [0, 1, …, 6], 1)           (S, k), of the columns
              %c = torch.gather(torch.narrow(%samples, 1, 0, 7), 1, torch.clamp(%which, 0))
-             %h = lora_fx.picked_shrink(%x, [%A0, %As], %which, 8, 1024, d)      (parts, S, T, k r)
-             %h = torch.sum(%h, 0, True)                                  unless T is 1
-             %z = lora_fx.picked_expand(%y, %h, [%B0, %Bs], %which, %c, %scalings, d)
+             %h = lora_fx.picked_shrink(%x, [%A0, %As], 1, %which, 8, 1024, d)
+             %h = torch.sum(%h, 1, True)                                  unless T is 1
+             %z = lora_fx.picked_expand([%y], %h, [%B0, %Bs], %which, %c, [%scalings], d, "")[0]
 
 z_s = y_s + Σⱼ c_sj f_j (x_s A_jᵀ) B_jᵀ over the at most k adapters that sample s has a share c in
 (Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3): `kernels/picked_products.py`. Adapters with tensors
@@ -19,6 +19,8 @@ and branches that are more than two factors.
 Holds: a sample without a share is what it was, bit for bit. What is in an adapter that it has no
 share in, NaN too, does not reach it.
 """
+
+import operator
 
 import torch
 from torch.fx import Graph, Node
@@ -93,11 +95,13 @@ class PickInKernel:
             factors = [[dealt[i][0] for i in places], [dealt[i][1] for i in places]]
             wanted = compute_dtype(structure.branches[places[0]].compute, dtype(x))
             how = which, max(ranks), PART[rows == 1], wanted
-            h = call(graph, picked_shrink, x, factors[0], *how)
+            h = call(graph, picked_shrink, x, factors[0], 1, *how)
             if rows != 1:
-                h = call(graph, torch.sum, h, 0, True)
-            own = picked_out(graph, scalings, numbers, 0)
-            value = call(graph, picked_expand, value, h, factors[1], which, shares, own, wanted)
+                h = call(graph, torch.sum, h, 1, True)
+            own = [picked_out(graph, scalings, numbers, 0)]
+            how = which, shares, own, wanted, ""
+            z = call(graph, picked_expand, [value], h, factors[1], *how)
+            value = call(graph, operator.getitem, z, 0)
         return call(graph, "squeeze", value, 1) if is_row else value  # type: ignore[return-value]
 
 
