@@ -1,11 +1,15 @@
 """The pipeline on a GPU; run with `pytest -m gpu`."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 import lora_fx
 from lora_fx.compiler import pipeline
 from tests.dense import relative
+from tests.runtime.mixed import alone, mixed
 from tests.tiny import assert_equal, checkpointing, generate, llama, spec, step, tokens
 
 # Inductor warns of what it could do better.
@@ -85,3 +89,39 @@ def test_large_batches_are_as_precise_as_the_marked_model(
         "keep_float32",
     }
     assert set(made) == wanted | ({"augment_products"} if layout == "augmented" else set())
+
+
+SERVED = """lora 1
+adapter a { rank = 4 alpha = 6 init = random target linear }
+adapter b { rank = 3 init = random target linear }
+route { slots = 4 }
+"""
+
+
+@pytest.mark.parametrize("unit", ["layers", "model"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_samples_whose_factors_kernels_pick(unit: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """They are what each is alone; the base's are bit for bit."""
+    graphs = 'mode = "reduce-overhead"' if unit == "model" else ""
+    text = f"{SERVED} compile {{ unit = {unit} {graphs} }}"
+    model = mixed(text).to("cuda", dtype)
+    model.save_pretrained(tmp_path)
+    for name in ("c", "d"):
+        model.load_adapter(tmp_path / "b", name)
+    names = ["c", "a", "__base__", "b", "d", "a"]
+    for length in (1, 70):
+        ids = tokens(len(names), length).cuda()
+        assert "picked" in lora_fx.capture(model, input_ids=ids, adapter_names=names).text("fused")
+        got = model(input_ids=ids, adapter_names=names).logits.clone()
+        for i, name in enumerate(names):
+            want = alone(model, name, input_ids=ids[i : i + 1])[0]
+            assert relative(got[i], want) < max(1e-5, 6 * torch.finfo(dtype).eps), name
+        others = ["a", *names[1:]]
+        before = counters["stats"]["unique_graphs"]
+        other = model(input_ids=ids, adapter_names=others).logits
+        assert relative(other[0], got[0]) > 1e-2
+        assert torch.equal(other[1:], got[1:])
+        assert counters["stats"]["unique_graphs"] == before
+        base = model(input_ids=ids, adapter_names=["__base__"] * len(ids)).logits
+        assert torch.equal(base[2], got[2])

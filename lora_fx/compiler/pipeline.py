@@ -22,6 +22,7 @@ from lora_fx.passes.aten.share_gradient_reads import share_gradient_reads
 from lora_fx.passes.causal_attention import causal_attention
 from lora_fx.passes.factor_dora_norm import factor_dora_norm
 from lora_fx.passes.grouped_attention import grouped_attention
+from lora_fx.passes.join_picked import join_picked
 from lora_fx.passes.lower import lower
 from lora_fx.passes.share_shrinks import share_shrinks
 from lora_fx.rewrite.driver import apply
@@ -36,7 +37,7 @@ from lora_fx.spec.spec import CompileSpec
 Backend = Literal["inductor", "eager"]
 
 RULES = (PickInKernel(), GatherSamples(), JoinBranches(), ExpandSites())
-FUSE = (factor_dora_norm, share_shrinks, causal_attention, grouped_attention)
+FUSE = (factor_dora_norm, share_shrinks, join_picked, causal_attention, grouped_attention)
 PLAIN = (share_gradient_reads, accumulate_products, fuse_low_rank_terms, keep_float32)
 AUGMENTED = (*PLAIN[:2], augment_products, *PLAIN[2:])
 

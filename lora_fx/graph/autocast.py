@@ -24,7 +24,7 @@ def autocast_off(device: str) -> AbstractContextManager[object]:
 @contextmanager
 def without_autocast(graph: Graph, device: str) -> Iterator[None]:
     """Nodes made inside run without autocast; adds nothing where autocast cannot be on."""
-    if not _may_be_on(graph, device):
+    if not may_be_on(graph, device):
         yield
         return
     entered = graph.call_function(_enter_autocast, (device, None, False, None))
@@ -33,8 +33,11 @@ def without_autocast(graph: Graph, device: str) -> Iterator[None]:
     graph.call_function(_exit_autocast, (entered,))
 
 
-def _may_be_on(graph: Graph, device: str) -> bool:
-    """Ask the ambient state: Dynamo guards it, so it is the one the graph will run in."""
+def may_be_on(graph: Graph, device: str) -> bool:
+    """Return whether nodes of a graph can run under autocast.
+
+    It asks the ambient state too: Dynamo guards it, so it is the one the graph will run in.
+    """
     return torch.amp.is_autocast_available(device) and (
         torch.is_autocast_enabled(device)
         or any(node.target is _enter_autocast for node in graph.nodes)

@@ -109,7 +109,8 @@ def _shrink_on_gpu(
     from lora_fx.kernels.picked_products_triton import shrink
 
     h = _partial(x, A, sites, which, rank, part, dtype)
-    shrink(x, A, which, h, rank, part, dtype)
+    with torch.cuda.device_of(x):
+        shrink(x, A, which, h, rank, part, dtype)
     return h
 
 
@@ -126,7 +127,8 @@ def _expand_on_gpu(
     from lora_fx.kernels.picked_products_triton import expand
 
     z = _sums(y, h, B, which, shares, scalings, dtype, gate)
-    expand(y, h, B, which, shares, scalings, z, dtype, gate)
+    with torch.cuda.device_of(h):
+        expand(y, h, B, which, shares, scalings, z, dtype, gate)
     return z
 
 

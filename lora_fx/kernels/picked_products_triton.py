@@ -1,7 +1,8 @@
 """The Triton kernels behind `lora_fx::picked_shrink` and `picked_expand`; imported on a GPU.
 
-A program has rows of one sample at one site. It takes the pointer to the sample's factor out of
-those of the tensors that it is given, so that nothing is gathered first.
+A program has rows of one sample. It takes the pointers to the sample's factors out of those of the
+tensors that it is given, so that nothing is gathered first. Of tiles of rows, x is read once for
+all sites; single rows are as many programs as there are sites, since there are few.
 """
 
 # pyright: reportMissingImports=false, reportIndexIssue=false
@@ -16,7 +17,7 @@ from torch import Tensor
 
 _STEP = {True: 512, False: 128}  # columns at once: of single rows, of tiles
 _COLUMNS = {True: 256, False: 128}  # of an output's tile
-_MOST_ROWS = 64
+_MOST_ROWS = {"shrink": 64, "expand": 32}
 _DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 
@@ -31,11 +32,13 @@ def shrink(
 ) -> None:
     """Fill `h` (sites, parts, S, T, k rank), float32 and contiguous."""
     (S, T, n), (sites, parts) = x.shape, h.shape[:2]
-    rows = _rows(T)
-    _shrink[S * triton.cdiv(T, rows), parts, sites](
+    rows = _rows(T, "shrink")
+    together = 1 if rows == 1 else triton.next_power_of_2(sites)
+    _shrink[S * triton.cdiv(T, rows), parts, triton.cdiv(sites, together)](
         x, which=which, h=h, S=S, T=T, x0=x.stride(0), x1=x.stride(1), x2=x.stride(2), N=n,
         **_sources(A, sites, -2), **_sizes(which, rank, rows, dtype),
-        PARTS=parts, PART=part, STEP=min(part, _STEP[rows == 1]), num_warps=4, num_stages=3,
+        TOGETHER=together, PARTS=parts, PART=part, STEP=min(part, _STEP[rows == 1]),
+        num_warps=4, num_stages=3,
     )  # fmt: skip
 
 
@@ -52,21 +55,22 @@ def expand(
 ) -> None:
     """Fill each of `z` (S, T, outᵢ), contiguous."""
     S, T, _ = y[0].shape
-    rows, sites = _rows(T), len(y)
+    rows, sites = _rows(T, "expand"), len(y)
     columns, rank = _COLUMNS[rows == 1], h.shape[-1] // which.shape[1]
     first = (0, *accumulate(triton.cdiv(one.shape[2], columns) for one in y))
-    _expand[first[1 if gate else sites], S * triton.cdiv(T, rows)](
+    blocks = first[1 if gate else sites]
+    _expand[(blocks * S * triton.cdiv(T, rows),)](
         tuple(one.contiguous() for one in y), h=h.contiguous(), which=which, shares=shares,
         scalings=tuple(one.contiguous() for one in scalings), z=tuple(z), S=S, T=T,
-        shares0=shares.stride(0), shares1=shares.stride(1), GATE=gate,
+        shares0=shares.stride(0), shares1=shares.stride(1), GATE=gate, BLOCKS=blocks,
         **_sources(B, sites, -1), **_sizes(which, rank, rows, dtype),
         N=tuple(one.shape[2] for one in y), FIRST=first, PARTS=h.shape[1], COLUMNS=columns,
         num_warps=4,
     )  # fmt: skip
 
 
-def _rows(T: int) -> int:
-    return 1 if T == 1 else min(_MOST_ROWS, max(16, triton.next_power_of_2(T)))
+def _rows(T: int, of: str) -> int:
+    return 1 if T == 1 else min(_MOST_ROWS[of], max(16, triton.next_power_of_2(T)))
 
 
 def _sizes(which: Tensor, rank: int, rows: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -114,29 +118,32 @@ def _shrink(
     x, many, single, which, h, S, T, x0, x1, x2, N: tl.constexpr, SITES: tl.constexpr,
     SINGLE: tl.constexpr, RANKS: tl.constexpr, LAST: tl.constexpr, TERMS: tl.constexpr,
     WIDTH: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, DTYPE: tl.constexpr,
-    PARTS: tl.constexpr, PART: tl.constexpr, STEP: tl.constexpr,
+    TOGETHER: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(T, ROWS)
-    tile, part, site = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    tile, part = tl.program_id(0), tl.program_id(1)
     sample = (tile // tiles).to(tl.int64)
     rows = (tile % tiles) * ROWS + tl.arange(0, ROWS)[:, None]
-    ranks = tl.arange(0, RANK)
+    lanes = tl.arange(0, TOGETHER * RANK)
+    site, ranks = tl.program_id(2) + lanes // RANK, lanes % RANK
     from_sample = x + sample * x0
     place_of_part = (site * PARTS + part).to(tl.int64) * S + sample
-    to_sample = h + (place_of_part * T + rows) * (TERMS * WIDTH)
+    to_sample = h + (place_of_part[None, :] * T + rows) * (TERMS * WIDTH)
     for term in tl.static_range(TERMS):
         place = tl.load(which + sample * TERMS + term)
-        total = tl.zeros((ROWS, RANK), tl.float32)
+        total = tl.zeros((ROWS, TOGETHER * RANK), tl.float32)
         if place >= 0:
-            pointer, rank = _source(0, place, many, single, N, SINGLE, RANKS, LAST)
+            first, rank = _source(0, place, many, single, N, SINGLE, RANKS, LAST)
+            pointers = first + ranks * N
             for i in tl.static_range(1, SITES):
                 other, _ = _source(i, place, many, single, N, SINGLE, RANKS, LAST)
-                pointer = tl.where(site == i, other, pointer)
+                pointers = tl.where(site == i, other + ranks * N, pointers)
+            is_there = (site < SITES) & (ranks < rank)
             for start in range(part * PART, part * PART + PART, STEP):
                 columns = start + tl.arange(0, STEP)
                 factor = tl.load(
-                    pointer + ranks[:, None] * N + columns[None, :],
-                    mask=(ranks[:, None] < rank) & (columns[None, :] < N),
+                    pointers[:, None] + columns[None, :],
+                    mask=is_there[:, None] & (columns[None, :] < N),
                     other=0.0,
                 ).to(DTYPE)
                 if ROWS == 1:
@@ -150,7 +157,7 @@ def _shrink(
                         other=0.0,
                     ).to(DTYPE)
                     total = tl.dot(values, tl.trans(factor), total, input_precision="ieee")
-        inside = (rows < T) & (ranks[None, :] < WIDTH)
+        inside = (rows < T) & ((site < SITES) & (ranks < WIDTH))[None, :]
         tl.store(to_sample + term * WIDTH + ranks[None, :], total, mask=inside)
 
 
@@ -208,10 +215,10 @@ def _expand(
     N: tl.constexpr, FIRST: tl.constexpr, SITES: tl.constexpr, SINGLE: tl.constexpr,
     RANKS: tl.constexpr, LAST: tl.constexpr, TERMS: tl.constexpr, WIDTH: tl.constexpr,
     RANK: tl.constexpr, ROWS: tl.constexpr, DTYPE: tl.constexpr, PARTS: tl.constexpr,
-    COLUMNS: tl.constexpr, GATE: tl.constexpr,
+    COLUMNS: tl.constexpr, GATE: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(T, ROWS)
-    block, tile = tl.program_id(0), tl.program_id(1)
+    block, tile = tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS
     sample = (tile // tiles).to(tl.int64)
     rows = (tile % tiles) * ROWS + tl.arange(0, ROWS)[:, None]
     if GATE != "":

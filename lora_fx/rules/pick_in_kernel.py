@@ -24,8 +24,10 @@ import operator
 
 import torch
 from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lora_fx.graph import ops
+from lora_fx.graph.autocast import may_be_on
 from lora_fx.graph.structure import Structure, compute_dtype
 from lora_fx.kernels.picked_products import (
     MAX_RANK,
@@ -39,10 +41,7 @@ from lora_fx.rewrite.rule import Match, Miss
 from lora_fx.rules.dispatch_costs import is_picked_in_kernel
 from lora_fx.rules.plain_branches import Members, alike, others
 
-PART = {
-    True: 512,
-    False: 1024,
-}  # features of x that one program goes over, of single rows and of more
+PART = {True: 512, False: 2048}  # features that one program goes over: of single rows, of more
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -63,7 +62,7 @@ class PickInKernel:
             return Miss("not the rows of a linear layer")
         if node.meta[EXAMPLE].requires_grad:
             return Miss("gradients are wanted")
-        if torch.is_autocast_enabled(x.device.type):
+        if may_be_on(node.graph, x.device.type):
             return Miss("autocast decides what products are computed in")
         size = (*(likely_size(n) for n in x.shape[:-1]), 1)[:2]
         found = []
@@ -86,7 +85,7 @@ class PickInKernel:
         is_row = x.meta[EXAMPLE].ndim == 2  # type: ignore[union-attr]
         if is_row:
             x, value = (call(graph, "unsqueeze", one, 1) for one in (x, value))
-        rows = x.meta[EXAMPLE].shape[1]  # type: ignore[union-attr]
+        is_single = statically_known_true(x.meta[EXAMPLE].shape[1] == 1)  # type: ignore[union-attr]
         for places in match["groups"]:
             columns, numbers, ranks = Members.of(structure, places)
             which = call(graph, ops.choose, samples, columns, min(structure.terms, len(columns)))
@@ -94,9 +93,9 @@ class PickInKernel:
             shares = call(graph, torch.gather, own, 1, call(graph, torch.clamp, which, 0))
             factors = [[dealt[i][0] for i in places], [dealt[i][1] for i in places]]
             wanted = compute_dtype(structure.branches[places[0]].compute, dtype(x))
-            how = which, max(ranks), PART[rows == 1], wanted
+            how = which, max(ranks), PART[is_single], wanted
             h = call(graph, picked_shrink, x, factors[0], 1, *how)
-            if rows != 1:
+            if not is_single:
                 h = call(graph, torch.sum, h, 1, True)
             own = [picked_out(graph, scalings, numbers, 0)]
             how = which, shares, own, wanted, ""

@@ -83,8 +83,10 @@ def steps(given: argparse.Namespace) -> dict[str, Build]:
     names = [adapters[i % len(adapters)] for i in range(given.samples)]
 
     def stepping(model: nn.Module, **more: Any) -> Step:
+        model.train(given.train)  # once: it visits every module
+
         def forward() -> torch.Tensor:
-            return model.train(given.train)(inputs_embeds=x, **more).logits
+            return model(inputs_embeds=x, **more).logits
 
         if given.train:
             leaves = [x, *trainable(model)]

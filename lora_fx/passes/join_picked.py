@@ -1,0 +1,200 @@
+"""Compute the picked products of all sites with one input in one kernel each, gates included.
+
+    before   %h0 = lora_fx.picked_shrink(%x, [%A0], 1, %which, r, p, d)
+             %z0 = lora_fx.picked_expand([%y0], %h0, [%B0], %which, %c, [%f0], d, "")[0]
+             %h1 = lora_fx.picked_shrink(%x, [%A1], 1, %which, r, p, d)
+             %z1 = lora_fx.picked_expand([%y1], %h1, [%B1], %which, %c, [%f1], d, "")[0]
+             %u  = silu(%z0) * %z1
+    after    %h  = lora_fx.picked_shrink(%x, [%A0, %A1], 2, %which, r, p, d)
+             %z  = lora_fx.picked_expand([%y0, %y1], %h, [%B0, %B1], %which, %c, [%f0, %f1], d, "")
+             %z0, %z1 = %z
+    and, as nothing else reads them,
+             %u  = lora_fx.picked_expand([%y0, %y1], …, d, "silu")[0]
+
+The projections of attention, and those of a gated MLP: a step of decoding is as many launches as
+this leaves. Each result is what it was, bit for bit, but for a gate's, whose arguments are not
+rounded before it.
+
+Left alone: sites with other adapters, ranks or dtypes, sites of which one needs another's result,
+and such between which something is written in place.
+"""
+
+import operator
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.fx import Graph, GraphModule, Node
+
+from lora_fx.graph import ops
+from lora_fx.kernels.picked_products import picked_expand, picked_shrink
+from lora_fx.rewrite.driver import graph_modules
+from lora_fx.rewrite.metadata import EXAMPLE, call, dtype, inherit
+
+
+def join_picked(module: GraphModule) -> int:
+    """Join what can be joined; return how many sites became part of another's kernels."""
+    joined = 0
+    for part in graph_modules(module):
+        groups: dict[Any, list[Node]] = defaultdict(list)
+        for node in part.graph.nodes:
+            if node.target is picked_expand:
+                groups[_key(node)].append(node)
+        for group in groups.values():
+            if len(group) > 1 and _can_be_joined(part.graph, group):
+                _through_gate(part.graph, _join(part.graph, group))
+                joined += len(group) - 1
+        _erase_unused(part.graph)
+        part.graph.lint()
+        part.recompile()
+    return joined
+
+
+def _key(expand: Node) -> Any:
+    """Return what sites have in common that can be joined."""
+    (y,), h, B, which, shares, _, wanted, gate = expand.args
+    x, A, sites, _, *how = _shrink(expand).args
+    of_call = _meaning(which), _meaning(shares)
+    ranks = tuple(factor.meta[EXAMPLE].shape[:-1] for factor in A)  # type: ignore[union-attr]
+    types = dtype(y), *map(dtype, (A[0], B[0]))  # type: ignore[index]
+    return x, ranks, types, sites, *how, h.target, of_call, wanted, gate  # type: ignore[union-attr]
+
+
+_OF_SHARES = (ops.choose, torch.gather, torch.narrow, torch.select, torch.stack, torch.clamp, "to")
+
+
+def _meaning(value: Any) -> Any:
+    """Return what is equal for what computes the same of the samples' shares."""
+    if isinstance(value, Node) and value.target in _OF_SHARES:
+        return value.target, *map(_meaning, value.args)
+    return tuple(map(_meaning, value)) if isinstance(value, list | tuple) else value
+
+
+def _shrink(expand: Node) -> Node:
+    h = expand.args[1]
+    return h if h.target is picked_shrink else h.args[0]  # type: ignore[union-attr,return-value]
+
+
+def _can_be_joined(graph: Graph, group: list[Node]) -> bool:
+    """Whether all can be computed where the last is, and what reads the others after it."""
+    return not any(
+        node in group or node.is_impure() or _writes(node) for node in _late(graph, group)
+    )
+
+
+def _late(graph: Graph, group: list[Node]) -> Iterator[Node]:
+    """Yield, in order, what has to wait for the last of a group: what needs another of it."""
+    needs = set(group[:-1])
+    nodes = iter(graph.nodes)
+    for node in nodes:
+        if node is group[-1]:
+            break
+        if not needs.isdisjoint(node.all_input_nodes):
+            needs.add(node)
+            yield node
+    if not needs.isdisjoint(group[-1].all_input_nodes):
+        yield group[-1]
+
+
+def _writes(node: Node) -> bool:
+    """Whether a node writes into what it is given."""
+    schema = getattr(node.target, "_schema", None)
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return (
+        (schema is not None and schema.is_mutable)
+        or (name.endswith("_") and not name.endswith("__"))
+        or node.target in (operator.setitem, operator.iadd, operator.imul, operator.isub)
+        or node.kwargs.get("out") is not None
+    )
+
+
+def _join(graph: Graph, group: list[Node]) -> Node:
+    """Put one in the place of the last; return it."""
+    last, late = group[-1], list(_late(graph, group))
+    shrinks = [_shrink(node) for node in group]
+    (x, _, _, _, *how), (_, _, _, which, shares, _, wanted, gate) = shrinks[0].args, group[0].args
+    of = {i: [one for node in group for one in node.args[i]] for i in (0, 2, 5)}  # type: ignore[union-attr]
+    before = set(graph.nodes)
+    with graph.inserting_before(last):
+        A = [factor for shrink in shrinks for factor in shrink.args[1]]  # type: ignore[union-attr]
+        h = call(graph, picked_shrink, x, A, len(group), which, *how)
+        if group[0].args[1] is not shrinks[0]:
+            h = call(graph, torch.sum, h, 1, True)
+        joined = call(graph, picked_expand, of[0], h, of[2], which, shares, of[5], wanted, gate)
+        results = [call(graph, operator.getitem, joined, i) for i in range(len(group))]
+    for node in graph.nodes:
+        if node not in before:
+            inherit(node, last)
+            node.meta["lora_fx"] = {**last.meta.get("lora_fx", {}), "rule": "join_picked"}
+    for node, result in zip(group, results, strict=True):
+        for item in list(node.users):
+            item.replace_all_uses_with(result)
+    for node in reversed(late):
+        if node.users:
+            last.append(node)
+    return joined
+
+
+def _through_gate(graph: Graph, joined: Node) -> None:
+    """Let a kernel go through a gate, where nothing else reads the two results."""
+    y, h, B, which, shares, scalings, wanted, _ = joined.args
+    results = sorted(joined.users, key=lambda node: node.args[1])  # type: ignore[arg-type,return-value]
+    if len(results) != 2 or any(len(node.users) != 1 for node in results):
+        return
+    if y[0].meta[EXAMPLE].shape != y[1].meta[EXAMPLE].shape:  # type: ignore[index,union-attr]
+        return
+    for first, second in (results, results[::-1]):
+        activation, product = *first.users, *second.users
+        gate = _gate_of(activation)
+        both = {activation, second}
+        if gate is None or set(activation.users) != {product} or not _is_product(product, both):
+            continue
+        if first.args[1] == 1:
+            y, B, scalings = _swapped(y), _swapped(B), _swapped(scalings)
+            _swap_sites(h)  # type: ignore[arg-type]
+        with graph.inserting_before(product):
+            how = which, shares, scalings, wanted, gate
+            through = call(graph, picked_expand, y, h, B, *how)
+            result = call(graph, operator.getitem, through, 0)
+        for node in (through, result):
+            inherit(node, product)
+            node.meta["lora_fx"] = joined.meta["lora_fx"]
+        product.replace_all_uses_with(result)
+        graph.erase_node(product)
+        graph.erase_node(activation)
+        return
+
+
+def _erase_unused(graph: Graph) -> None:
+    """Erase what our rules made and nothing reads; torch's own way takes what is written too."""
+    for node in reversed(graph.nodes):
+        if not node.users and "rule" in node.meta.get("lora_fx", {}):
+            graph.erase_node(node)
+
+
+def _gate_of(node: Node) -> str | None:
+    """Return the name of a gate, of what computes one."""
+    if node.target in (F.silu, torch.ops.aten.silu.default) and not node.kwargs.get("inplace"):
+        return "silu"
+    if node.target is F.gelu:
+        how = node.kwargs.get("approximate", (*node.args, "none")[1])
+        return {"none": "gelu", "tanh": "gelu_tanh"}.get(str(how))
+    return None
+
+
+def _is_product(node: Node, of: set[Node]) -> bool:
+    is_mul = node.target in (operator.mul, torch.mul, "mul")
+    return is_mul and len(node.args) == 2 and set(node.args) == of and not node.kwargs
+
+
+def _swapped(each: Any) -> list[Any]:
+    half = len(each) // 2
+    return [*each[half:], *each[:half]]
+
+
+def _swap_sites(h: Node) -> None:
+    shrink = h if h.target is picked_shrink else h.args[0]
+    assert isinstance(shrink, Node)
+    shrink.args = (shrink.args[0], _swapped(shrink.args[1]), *shrink.args[2:])
