@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Set up .venv, then lint, check types and test. `--all` adds the slow tests and the real model's.
+# Set up .venv, then lint, check types and test, the real models too. `--all` adds the slow tests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 case ${1-} in
-  "") marks="not gpu and not real and not slow" ;;
+  "") marks="not gpu and not slow" ;;
   --all) marks="not gpu" ;;
   *)
     echo "usage: tests/run.sh [--all]" >&2

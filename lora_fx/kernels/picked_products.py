@@ -159,12 +159,18 @@ def _sums(
     return [one.new_empty(one.shape) for one in (y[:1] if gate else y)]
 
 
+def _refuse(ctx: object, *gradients: object) -> None:
+    raise RuntimeError("a bug in lora_fx: picked products are for calls without gradients")
+
+
 _library.impl("picked_shrink", shrink_reference, "CPU")
 _library.impl("picked_shrink", _shrink_on_gpu, "CUDA")
 torch.library.register_fake("lora_fx::picked_shrink", _partial, lib=_library)
 _library.impl("picked_expand", expand_reference, "CPU")
 _library.impl("picked_expand", _expand_on_gpu, "CUDA")
 torch.library.register_fake("lora_fx::picked_expand", _sums, lib=_library)
+torch.library.register_autograd("lora_fx::picked_shrink", _refuse, lib=_library)
+torch.library.register_autograd("lora_fx::picked_expand", _refuse, lib=_library)
 
 picked_shrink = torch.ops.lora_fx.picked_shrink.default
 picked_expand = torch.ops.lora_fx.picked_expand.default

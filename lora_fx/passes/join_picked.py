@@ -54,12 +54,14 @@ def join_picked(module: GraphModule) -> int:
 
 def _key(expand: Node) -> Any:
     """Return what sites have in common that can be joined."""
-    (y,), h, B, which, shares, _, wanted, gate = expand.args
-    x, A, sites, _, *how = _shrink(expand).args
+    of_expand: tuple[Any, ...] = expand.args
+    of_shrink: tuple[Any, ...] = _shrink(expand).args
+    (y, *_), h, B, which, shares, _, wanted, gate = of_expand
+    x, A, sites, _, *how = of_shrink
     of_call = _meaning(which), _meaning(shares)
-    ranks = tuple(factor.meta[EXAMPLE].shape[:-1] for factor in A)  # type: ignore[union-attr]
-    types = dtype(y), *map(dtype, (A[0], B[0]))  # type: ignore[index]
-    return x, ranks, types, sites, *how, h.target, of_call, wanted, gate  # type: ignore[union-attr]
+    ranks = tuple(factor.meta[EXAMPLE].shape[:-1] for factor in A)
+    types = dtype(y), *map(dtype, (A[0], B[0]))
+    return x, ranks, types, sites, *how, h.target, of_call, wanted, gate
 
 
 _OF_SHARES = (ops.choose, torch.gather, torch.narrow, torch.select, torch.stack, torch.clamp, "to")
@@ -114,11 +116,13 @@ def _join(graph: Graph, group: list[Node]) -> Node:
     """Put one in the place of the last; return it."""
     last, late = group[-1], list(_late(graph, group))
     shrinks = [_shrink(node) for node in group]
-    (x, _, _, _, *how), (_, _, _, which, shares, _, wanted, gate) = shrinks[0].args, group[0].args
-    of = {i: [one for node in group for one in node.args[i]] for i in (0, 2, 5)}  # type: ignore[union-attr]
+    of_expand: tuple[Any, ...] = group[0].args
+    of_shrink: tuple[Any, ...] = shrinks[0].args
+    (x, _, _, _, *how), (_, _, _, which, shares, _, wanted, gate) = of_shrink, of_expand
+    of = {i: _listed(group, i) for i in (0, 2, 5)}
     before = set(graph.nodes)
     with graph.inserting_before(last):
-        A = [factor for shrink in shrinks for factor in shrink.args[1]]  # type: ignore[union-attr]
+        A = _listed(shrinks, 1)
         h = call(graph, picked_shrink, x, A, len(group), which, *how)
         if group[0].args[1] is not shrinks[0]:
             h = call(graph, torch.sum, h, 1, True)
@@ -137,13 +141,20 @@ def _join(graph: Graph, group: list[Node]) -> Node:
     return joined
 
 
+def _listed(nodes: list[Node], place: int) -> list[Any]:
+    """Return what is in the lists that some nodes have in one place."""
+    lists: list[Any] = [node.args[place] for node in nodes]
+    return [one for some in lists for one in some]
+
+
 def _through_gate(graph: Graph, joined: Node) -> None:
     """Let a kernel go through a gate, where nothing else reads the two results."""
-    y, h, B, which, shares, scalings, wanted, _ = joined.args
-    results = sorted(joined.users, key=lambda node: node.args[1])  # type: ignore[arg-type,return-value]
+    of_expand: tuple[Any, ...] = joined.args
+    y, h, B, which, shares, scalings, wanted, _ = of_expand
+    results = [node for _, node in sorted((node.args[1], node) for node in joined.users)]
     if len(results) != 2 or any(len(node.users) != 1 for node in results):
         return
-    if y[0].meta[EXAMPLE].shape != y[1].meta[EXAMPLE].shape:  # type: ignore[index,union-attr]
+    if y[0].meta[EXAMPLE].shape != y[1].meta[EXAMPLE].shape:
         return
     for first, second in (results, results[::-1]):
         activation, product = *first.users, *second.users
@@ -153,7 +164,7 @@ def _through_gate(graph: Graph, joined: Node) -> None:
             continue
         if first.args[1] == 1:
             y, B, scalings = _swapped(y), _swapped(B), _swapped(scalings)
-            _swap_sites(h)  # type: ignore[arg-type]
+            _swap_sites(h)
         with graph.inserting_before(product):
             how = which, shares, scalings, wanted, gate
             through = call(graph, picked_expand, y, h, B, *how)
@@ -195,6 +206,5 @@ def _swapped(each: Any) -> list[Any]:
 
 
 def _swap_sites(h: Node) -> None:
-    shrink = h if h.target is picked_shrink else h.args[0]
-    assert isinstance(shrink, Node)
+    shrink: Any = h if h.target is picked_shrink else h.args[0]
     shrink.args = (shrink.args[0], _swapped(shrink.args[1]), *shrink.args[2:])

@@ -36,7 +36,7 @@ from lora_fx.kernels.picked_products import (
     picked_shrink,
 )
 from lora_fx.rewrite.columns import picked_out
-from lora_fx.rewrite.metadata import EXAMPLE, call, dtype, likely_size
+from lora_fx.rewrite.metadata import EXAMPLE, call, dtype
 from lora_fx.rewrite.rule import Match, Miss
 from lora_fx.rules.dispatch_costs import is_picked_in_kernel
 from lora_fx.rules.plain_branches import Members, alike, others
@@ -64,14 +64,8 @@ class PickInKernel:
             return Miss("gradients are wanted")
         if may_be_on(node.graph, x.device.type):
             return Miss("autocast decides what products are computed in")
-        size = (*(likely_size(n) for n in x.shape[:-1]), 1)[:2]
-        found = []
-        for places in alike(node, structure):
-            ranks = Members.of(structure, places).ranks
-            if _can_be_picked(structure, places, x.dtype) and is_picked_in_kernel(
-                x.device.type, *size, ranks, structure.terms
-            ):
-                found.append(places)
+        groups = alike(node, structure) if is_picked_in_kernel(x.device.type) else []
+        found = [places for places in groups if _can_be_picked(structure, places, x.dtype)]
         if not found:
             return Miss("no branches that are cheaper to pick in a kernel")
         return Match(node, {"structure": structure, "groups": found})

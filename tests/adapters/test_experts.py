@@ -241,6 +241,7 @@ def test_status_and_plan() -> None:
     assert merged[f"{place}.down_proj"].merged_adapters == ["one", "two"]
 
 
+@pytest.mark.slow
 def test_an_artifact(tmp_path: Any) -> None:
     entry = "compile { entry train { batch = 2  sequence = 9 } }"
     lora_fx.build(TWO + entry, KINDS["mixtral"].base(), tmp_path / "artifact")

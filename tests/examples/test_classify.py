@@ -19,6 +19,7 @@ def test_no_paragraph_is_in_both_parts() -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # by Inductor
 @pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing")  # by PEFT and TRL
 def test_the_whole_job(minilm: Path, tmp_path: Path) -> None:

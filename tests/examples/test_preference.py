@@ -46,6 +46,7 @@ def test_the_loss_is_that_of_two_models() -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # by Inductor
 @pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing")  # by PEFT and TRL
 def test_the_whole_job(smollm2: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import lora_fx
 pytestmark = pytest.mark.real
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # by Inductor
 def test_the_whole_job(smollm2: Path, tmp_path: Path) -> None:
     outcome = upscale.main(steps=4, held_out_blocks=4, out=tmp_path)

@@ -154,6 +154,13 @@ def test_fakes_have_the_same_shapes() -> None:
         torch.library.opcheck(picked_expand, expanded, test_utils="test_faketensor")
 
 
+def test_gradients_are_refused() -> None:
+    of = inputs(SHAPES[1], torch.float32)
+    of["x"] = of["x"].clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="without gradients"):
+        both(of, torch.float32)[1][0].sum().backward()
+
+
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 def test_kernels_under_the_interpreter() -> None:
     """In float32 and float16; in a process of its own, since Triton asks once."""

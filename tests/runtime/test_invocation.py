@@ -201,7 +201,9 @@ def test_several_active_add_up_each_from_its_own_start(backend: str | None) -> N
     assert relative(model(input_ids=ids).logits, want) > 1e-2
 
 
-@pytest.mark.parametrize("backend", [None, "eager", "inductor"])
+@pytest.mark.parametrize(
+    "backend", [None, "eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
 @torch.no_grad()
 def test_each_sample_of_a_mixed_batch_is_as_alone(backend: str | None) -> None:
     model, ids = two(backend), mixed_samples()
@@ -265,7 +267,7 @@ def test_embedded_samples_of_others_run() -> None:
         model(inputs_embeds=embedded, adapter_names=["one", "lora"] * 3)
 
 
-@pytest.mark.parametrize("unit", ["layers", "model"])
+@pytest.mark.parametrize("unit", ["layers", pytest.param("model", marks=pytest.mark.slow)])
 def test_wherever_it_is_invoked_no_graph_is_made(unit: str) -> None:
     model = lora_fx.compile(
         llama(3), f"{TWO.partition('route')[0]} compile {{ unit = {unit} }}", backend="eager"

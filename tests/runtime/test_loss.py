@@ -144,6 +144,7 @@ def test_it_is_one_graph_of_a_model() -> None:
     assert model.state_dict().keys() == marked.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_trainer_sees_the_same_losses(tmp_path: Path) -> None:
     logs = []
     for backend in ("inductor", None):

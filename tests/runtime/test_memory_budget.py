@@ -53,7 +53,7 @@ def measured(
     return kept, grads
 
 
-@pytest.mark.parametrize("dropouts", [(), (0.3,), (0.3, 0.2)])
+@pytest.mark.parametrize("dropouts", [(), (0.3,), pytest.param((0.3, 0.2), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("share", SHARES)
 def test_gradients_are_those_without_a_budget(share: float, dropouts: tuple[float, ...]) -> None:
     _, want = measured("none", *dropouts)

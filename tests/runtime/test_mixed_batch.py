@@ -248,7 +248,7 @@ adapter b { rank = 1 init = random target linear }"""
         assert relative(got[i], base(x)[i]) > 1e-2
 
 
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_a_hundred_mixes_compile_nothing(backend: str) -> None:
     model, chosen = mixed(backend=backend), random.Random(5)

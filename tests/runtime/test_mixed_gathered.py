@@ -70,7 +70,7 @@ def test_samples_of_the_base_are_the_base_bit_for_bit(backend: str) -> None:
     assert not torch.equal(got[1::2], base[1::2])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_gradients_are_those_of_separate_runs(backend: str) -> None:
     model, ids = mixed(backend=backend).train(), samples(len(TRAINED))
     got, want = at_once(model, ids), one_by_one(model, ids)

@@ -43,7 +43,11 @@ def alone(model: Any, ids: Tensor, names: list[str], **how: Any) -> Tensor:
 
 @pytest.mark.parametrize(
     ("backend", "way"),
-    [*((None, way) for way in WAYS), ("inductor", "several-beams"), ("eager", "static")],
+    [
+        *((None, way) for way in WAYS),
+        ("eager", "static"),
+        pytest.param("inductor", "several-beams", marks=pytest.mark.slow),
+    ],
 )
 def test_each_sample_is_written_as_alone(backend: str | None, way: str) -> None:
     model, ids = mixed(backend=backend), tokens(4, 9)

@@ -146,7 +146,9 @@ def apart(model: Any, names: list[str]) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend", [None, "eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
 def test_gradients_are_those_of_separate_runs(backend: str | None) -> None:
     model, names = mixed(backend).train(), ["a", "b", "__base__", "c", "d", "a"]
     want = apart(model, names)
@@ -203,7 +205,7 @@ def test_what_is_computed_again_is_routed_as_it_was(backend: str | None, reentra
         assert relative(got[name], gradient) < 3e-5, name
 
 
-@pytest.mark.parametrize("backend", [None, "inductor"])
+@pytest.mark.parametrize("backend", [None, pytest.param("inductor", marks=pytest.mark.slow)])
 def test_each_sample_is_written_as_alone(backend: str | None) -> None:
     model = mixed(backend)
     got = write(model, IDS[:5, :9], adapter_names=NAMES[:5], num_beams=2)

@@ -72,7 +72,14 @@ def resident(model: Any) -> set[str]:
     return {name for name in model.get_model_status().slots if name}
 
 
-@pytest.mark.parametrize("backend", [None, "eager", "inductor"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(None, marks=pytest.mark.slow),
+        "eager",
+        pytest.param("inductor", marks=pytest.mark.slow),
+    ],
+)
 def test_a_hundred_mixes_swaps_and_loads_compile_nothing(backend: str | None, disk: Path) -> None:
     model, chosen = served(backend), random.Random(3)
     want = {name: of_peft(disk, name) for name in ADAPTERS}

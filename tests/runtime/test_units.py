@@ -132,6 +132,7 @@ def test_checkpoint_in_the_file(unit: str) -> None:
         checkpointing(model, reentrant=True)
 
 
+@pytest.mark.slow
 def test_many_architectures_in_one_process() -> None:
     """More graphs than Dynamo's usual eight per code object, none of them lost to the limit."""
     for build in (llama, qwen3, mistral, gpt_neox):

@@ -129,7 +129,8 @@ def test_trainer_makes_no_graph_in_its_second_run(unit: str, tmp_path: Path) -> 
     assert added_graphs(trainer(model, tmp_path / "second", **settings).train) == 0
 
 
-@pytest.mark.parametrize("new", [pytest.param("rank", marks=pytest.mark.slow), "wide"])
+@pytest.mark.slow
+@pytest.mark.parametrize("new", ["rank", "wide"])
 def test_a_new_structure_costs_graphs_once(new: str, folders: dict[str, Path]) -> None:
     """Modules that had no adapter are others when they have one, with and without it in force."""
     model = compiled("layers")
