@@ -15,7 +15,8 @@ from lora_fx.plan.packed import packing_of, plain_dtype
 from lora_fx.plan.quantization import QuantizedModule
 from lora_fx.plan.room import weights_with_room
 from lora_fx.plan.rules import AdapterPlan
-from lora_fx.spec.spec import OptimizerSpec
+from lora_fx.plan.token_routing import routed
+from lora_fx.spec.spec import ArrowSpec, Spec
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,16 @@ def estimate(
     adapters: Iterable[AdapterPlan],
     quantized: Mapping[str, QuantizedModule],
     dequantized: Collection[str],
-    optimizer: OptimizerSpec | None,
-    augmented: bool = False,
+    spec: Spec,
 ) -> Memory:
     """Return the bytes that training needs beside its activations.
 
-    With `augmented`, adapted weights are held a second time, with room beside them; those that an
-    init changes are so in any case. Those that are `dequantized` are held as they are then.
+    With `layout = augmented`, adapted weights are held a second time, with room beside them; those
+    that an init changes are so in any case. Those that are `dequantized` are held as they are then.
+    Adapters that tokens are routed to have prototypes too, and differences from what is general.
     """
+    augmented = spec.compile.layout == "augmented"
+    arrow = spec.route.arrow if spec.route else None
     sizes = {id(tensor): tensor.nbytes for tensor in _tensors(tree)}
     for fqn, module in quantized.items():
         whole = tree.get_submodule(fqn).weight
@@ -68,6 +71,7 @@ def estimate(
             sizes[id(weight)] = count_elements(weight) * width
     adapters = list(adapters)
     added = _with_room(tree, adapters, quantized) if augmented else 0
+    added += sum(_routed(adapters, arrow)) if arrow is not None else 0
     trained = []
     for adapter in adapters:
         of_base = [*_copies(tree, adapter), *_rows(tree, adapter), *_biases(tree, adapter)]
@@ -81,7 +85,7 @@ def estimate(
         sum(sizes.values()),
         added,
         sum(size.elements * size.width for size in trained),
-        sum(state_bytes(size.elements, size.width, optimizer) for size in trained),
+        sum(state_bytes(size.elements, size.width, spec.optimizer) for size in trained),
     )
 
 
@@ -124,6 +128,14 @@ def _of_sites(adapter: AdapterPlan) -> Iterator[_Size]:
     for site in adapter.sites:
         for name in site.trained_tensors:
             yield _Size(math.prod(site.tensors[name]), _width(site.dtype))
+
+
+def _routed(adapters: list[AdapterPlan], arrow: ArrowSpec) -> Iterator[int]:
+    """Yield the bytes that each site of an adapter takes which tokens are routed to."""
+    plans = {plan.name: plan for plan in adapters}
+    for site in (site for name in routed(arrow, plans) for site in plans[name].sites):
+        prototype = site.in_features * max(4, _width(site.dtype))
+        yield prototype + (site.parameters * _width(site.dtype) if arrow.general else 0)
 
 
 def _with_room(tree: nn.Module, adapters: list[AdapterPlan], quantized: Collection[str]) -> int:

@@ -142,14 +142,11 @@ def with_adapters(plan: Plan, adapters: tuple[AdapterPlan, ...], tree: nn.Module
     """Return the plan with these adapters in the place of its own, of the same modules."""
     sites = {(site.name, site.adapter): site for adapter in adapters for site in adapter.sites}
     keys = ((site.name, site.adapter) for site in plan.sites)
-    augmented = plan.spec.compile.layout == "augmented"
     return replace(
         plan,
         adapters=adapters,
         sites=tuple(sites[key] for key in keys if key in sites),
-        _memory=estimate(
-            tree, adapters, plan.quantized, plan.dequantized, plan.spec.optimizer, augmented
-        ),
+        _memory=estimate(tree, adapters, plan.quantized, plan.dequantized, plan.spec),
     )
 
 
@@ -173,7 +170,6 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
             diagnostics += error.diagnostics
     dequantized = dequantized_modules(spec.merges, adapters, quantized, modules)
     packed = {fqn: module for fqn, module in quantized.items() if fqn not in dequantized}
-    augmented = spec.compile.layout == "augmented"
     order = {name: i for i, name in enumerate((*modules.by_fqn, *modules.parameters))}
     plan = Plan(
         spec,
@@ -193,7 +189,7 @@ def plan_sites(spec: Spec, tree: nn.Module, layer_map: LayerMap | None = None) -
         0 if _routes_tokens(spec) else merged_bytes(tree, adapters, packed),
         tuple(d for d in diagnostics if d.severity != "error"),
         blueprint_of(tree),
-        estimate(tree, adapters, packed, dequantized, spec.optimizer, augmented),
+        estimate(tree, adapters, packed, dequantized, spec),
     )
     diagnostics += _rank_faults(plan) + slot_faults(spec, plan.sites)
     diagnostics += merge_faults(spec.merges, adapters)

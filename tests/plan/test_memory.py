@@ -1,7 +1,9 @@
+import pytest
 import torch
 from torch import nn
 
 import lora_fx
+from lora_fx.adapters.sites.experts import Experts
 from lora_fx.plan.memory import count_elements
 from tests.plan.models import Shared, Tower
 from tests.quantised import nf4
@@ -40,6 +42,25 @@ def test_augmented_weights_are_held_twice() -> None:
     held = lora_fx.compile(model, text.replace("plain", "augmented"))
     storages = [held[i].weight.untyped_storage().nbytes() for i in (0, 1)]
     assert augmented - plain == sum(storages)
+
+
+@pytest.mark.parametrize("general", ["", ', general = ["c"]'])
+def test_what_tokens_are_routed_by(general: str) -> None:
+    adapters = (
+        f"adapter {name} {{ rank = 2 dtype = bfloat16 trainable = false target q_proj, down_proj }}"
+        for name in "abc"
+    )
+    text = "\n".join(["lora 1", *adapters])
+    route = f"route {{ by = arrow(top = 1{general}) }}"
+    base = llama(1)
+    plain, routed = (lora_fx.plan(one, base).memory() for one in (text, f"{text} {route}"))
+    model = lora_fx.compile(base, f"{text} {route}", backend=None)
+    active = ["a", "b"] if general else ["a", "b", "c"]
+    model.set_adapter(active)
+    experts = [module for module in model.modules() if isinstance(module, Experts)]
+    held = sum(one.nbytes for e in experts for one in e.buffers())
+    assert routed["adapters"] - plain["adapters"] == held
+    assert held >= len(active) * 4 * (32 + 44)
 
 
 def test_shared_weights_count_once() -> None:

@@ -174,9 +174,11 @@ def _require_routable(model: Any) -> None:
             f"a batch of several adapters is trained in {_processes()} processes",
             "they would have to agree on which adapters are absent, and do not yet: train in one",
         )
-    faults = unroutable(model, model.training)
-    if faults:
-        raise LoraFxError(faults)
+    plans = model.lora_fx_adapters.values()
+    if any(plan.modules or plan.tokens or plan.biases for plan in plans):  # else of factors only
+        faults = unroutable(model, model.training)
+        if faults:
+            raise LoraFxError(faults)
     if model.lora_fx_rows_known != model.lora_fx_sited:
         adapted = (site for plan in model.lora_fx_adapters.values() for site in plan.sites)
         require_sample_rows(model.lora_fx_plan, modules_with_sites(model))

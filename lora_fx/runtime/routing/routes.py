@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,26 +34,28 @@ class Routes:
 
     def indices(self, names: Sequence[str]) -> list[int]:
         """Return the row of each name. Raises LoraFxError with all that are unknown."""
-        rows = self._rows()
         self.require_known(names)
-        return [rows[name] for name in names]
+        return [self._rows[name] for name in names]
 
     def require_known(self, names: Sequence[str], elsewhere: Collection[str] = ()) -> None:
         """Raise LoraFxError with all names that are neither rows nor `elsewhere`."""
-        rows = (*self._rows(), *elsewhere)
+        unknown = [n for n in dict.fromkeys(names) if n not in self._rows and n not in elsewhere]
+        if not unknown:
+            return
+        rows = (*self._rows, *elsewhere)
         known = ", ".join(f"`{name}`" for name in rows)
-        faults = tuple(
-            Diagnostic(
-                "unknown-adapter",
-                f"there is no adapter and no mix `{name}`",
-                help=did_you_mean(name, rows) or f"the names are {known}",
+        raise LoraFxError(
+            tuple(
+                Diagnostic(
+                    "unknown-adapter",
+                    f"there is no adapter and no mix `{name}`",
+                    help=did_you_mean(name, rows) or f"the names are {known}",
+                )
+                for name in unknown
             )
-            for name in dict.fromkeys(names)
-            if name not in rows
         )
-        if faults:
-            raise LoraFxError(faults)
 
+    @cached_property
     def _rows(self) -> dict[str, int]:
         names = ((row, name) for row, name in enumerate(self.names) if not is_slot(name))
         return {name: row for row, name in names} | {BASE: -1}
