@@ -143,6 +143,7 @@ class AdapterMethods(AdapterChecks):
         active = active or self._first(left)
         require_compatible(self, active, self.lora_fx_merged)
         self._require_tokens_routable(active, left)
+        self._require_columns(self._columns_without(adapter_name))
         self.lora_fx_adapters, self.lora_fx_active = left, active
         route = self.lora_fx_plan.spec.route
         if route and route.default and adapter_name in (t.name for t in route.default.terms):
@@ -242,7 +243,9 @@ class AdapterMethods(AdapterChecks):
         plans = self.lora_fx_adapters.values()
         found = {plan.name: invocation_of(plan.sites) for plan in plans}
         self.lora_fx_invocations = {name: tokens for name, tokens in found.items() if tokens}
-        self.lora_fx_routes = routes_of(self._columns(), self.lora_fx_plan.spec.route)
+        routes = routes_of(self._columns(), self.lora_fx_plan.spec.route)
+        self._require_columns(routes.adapters)
+        self.lora_fx_routes = routes
         sites = dict(storage.sites(self))
         self.lora_fx_sited = tuple(sites)
         for site in sites.values():
@@ -250,10 +253,24 @@ class AdapterMethods(AdapterChecks):
             site.route(self.lora_fx_routes.adapters, self.lora_fx_routes.terms)
         encoder_layers.note_sites(self)
 
+    def _require_columns(self, new: tuple[str, ...]) -> None:
+        """Raise LoraFxError if a mixed batch runs whose samples would get others' adapters."""
+        if self.lora_fx_routing.shares_around is None:
+            return
+        old = self.lora_fx_routes.adapters
+        if len(new) > len(old) or any(new[i] in old and new[i] != old[i] for i in range(len(new))):
+            message = "an adapter comes or goes while a mixed batch runs: samples would be mixed up"
+            help = "load, combine and delete adapters between calls"
+            raise LoraFxError((Diagnostic("bad-routing", message, help=help),))
+
     def _route_own(self) -> None:
         """Let copies and rows, as they are now, be those of a mixed batch."""
         own_outputs.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
         token_rows.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)
+
+    def _columns_without(self, adapter: str) -> tuple[str, ...]:
+        """Return the columns as they are once an adapter is deleted."""
+        return tuple(name for name in self._columns() if name != adapter)
 
     def _columns(self) -> tuple[str, ...]:
         """Return the adapters by their columns in the shares of a mixed batch."""

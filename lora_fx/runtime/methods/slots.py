@@ -197,6 +197,11 @@ class SlotMethods(ConvertMethods):
         own = (name for name in self.lora_fx_adapters if name not in slots.adapters)
         return (*own, *slots.names)
 
+    def _columns_without(self, adapter: str) -> tuple[str, ...]:
+        slots = self.lora_fx_slots
+        is_slot = slots is not None and adapter in slots.adapters
+        return self._columns() if is_slot else super()._columns_without(adapter)
+
     def _watched(self) -> tuple[str, ...]:
         slots = () if self.lora_fx_slots is None else self.lora_fx_slots.adapters
         own = (name for name in self.lora_fx_adapters if name not in slots)
