@@ -15,9 +15,10 @@ may be many factors in one tensor, (N, r, in) and (N, outᵢ, r). Factors are re
 only those that a sample has: nothing is copied, and other adapters take no time. There are no
 gradients.
 
-Products are of values in dtype d, with sums in float32; a result is rounded once, to the dtype of
-y. A sample without adapters is what it was, bit for bit. No atomics: equal inputs give equal bits.
-On a GPU Triton kernels, elsewhere the plain references below.
+Products are of values in dtype d, with sums in float32, rounded once, to the dtype of y; a gate is
+computed of those in float32 and rounded at its end, as Inductor does it. A sample without adapters
+is what it was, bit for bit. No atomics: equal inputs give equal bits. On a GPU Triton kernels,
+elsewhere the plain references below.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -81,8 +82,10 @@ def expand_reference(
         own = whole[i, s, :, t * rank : t * rank + factor.shape[1]]
         own = own * (shares[s, t] * scalings[i][which[s, t]])
         z[i][s] += own.to(dtype).float() @ factor.to(dtype).float().T
-    made = [GATES[gate](z[0]) * z[1]] if gate else z
-    return [one.to(y[0].dtype).contiguous() for one in made]
+    sums = [one.to(y[0].dtype).contiguous() for one in z]
+    if gate:
+        return [(GATES[gate](sums[0].float()) * sums[1].float()).to(y[0].dtype)]
+    return sums
 
 
 def _picked(

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import libdevice
 
 _STEP = {True: 512, False: 128}  # columns at once: of single rows, of tiles
 _COLUMNS = {True: 256, False: 128}  # of an output's tile
@@ -35,7 +36,8 @@ def shrink(
     rows = _rows(T, "shrink")
     together = 1 if rows == 1 else triton.next_power_of_2(sites)
     _shrink[S * triton.cdiv(T, rows), parts, triton.cdiv(sites, together)](
-        x, which=which, h=h, S=S, T=T, x0=x.stride(0), x1=x.stride(1), x2=x.stride(2), N=n,
+        x, which=which.contiguous(), h=h, S=S, T=T,
+        x0=x.stride(0), x1=x.stride(1), x2=x.stride(2), N=n,
         **_sources(A, sites, -2), **_sizes(which, rank, rows, dtype),
         TOGETHER=together, PARTS=parts, PART=part, STEP=min(part, _STEP[rows == 1]),
         num_warps=4, num_stages=3,
@@ -60,7 +62,8 @@ def expand(
     first = (0, *accumulate(triton.cdiv(one.shape[2], columns) for one in y))
     blocks = first[1 if gate else sites]
     _expand[(blocks * S * triton.cdiv(T, rows),)](
-        tuple(one.contiguous() for one in y), h=h.contiguous(), which=which, shares=shares,
+        tuple(one.contiguous() for one in y), h=h.contiguous(), which=which.contiguous(),
+        shares=shares,
         scalings=tuple(one.contiguous() for one in scalings), z=tuple(z), S=S, T=T,
         shares0=shares.stride(0), shares1=shares.stride(1), GATE=gate, BLOCKS=blocks,
         **_sources(B, sites, -1), **_sizes(which, rank, rows, dtype),
@@ -152,7 +155,7 @@ def _shrink(
                     total += tl.sum(factor.to(tl.float32) * values, 1)[None, :]
                 else:
                     values = tl.load(
-                        from_sample + rows * x1 + columns[None, :] * x2,
+                        from_sample + rows.to(tl.int64) * x1 + columns[None, :] * x2,
                         mask=(rows < T) & (columns[None, :] < N),
                         other=0.0,
                     ).to(DTYPE)
@@ -206,7 +209,7 @@ def _gated(x, GATE: tl.constexpr):
     if GATE == "gelu":
         return x * 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
     inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-    return x * tl.sigmoid(2.0 * inner)  # 0.5 x (1 + tanh(inner))
+    return 0.5 * x * (1.0 + libdevice.tanh(inner))
 
 
 @triton.jit(do_not_specialize=["S", "T"])
@@ -230,6 +233,8 @@ def _expand(
             1, block, y, h, many, single, which, shares, scalings, S, T, shares0, shares1, sample,
             rows, N[0], SINGLE, RANKS, LAST, TERMS, WIDTH, RANK, ROWS, DTYPE, PARTS, COLUMNS,
         )  # fmt: skip
+        dtype = z[0].dtype.element_ty
+        gate, up = gate.to(dtype).to(tl.float32), up.to(dtype).to(tl.float32)
         columns = block * COLUMNS + tl.arange(0, COLUMNS)[None, :]
         place = z[0] + (sample * T + rows) * N[0] + columns
         tl.store(place, _gated(gate, GATE) * up, mask=(rows < T) & (columns < N[0]))

