@@ -76,7 +76,7 @@ def test_without_its_seeds_dropout_would_be_wrong(monkeypatch: pytest.MonkeyPatc
     assert_differ(wrong.values(), measured("none", 0.3)[1].values())
 
 
-@pytest.mark.parametrize("dropouts", [(), (0.3,), (0.3, 0.2)])
+@pytest.mark.parametrize("dropouts", [(), (0.3,), pytest.param((0.3, 0.2), marks=pytest.mark.slow)])
 def test_less_is_kept_the_smaller_the_share(dropouts: tuple[float, ...]) -> None:
     kept = [measured(f"budget({share})", *dropouts)[0] for share in SHARES]
     assert kept[0] == measured("none", *dropouts)[0]
