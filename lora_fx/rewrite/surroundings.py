@@ -1,15 +1,20 @@
 """What a node is computed in: what has been written before it, and in which modes.
 
 Nodes with equal surroundings may change places, as far as none needs another's result.
+
+Relies on `torch._C._set_grad_enabled`, which Dynamo writes for `torch.no_grad`; that
+`tests/passes/test_join_picked.py` finds gradients behind it holds that.
 """
 
 import operator
 from collections.abc import Hashable
 
 import torch
-from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.fx import Graph, Node
 
+from lora_fx.graph.autocast import AUTOCAST_TARGETS
+
+_ENTER, _EXIT = AUTOCAST_TARGETS
 _IN_PLACE = frozenset(
     getattr(operator, name)
     for name in (
@@ -27,9 +32,9 @@ def surroundings(graph: Graph) -> dict[Node, Hashable]:
         found[node] = written, learns, autocasts
         if node.target is torch._C._set_grad_enabled:
             learns = node.args
-        elif node.target is _enter_autocast:
+        elif node.target is _ENTER:
             autocasts = *autocasts, node
-        elif node.target is _exit_autocast:
+        elif node.target is _EXIT:
             autocasts = tuple(one for one in autocasts if one not in node.args)
         elif node.op not in ("placeholder", "output") and (node.is_impure() or _writes(node)):
             written += 1

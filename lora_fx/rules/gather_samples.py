@@ -34,7 +34,7 @@ from lora_fx.graph.structure import Structure
 from lora_fx.rewrite.metadata import EXAMPLE, call, likely_size
 from lora_fx.rewrite.rule import Match, Miss
 from lora_fx.rules.dispatch_costs import is_gathered
-from lora_fx.rules.plain_branches import Members, alike, others, stackable
+from lora_fx.rules.plain_branches import Members, alike, mixed_rows, others, stackable
 
 
 class GatherSamples:
@@ -44,14 +44,10 @@ class GatherSamples:
 
     def match(self, node: Node) -> Match | Miss:
         """Match a site where branches are cheaper to gather; `groups` are the places of those."""
-        if node.op != "call_function" or node.target is not ops.site:
-            return Miss("not a site")
-        structure = Structure.parse(node.args[4])  # type: ignore[arg-type]
-        if len(node.args) < 7 or not structure.terms:
-            return Miss("all samples have the same adapters")
+        structure = mixed_rows(node)
+        if isinstance(structure, Miss):
+            return structure
         x = node.args[1].meta[EXAMPLE]  # type: ignore[union-attr]
-        if structure.kind != "linear" or x.ndim not in (2, 3):
-            return Miss("not the rows of a linear layer")
         size = [likely_size(n) for n in x.shape[:-1]]
         found = []
         for places in stackable(alike(node, structure), structure):

@@ -39,7 +39,7 @@ from lora_fx.rewrite.columns import picked_out
 from lora_fx.rewrite.metadata import EXAMPLE, call, dtype
 from lora_fx.rewrite.rule import Match, Miss
 from lora_fx.rules.dispatch_costs import is_picked_in_kernel
-from lora_fx.rules.plain_branches import Members, alike, others
+from lora_fx.rules.plain_branches import Members, alike, mixed_rows, others
 
 PART = {True: 512, False: 2048}  # features that one program goes over: of single rows, of more
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -52,14 +52,12 @@ class PickInKernel:
 
     def match(self, node: Node) -> Match | Miss:
         """Match a site with adapters among which kernels can choose; `groups` are their places."""
-        if node.op != "call_function" or node.target is not ops.site:
-            return Miss("not a site")
-        structure = Structure.parse(node.args[4])  # type: ignore[arg-type]
-        if len(node.args) < 7 or not structure.terms:
-            return Miss("all samples have the same adapters")
+        structure = mixed_rows(node)
+        if isinstance(structure, Miss):
+            return structure
         x = node.args[1].meta[EXAMPLE]  # type: ignore[union-attr]
-        if structure.kind != "linear" or x.ndim not in (2, 3) or x.dtype not in _DTYPES:
-            return Miss("not the rows of a linear layer")
+        if x.dtype not in _DTYPES:
+            return Miss("a dtype that kernels do not compute in")
         if node.meta[EXAMPLE].requires_grad:
             return Miss("gradients are wanted")
         if may_be_on(node.graph, x.device.type):

@@ -10,8 +10,21 @@ from torch.fx import Graph, Node
 
 from lora_fx.graph import ops
 from lora_fx.graph.structure import Branch, Structure
-from lora_fx.rewrite.metadata import call, dtype
-from lora_fx.rewrite.rule import Match
+from lora_fx.rewrite.metadata import EXAMPLE, call, dtype
+from lora_fx.rewrite.rule import Match, Miss
+
+
+def mixed_rows(node: Node) -> Structure | Miss:
+    """Return the structure of a linear layer's site whose samples have adapters of their own."""
+    if node.op != "call_function" or node.target is not ops.site:
+        return Miss("not a site")
+    structure = Structure.parse(node.args[4])  # type: ignore[arg-type]
+    if len(node.args) < 7 or not structure.terms:
+        return Miss("all samples have the same adapters")
+    x = node.args[1].meta[EXAMPLE]  # type: ignore[union-attr]
+    if structure.kind != "linear" or x.ndim not in (2, 3):
+        return Miss("not the rows of a linear layer")
+    return structure
 
 
 def alike(node: Node, structure: Structure) -> list[list[int]]:

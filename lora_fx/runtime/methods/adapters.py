@@ -253,16 +253,6 @@ class AdapterMethods(AdapterChecks):
             site.route(self.lora_fx_routes.adapters, self.lora_fx_routes.terms)
         encoder_layers.note_sites(self)
 
-    def _require_columns(self, new: tuple[str, ...]) -> None:
-        """Raise LoraFxError if a mixed batch runs whose samples would get others' adapters."""
-        if self.lora_fx_routing.shares_around is None:
-            return
-        old = self.lora_fx_routes.adapters
-        if len(new) > len(old) or any(new[i] in old and new[i] != old[i] for i in range(len(new))):
-            message = "an adapter comes or goes while a mixed batch runs: samples would be mixed up"
-            help = "load, combine and delete adapters between calls"
-            raise LoraFxError((Diagnostic("bad-routing", message, help=help),))
-
     def _route_own(self) -> None:
         """Let copies and rows, as they are now, be those of a mixed batch."""
         own_outputs.route(self, self.lora_fx_routes.adapters, self.lora_fx_routing)

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from lora_fx.adapters.peft.keys import expected_shapes
+from lora_fx.adapters.routing import Routing
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.plan import Plan
 from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.slots import is_slot
 from lora_fx.plan.token_routing import routed, routing_faults
 from lora_fx.plan.variants import invocation_of
+from lora_fx.runtime.routing.routes import Routes
 from lora_fx.spec.spec import ArrowSpec
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ class AdapterChecks(_Base):
     lora_fx_plan: Plan
     lora_fx_adapters: dict[str, AdapterPlan]
     lora_fx_merged: tuple[str, ...]
+    lora_fx_routing: Routing
+    lora_fx_routes: Routes
 
     def _require_base_unmerged(self, plan: AdapterPlan) -> None:
         """Raise LoraFxError if an adapter changes weights while others are folded into them."""
@@ -40,6 +44,16 @@ class AdapterChecks(_Base):
             message = f"adapter `{there[0]}` is merged into the weights"
             help = "call `unmerge_adapter()` first"
             raise LoraFxError((Diagnostic("adapter-merged", message, help=help),))
+
+    def _require_columns(self, new: tuple[str, ...]) -> None:
+        """Raise LoraFxError if a mixed batch runs whose samples would get others' adapters."""
+        if self.lora_fx_routing.shares_around is None:
+            return
+        old = self.lora_fx_routes.adapters
+        if len(new) > len(old) or any(new[i] in old and new[i] != old[i] for i in range(len(new))):
+            message = "an adapter comes or goes while a mixed batch runs: samples would be mixed up"
+            help = "load, combine and delete adapters between calls"
+            raise LoraFxError((Diagnostic("bad-routing", message, help=help),))
 
     def _require_known(self, names: tuple[str, ...]) -> None:
         known = ", ".join(f"`{name}`" for name in self.lora_fx_adapters)
