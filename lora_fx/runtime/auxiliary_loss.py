@@ -17,22 +17,24 @@ from lora_fx.adapters.sites.sampler import Sampler
 from lora_fx.graph.monteclora import divergence, mixture, variances
 from lora_fx.plan.rules import AdapterPlan
 
+_VARIANTS = ("kasa", "monteclora")
 _IGNORED = -100  # a label
 
 
 def auxiliary_loss(model: nn.Module, adapters: Iterable[AdapterPlan]) -> Tensor | None:
     """Return what these adapters add to the loss of a whole batch; None if it is nothing."""
-    placed = dict(storage.sites(model))
+    each = [s for plan in adapters for s in plan.sites if s.variant.name in _VARIANTS]
+    placed = dict(storage.sites(model)) if each else {}
     found: list[Tensor] = []
     drawn: list[Tensor] = []
-    for site in (site for plan in adapters for site in plan.sites):
+    for site in each:
         if site.variant.name == "kasa":
             own = storage.tensors(placed[site.fqn], site.adapter)
             weights = (site.variant.argument("beta"), site.variant.argument("gamma"))
             beta, gamma = (float(weight) for weight in weights)  # type: ignore[arg-type]
             A, B, d = (own[name] for name in ("lora_A.weight", "lora_B.weight", storage.DIAGONAL))
             found.append(regularization(A, B, d, beta, gamma))
-        elif site.variant.name == "monteclora":
+        else:
             sampler = placed[site.fqn].lora_branches[site.adapter].sampler
             assert sampler is not None
             drawn.append(_of_draws(sampler, dict(site.variant.arguments)))

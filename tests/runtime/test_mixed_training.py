@@ -1,5 +1,6 @@
 """Mixed batches train: each adapter as it would by its own samples alone, and absent ones not."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,6 +121,28 @@ def test_what_one_of_several_batches_had_is_present() -> None:
     loss("b", "b").backward()
     losses(model(input_ids=ids).logits, ids).mean().backward()
     assert present() == {"b", "d"}
+
+
+def test_an_adapter_that_comes_later_is_absent_as_well(tmp_path: Path) -> None:
+    model, ids = mixed(backend=None).train(), samples(2)
+
+    def trained(*names: str) -> set[str]:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.3)
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        model.zero_grad()
+        losses(model(input_ids=ids, adapter_names=list(names)).logits, ids).mean().backward()
+        optimizer.step()
+        moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+        return {name for name in "abcdef" if any(of(n, name) for n in moved)}
+
+    assert trained("a", "b") == {"a", "b"}
+    model.save_pretrained(tmp_path)
+    model.load_adapter(tmp_path / "a", "e", is_trainable=True)
+    assert trained("a", "b") == {"a", "b"}
+    assert trained("e", "__base__") == {"e"}
+    model.delete_adapter("a")
+    model.load_adapter(tmp_path / "b", "f", is_trainable=True)
+    assert trained("f", "e") == {"e", "f"}
 
 
 def test_steps_of_other_optimizers_take_nothing() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_fx.adapters import storage, token_rows
 from lora_fx.adapters.bind import activate, bind, remove, require_compatible
@@ -51,6 +51,7 @@ class AdapterMethods(AdapterChecks):
     lora_fx_default: int | None
     lora_fx_invocations: dict[str, tuple[int, ...]]  # of those that wait for tokens of their own
     lora_fx_present: set[str] | None
+    lora_fx_owned: dict[str, list[nn.Module]] | None  # what adapters own, once it was asked for
 
     def active_adapters(self) -> list[str]:
         """Return the adapters that take part in the forward, in the order they are added up."""
@@ -247,7 +248,7 @@ class AdapterMethods(AdapterChecks):
         self._require_columns(routes.adapters)
         self.lora_fx_routes = routes
         sites = dict(storage.sites(self))
-        self.lora_fx_sited = tuple(sites)
+        self.lora_fx_sited, self.lora_fx_owned = tuple(sites), None
         for site in sites.values():
             site.lora_routing = self.lora_fx_routing
             site.route(self.lora_fx_routes.adapters, self.lora_fx_routes.terms)

@@ -119,8 +119,7 @@ def route_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rou
     if not model.lora_fx_enabled:
         return Routed(rows)
     _require_routable(model)
-    shares = routes.table.to(rows.device)[rows.long()]
-    return Routed(rows, shares if first is None else shares.to(first.device, non_blocking=True))
+    return Routed(rows, routes.shares(rows, rows.device if first is None else first.device))
 
 
 def _rows_of(model: Any, names: list[str], first: Tensor | None) -> list[int]:

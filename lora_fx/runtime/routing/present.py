@@ -6,7 +6,8 @@ steps, those of which there was no sample since their gradients were last cleare
 """
 
 import weakref
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,17 +53,29 @@ def _clear_absent(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for parameter in _parameters(model, absent):
             if id(parameter) in held:
                 parameter.grad = None
-        every = _parameters(model, list(model.lora_fx_adapters))
+        every = _parameters(model, model.lora_fx_adapters)
         if all(id(parameter) in held for parameter in every if parameter.grad is not None):
             model.lora_fx_present = None
 
 
-def _has_gradient(model: nn.Module, adapter: str) -> bool:
+def _has_gradient(model: Any, adapter: str) -> bool:
     return any(parameter.grad is not None for parameter in _parameters(model, [adapter]))
 
 
-def _parameters(model: nn.Module, adapters: list[str]) -> Iterator[nn.Parameter]:
+def _parameters(model: Any, adapters: Iterable[str]) -> Iterator[nn.Parameter]:
     """Yield the parameters that these adapters own."""
-    for fqn, module in model.named_modules() if adapters else ():
-        if owner_of(fqn) in adapters:
+    if model.lora_fx_owned is None:
+        model.lora_fx_owned = _owned(model)
+    for name in adapters:
+        for module in model.lora_fx_owned.get(name, ()):
             yield from (p for p in module._parameters.values() if p is not None)
+
+
+def _owned(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """Return the modules with parameters that each adapter owns."""
+    found: dict[str, list[nn.Module]] = defaultdict(list)
+    for fqn, module in model.named_modules():
+        owner = owner_of(fqn) if module._parameters else None
+        if owner is not None:
+            found[owner].append(module)
+    return dict(found)

@@ -55,6 +55,22 @@ class Routes:
             )
         )
 
+    def shares(self, rows: Tensor, device: torch.device) -> Tensor:
+        """Return the shares (S, adapters) under names by their rows, int (S,), on a device.
+
+        The host does not wait for the device: it goes on while the shares are on their way.
+        """
+        if rows.device not in self._tables:
+            self._tables[rows.device] = self.table.to(rows.device)
+        shares = self._tables[rows.device][rows.long()]
+        if device.type == "cuda" and shares.device.type == "cpu":
+            shares = shares.pin_memory()  # what is not is copied once all before it is done
+        return shares.to(device, non_blocking=True)
+
+    @cached_property
+    def _tables(self) -> dict[torch.device, Tensor]:
+        return {}
+
     @cached_property
     def _rows(self) -> dict[str, int]:
         names = ((row, name) for row, name in enumerate(self.names) if not is_slot(name))
