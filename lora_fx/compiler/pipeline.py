@@ -18,6 +18,7 @@ from lora_fx.passes.aten.accumulate_products import accumulate_products
 from lora_fx.passes.aten.augment_products import augment_products
 from lora_fx.passes.aten.fuse_low_rank_terms import fuse_low_rank_terms
 from lora_fx.passes.aten.keep_float32 import keep_float32
+from lora_fx.passes.aten.part_columns import part_columns
 from lora_fx.passes.aten.share_gradient_reads import share_gradient_reads
 from lora_fx.passes.causal_attention import causal_attention
 from lora_fx.passes.factor_dora_norm import factor_dora_norm
@@ -38,7 +39,7 @@ Backend = Literal["inductor", "eager"]
 
 RULES = (PickInKernel(), GatherSamples(), JoinBranches(), ExpandSites())
 FUSE = (factor_dora_norm, share_shrinks, join_picked, causal_attention, grouped_attention)
-PLAIN = (share_gradient_reads, accumulate_products, fuse_low_rank_terms, keep_float32)
+PLAIN = (share_gradient_reads, accumulate_products, fuse_low_rank_terms, keep_float32, part_columns)
 AUGMENTED = (*PLAIN[:2], augment_products, *PLAIN[2:])
 
 
