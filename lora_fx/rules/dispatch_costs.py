@@ -20,7 +20,7 @@ rows (3 TB/s), and such that 8 adapters of rank 16, trained on 8 × 1024 rows, a
 not the slower way (`tests/benchmarks/mixed_batch.py --train --adapters 8`). Else not measured: p is
 the time in which an H100 reads a float32 factor, writes and reads it in bfloat16, 8 bytes at 3.0
 TB/s, over that of one multiply-add at a third of 790 TFLOP/s. 64 samples of 128 rows are gathered
-from Σ rᵢ > 170, and single rows hardly ever. In kernels, 64 adapters take 1.10 times the base's
+from Σ rᵢ > 170, and single rows hardly ever. In kernels, 64 adapters take 1.11 times the base's
 time there, gathered 1.31 (`mixed_batch.py --slots`, H100, two layers of Llama 3 8B).
 """
 

@@ -56,16 +56,10 @@ class Routes:
         )
 
     def shares(self, rows: Tensor, device: torch.device) -> Tensor:
-        """Return the shares (S, adapters) under names by their rows, int (S,), on a device.
-
-        The host does not wait for the device: it goes on while the shares are on their way.
-        """
+        """Return the shares (S, adapters) under names by their rows, int (S,), on a device."""
         if rows.device not in self._tables:
             self._tables[rows.device] = self.table.to(rows.device)
-        shares = self._tables[rows.device][rows.long()]
-        if device.type == "cuda" and shares.device.type == "cpu":
-            shares = shares.pin_memory()  # what is not is copied once all before it is done
-        return shares.to(device, non_blocking=True)
+        return self._tables[rows.device][rows.long()].to(device, non_blocking=True)
 
     @cached_property
     def _tables(self) -> dict[torch.device, Tensor]:
