@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
-from torch.utils._pytree import tree_leaves
 
+from lora_fx.adapters.result_tensors import result_tensors
 from lora_fx.adapters.weights import copies
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 
@@ -25,11 +25,13 @@ class Routing:
     are any, `versioned` modules have the base's tensors in force. `invoked` (S, adapters), int64,
     is on how many of the last tokens of each sample an adapter acts that acts from its invocation
     on; without shares its columns are the active adapters. It is None if there is none such.
+    `in_force` are the adapters that act without shares, then those that are merged.
     """
 
     def __init__(self) -> None:
         self.shares: Tensor | None = None
         self.invoked: Tensor | None = None
+        self.in_force: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
         self.versioned: tuple[nn.Module, ...] = ()
         self._aside: list[tuple[nn.Module, dict[str, Tensor]]] = []
         self._running: list[int] = []  # the thread of each call
@@ -86,8 +88,8 @@ class Routing:
                 self._set(shares, invoked)
                 Variable._execution_engine.queue_callback(self._forget)
 
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.requires_grad:
+        for tensor in result_tensors(result):
+            if tensor.requires_grad:
                 tensor.register_hook(begins)
 
     def _forget(self) -> None:
@@ -135,12 +137,19 @@ def checkpoint_routed(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Call `checkpoint(function, …)`; what it computes again is routed as it was the first time."""
+    """Call `checkpoint(function, …)`; what it computes again is routed as it was the first time.
+
+    Raises LoraFxError there if other adapters act by then, in a call that is not of a mixed batch.
+    """
     if torch.compiler.is_compiling():  # the graph holds both
         return checkpoint(function, *args, **kwargs)
-    shares, invoked = routing.shares, routing.invoked
+    shares, invoked, in_force = routing.shares, routing.invoked, routing.in_force
 
     def routed(*args: Any, **kwargs: Any) -> Any:
+        if shares is None and routing.in_force != in_force:
+            message = "other adapters act than when what is computed again was computed"
+            help = "call `backward()` before `set_adapter`, `disable_adapter` or a merge"
+            raise LoraFxError((Diagnostic("bad-routing", message, help=help),))
         with routing.of(shares, invoked):
             return function(*args, **kwargs)
 

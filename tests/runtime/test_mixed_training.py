@@ -1,5 +1,7 @@
 """Mixed batches train: each adapter as it would by its own samples alone, and absent ones not."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,125 @@ def test_what_one_of_several_batches_had_is_present() -> None:
     loss("b", "b").backward()
     losses(model(input_ids=ids).logits, ids).mean().backward()
     assert present() == {"b", "d"}
+
+
+def moved_by(model: Any, step: Callable[[], object]) -> set[str]:
+    """The adapters that something changes."""
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    step()
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    return {name for name in "abcd" if any(of(n, name) for n in moved)}
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_closure_computes_the_gradients(by_name: bool) -> None:
+    model, ids = mixed(backend=None).train(), samples(2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.3)
+    called = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = losses(model(input_ids=ids, adapter_names=["a", "b"]).logits, ids).mean()
+        loss.backward()
+        called.append(loss)
+        return loss
+
+    def step() -> None:
+        result = optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+        assert result is called[0]
+
+    assert moved_by(model, step) == {"a", "b"}
+    assert len(called) == 1
+
+
+def test_gradients_that_are_cleared_between_forward_and_backward() -> None:
+    """Of a step that was left out before, as a scaler of float16 does."""
+    model, ids = mixed(backend=None).train(), samples(2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    def loss(*names: str) -> Tensor:
+        return losses(model(input_ids=ids, adapter_names=names).logits, ids).mean()
+
+    loss("a", "a").backward()
+    of_b = loss("b", "b")
+    optimizer.zero_grad()
+    of_b.backward()
+    assert moved_by(model, optimizer.step) == {"b"}
+    optimizer.zero_grad()
+    loss("a", "a").backward()
+    both = loss("b", "b"), loss("a", "a")
+    optimizer.zero_grad()
+    (both[0] + both[1]).backward()
+    assert moved_by(model, optimizer.step) == {"a", "b"}
+
+
+def test_a_plain_step_after_a_mixed_batch_that_no_optimizer_saw() -> None:
+    model, ids = mixed(SPEC.replace("train = true", ""), backend=None).eval(), samples(2)
+    loss = losses(model(input_ids=ids, adapter_names=["a", "a"]).logits, ids).mean()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    torch.autograd.grad(loss, trained, allow_unused=True)
+    model.train().set_adapter("b")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses(model(input_ids=ids).logits, ids).mean().backward()
+    assert moved_by(model, optimizer.step) == {"b"}
+
+
+@dataclass
+class Answer:
+    y: Tensor
+
+
+class Answering(nn.Module):
+    """Returns what torch knows no parts of."""
+
+    def __init__(self, recomputes: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.recomputes = nn.Linear(8, 7), nn.Linear(7, 4), recomputes
+
+    def inner(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).tanh())
+
+    def forward(self, x: Tensor) -> Answer:
+        how = {"use_reentrant": False}
+        return Answer(checkpoint(self.inner, x, **how) if self.recomputes else self.inner(x))
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_results_that_are_objects(recomputes: bool) -> None:
+    torch.manual_seed(0)
+    adapters = " ".join(f"adapter {n} {{ rank = 2 init = random target linear }}" for n in "ab")
+    text = f"lora 1 {adapters} route {{ train = true }}"
+    model: Any = lora_fx.compile(Answering(recomputes), text, backend=None).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.randn(2, 8), adapter_names=["a", "a"]).y.square().sum().backward()
+    assert moved_by(model, optimizer.step) == {"a"}
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.filterwarnings("ignore:None of the inputs")  # of a forward without gradients
+def test_adapters_that_are_switched_before_what_is_computed_again(reentrant: bool) -> None:
+    model, ids = mixed(backend=None).train(), samples(2)
+    checkpointing(model, reentrant)
+    model.enable_input_require_grads()
+    model.set_adapter("a")
+
+    def loss() -> Tensor:
+        return losses(model(input_ids=ids).logits, ids).mean()
+
+    loss().backward()
+    want = gradients(model)
+    model.zero_grad()
+    first = loss()
+    with model.disable_adapter(), torch.no_grad():  # as preference training does
+        loss()
+    first.backward()
+    got = gradients(model)
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[name], one) for name, one in want.items())
+    first = loss()
+    model.set_adapter("b")
+    with pytest.raises(LoraFxError, match="other adapters act"):
+        first.backward()
 
 
 def test_an_adapter_that_comes_later_is_absent_as_well(tmp_path: Path) -> None:

@@ -157,6 +157,20 @@ def test_pinned_and_active_ones_stay(disk: Path) -> None:
     assert resident(model) == {"six", "two", "five"}
 
 
+def test_active_ones_are_used(disk: Path) -> None:
+    model = served()
+    for name in ("one", "two", "three"):
+        model.load_adapter(disk / name, name)
+    model.set_adapter("one")
+    model.set_adapter("a")
+    model.load_adapter(disk / "four", "four")
+    assert resident(model) == {"one", "three", "four"}
+    for wrong in (["two", "nowhere"], ["two", "two"]):
+        with pytest.raises(LoraFxError):
+            model.set_adapter(wrong)
+        assert resident(model) == {"one", "three", "four"}
+
+
 def test_names_of_one_call_do_not_push_each_other_out(disk: Path) -> None:
     model = served(spec=OWN + "route { slots = 3  max_rank = 6 }")
     for name in ADAPTERS:

@@ -11,7 +11,10 @@ Autograd keeps a gradient as it is if its memory is laid out as the parameter's,
 other, one by one: in a mixed batch, each adapter's of each site. So all of a site are copied at
 once, together with what computes them.
 
-Left alone: slices of different widths, and such that are no results of the graph.
+Left alone: slices of different widths, such that are no results of the graph, and those of what
+something else reads too. And all of forward graphs, where results may have to share memory: a
+backward graph is one with arguments that AOTAutograd names `tangents`;
+`tests/passes/aten/test_part_columns.py` holds it.
 """
 
 from collections import defaultdict
@@ -24,6 +27,10 @@ from lora_fx.passes.aten.nodes import args, aten, call, value
 
 def part_columns(graph: Graph) -> int:
     """Rewrite the results that are columns of one matrix; return of how many matrices."""
+    if not any(
+        str(node.target).startswith("tangents") for node in graph.find_nodes(op="placeholder")
+    ):
+        return 0
     groups: dict[Node, set[Node]] = defaultdict(set)
     output = graph.output_node()
     for node in output.all_input_nodes:
@@ -43,6 +50,8 @@ def _rewrite(graph: Graph, whole: Node, columns: set[Node], output: Node) -> boo
     (rows, total), (width, *others) = value(whole).shape, {value(c).shape[1] for c in columns}
     starts = [args(one)[2] for one in columns]
     if others or len(columns) < 2 or total % width or any(start % width for start in starts):
+        return False
+    if whole.op == "placeholder" or not columns.issuperset(whole.users):
         return False
     with graph.inserting_before(min(columns)):
         apart = call(graph, whole, aten.reshape.default, whole, [rows, total // width, width])

@@ -50,7 +50,7 @@ class AdapterMethods(AdapterChecks):
     lora_fx_rows_known: tuple[str, ...]  # those of which it is known that their rows are samples
     lora_fx_default: int | None
     lora_fx_invocations: dict[str, tuple[int, ...]]  # of those that wait for tokens of their own
-    lora_fx_present: set[str] | None
+    lora_fx_present: dict[str, int] | None
     lora_fx_owned: dict[str, list[nn.Module]] | None  # what adapters own, once it was asked for
 
     def active_adapters(self) -> list[str]:
@@ -190,13 +190,20 @@ class AdapterMethods(AdapterChecks):
             self._write_adapters(beside, Path(folder), save_embedding_layers)
 
     def _write_adapters(
-        self, beside: Path, folder: Path, save_embedding_layers: bool | Literal["auto"]
+        self,
+        beside: Path,
+        folder: Path,
+        save_embedding_layers: bool | Literal["auto"],
+        chosen: Collection[str] | None = None,
     ) -> None:
-        """Write every adapter and the spec, to be moved into `folder`."""
+        """Write adapters, to be moved into `folder`; with all of them the spec."""
         for plan in self._plans():
+            if chosen is not None and plan.name not in chosen:
+                continue
             inside = "." if plan.name == "default" else plan.name
             write_adapter(self, plan, beside / inside, save_embedding_layers, folder / inside)
-        save_spec(beside, folder, self.lora_fx_plan.spec)
+        if chosen is None:
+            save_spec(beside, folder, self.lora_fx_plan.spec)
 
     def auxiliary_loss(self, adapters: Collection[str] | None = None) -> Tensor | None:
         """Return what variants of adapters add to the loss of a batch, None if it is nothing.
@@ -236,6 +243,7 @@ class AdapterMethods(AdapterChecks):
         active, merged = self.lora_fx_active, self.lora_fx_merged
         on = self.lora_fx_enabled
         activate(self, active if on else (), merged if on else (), self._arrow())
+        self.lora_fx_routing.in_force = active if on else (), merged
         self._route_own()
         self.lora_fx_routing.settle()
 

@@ -85,9 +85,14 @@ class SlotMethods(ConvertMethods):
 
         While they are active they stay. See `AdapterMethods`.
         """
-        self.bring_in([adapter_name] if isinstance(adapter_name, str) else adapter_name)
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        slots = self.lora_fx_slots
+        known = [*self.lora_fx_adapters, *(() if slots is None else slots.folders)]
+        if len(set(names)) == len(names) and all(name in known for name in names):
+            self.bring_in(names)
         super().set_adapter(adapter_name)
         if self.lora_fx_slots is not None:
+            self.lora_fx_slots = self.lora_fx_slots.touched(names)
             self._activate()  # with the slots' parameters as they are now
 
     def delete_adapter(self, adapter_name: str) -> None:

@@ -83,7 +83,8 @@ def _noted(model: Any, call: "Routed", result: Any) -> Collection[str] | None:
         present = model.lora_fx_routes.present(call.rows.tolist())
         note_present(model, result, present)
         return present
-    if route and route.train and model.lora_fx_enabled:
+    is_noted = model.lora_fx_present is not None or (route and route.train)
+    if is_noted and model.lora_fx_enabled:
         note_present(model, result, set(model.lora_fx_active))
     return None
 

@@ -2,22 +2,25 @@
 
 In the graph of a mixed batch their gradients are zeros, and AdamW moves a parameter on a zero
 gradient too. Which adapters a backward pass is of is noted when it begins, and before an optimizer
-steps, those of which there was no sample since their gradients were last cleared lose theirs.
+steps, or after the closure that it is given, those of which there was no sample since their
+gradients were last cleared lose theirs.
 """
 
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
-from torch.utils._pytree import tree_leaves
 
+from lora_fx.adapters.result_tensors import result_tensors
 from lora_fx.adapters.storage import owner_of
 
 _installed: list[Any] = []
 _models: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_passes = count()
 
 
 def note_present(model: Any, result: Any, adapters: set[str]) -> None:
@@ -27,26 +30,52 @@ def note_present(model: Any, result: Any, adapters: set[str]) -> None:
     """
     _before_every_step()
     _models.add(model)
-    if model.lora_fx_present is not None:
-        model.lora_fx_present = {n for n in model.lora_fx_present if _has_gradient(model, n)}
-    seen = weakref.ref(model)
+    seen, before = weakref.ref(model), dict(model.lora_fx_present or {})
 
     def begins(_: Tensor) -> None:
         model = seen()
-        if model is not None:
-            model.lora_fx_present = (model.lora_fx_present or set()) | adapters
+        if model is None:
+            return
+        noted = model.lora_fx_present or {}
+        cleared = {
+            name
+            for name, when in before.items()
+            if noted.get(name) == when and not _has_gradient(model, name)
+        }
+        kept = {name: when for name, when in noted.items() if name not in cleared}
+        model.lora_fx_present = kept | dict.fromkeys(adapters, next(_passes))
 
-    for tensor in tree_leaves(result):
-        if isinstance(tensor, Tensor) and tensor.requires_grad:
+    for tensor in result_tensors(result):
+        if tensor.requires_grad:
             tensor.register_hook(begins)
 
 
 def _before_every_step() -> None:
     if not _installed:
-        _installed.append(register_optimizer_step_pre_hook(_clear_absent))
+        _installed.append(register_optimizer_step_pre_hook(_before_step))
 
 
-def _clear_absent(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _before_step(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Clear what is absent, or have a closure do it, which computes the gradients."""
+    place = next((i for i, one in enumerate(args) if callable(one) and one is not optimizer), None)
+    given = kwargs.get("closure") if place is None else args[place]
+    if given is None:
+        _clear_absent(optimizer)
+        return None
+
+    def closure() -> Any:
+        loss = given()
+        _clear_absent(optimizer)
+        return loss
+
+    if place is None:
+        return args, {**kwargs, "closure": closure}
+    return (*args[:place], closure, *args[place + 1 :]), kwargs
+
+
+def _clear_absent(optimizer: Optimizer) -> None:
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for model in (one for one in list(_models) if one.lora_fx_present is not None):
         absent = [name for name in model.lora_fx_adapters if name not in model.lora_fx_present]

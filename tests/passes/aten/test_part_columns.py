@@ -13,8 +13,8 @@ from tests.tiny import llama, tokens
 GIVEN = [torch.randn(7, 5), torch.randn(5, 12)]
 
 
-def side_by_side(dy, h):
-    dB = torch.mm(dy, h)
+def side_by_side(tangents, h):
+    dB = torch.mm(tangents, h)
     return dB[:, :4], dB[:, 8:], h * 2, dB[:, 4:8]
 
 
@@ -28,8 +28,8 @@ def test_the_results_are_the_same_and_contiguous() -> None:
 
 
 def test_what_else_reads_a_part_reads_it_as_before() -> None:
-    def read(dy, h):
-        first, *others = side_by_side(dy, h)
+    def read(tangents, h):
+        first, *others = side_by_side(tangents, h)
         return first, first.sum(), *others
 
     graph = rewritten(part_columns, traced(read, *GIVEN))
@@ -37,31 +37,52 @@ def test_what_else_reads_a_part_reads_it_as_before() -> None:
     assert all(map(torch.equal, graph(*GIVEN), read(*GIVEN)))
 
 
-def of_other_widths(dy, h):
-    dB = torch.mm(dy, h)
+def of_other_widths(tangents, h):
+    dB = torch.mm(tangents, h)
     return dB[:, :4], dB[:, 4:]
 
 
-def in_between(dy, h):
-    dB = torch.mm(dy, h)
+def in_between(tangents, h):
+    dB = torch.mm(tangents, h)
     return dB[:, 2:6], dB[:, 6:10]
 
 
-def one_alone(dy, h):
-    return torch.mm(dy, h)[:, :4]
+def one_alone(tangents, h):
+    return torch.mm(tangents, h)[:, :4]
 
 
-def rows(dy, h):
-    dA = torch.mm(dy, h)
+def rows(tangents, h):
+    dA = torch.mm(tangents, h)
     return dA[:3], dA[3:6]
 
 
-def no_results(dy, h):
-    dB = torch.mm(dy, h)
+def read_by_others(tangents, h):
+    dB = torch.mm(tangents, h)
+    return dB[:, :6], dB[:, 6:], dB.sum()
+
+
+def of_a_forward_pass(x, h):
+    y = torch.mm(x, h)
+    return y[:, :6], y[:, 6:]
+
+
+def no_results(tangents, h):
+    dB = torch.mm(tangents, h)
     return dB[:, :6] + dB[:, 6:]
 
 
-@pytest.mark.parametrize("function", [of_other_widths, in_between, one_alone, rows, no_results])
+@pytest.mark.parametrize(
+    "function",
+    [
+        of_other_widths,
+        in_between,
+        one_alone,
+        rows,
+        read_by_others,
+        of_a_forward_pass,
+        no_results,
+    ],
+)
 def test_what_is_left_alone(function) -> None:
     rewritten(part_columns, traced(function, *GIVEN), made=0)
 
