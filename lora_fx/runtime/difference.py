@@ -34,16 +34,23 @@ class Difference:
                 one for name in apart for one in holders.get(id(getattr(module, name)), [fqn])
             ]
             layer, is_shared = layer_of(module), len(set(sharing)) > 1
-            if layer is not None and layer.kind in _KINDS and "weight" in apart and not is_shared:
+            if is_shared:
+                _require_still_shared(sharing, others)
+            is_factored = layer is not None and layer.kind in _KINDS and layer.groups == 1
+            if layer is not None and is_factored and "weight" in apart and not is_shared:
                 delta = _oriented(others[fqn], layer.kind) - _oriented(module, layer.kind)
-                changes[fqn] = low_rank(delta, rank, layer.groups)
+                changes[fqn] = low_rank(delta, rank)
                 biased |= "bias" in apart
             elif apart and sharing[0] == fqn:
                 whole.append(fqn)
                 tied |= is_shared
-        if not changes and not whole:
-            message = "the two models have the same weights"
-            raise LoraFxError((Diagnostic("cannot-convert", message),))
+        if not changes:
+            message, help = "the two models have the same weights", None
+            if whole:
+                kept = ", ".join(f"`{fqn}`" for fqn in whole)
+                message = f"only {kept} changed, of which an adapter holds a copy, not factors"
+                help = "keep the trained model"
+            raise LoraFxError((Diagnostic("cannot-convert", message, help=help),))
         return Difference(changes, whole, biased, tied)
 
     def spec(self) -> str:
@@ -70,6 +77,16 @@ def _same_modules(tuned: nn.Module, base: nn.Module) -> dict[str, nn.Module]:
     if faults:
         raise LoraFxError(faults)
     return others
+
+
+def _require_still_shared(sharing: Sequence[str], others: Mapping[str, nn.Module]) -> None:
+    """Raise LoraFxError if modules that share a weight in the base have different ones now."""
+    first, *rest = dict.fromkeys(sharing)
+    for other in rest:
+        if not torch.equal(others[first].weight, others[other].weight):  # type: ignore[arg-type]
+            message = f"`{first}` and `{other}` share a weight in the base, and no longer"
+            help = "give the base separate weights too: `tie_word_embeddings=False` in its config"
+            raise LoraFxError((Diagnostic("cannot-convert", message, help=help),))
 
 
 def _holders(base: nn.Module) -> dict[int, list[str]]:

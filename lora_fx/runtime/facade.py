@@ -7,7 +7,7 @@ signature of `forward` stay. What transformers asks of a model with adapters is 
 import inspect
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +36,11 @@ else:
 
 
 _CHECKPOINT = partial(checkpoint, use_reentrant=False)
+_OF_FILES = (  # what else transformers, Trainer and Accelerate give `save_pretrained`
+    *("push_to_hub", "repo_id", "max_shard_size", "variant", "token", "safe_serialization"),
+    *("save_peft_format", "save_original_format", "distributed_checkpoint", "save_function"),
+    *("commit_message", "commit_description", "private", "revision", "create_pr", "tags"),
+)
 
 
 class HuggingFace(SlotMethods, _Base):  # type: ignore[override]
@@ -58,18 +63,28 @@ class HuggingFace(SlotMethods, _Base):  # type: ignore[override]
         is_main_process: bool = True,
         state_dict: Mapping[str, Tensor] | None = None,
         save_embedding_layers: bool | Literal["auto"] = "auto",
+        selected_adapters: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         """Write every adapter as a PEFT folder, see `save_adapters`; the base is not written.
 
+        With `selected_adapters` their folders alone; others, and the spec, stay as they are. Of
+        what transformers' method takes, what is about the base's files does nothing. Raises
+        LoraFxError for unknown adapters, TypeError for other keywords.
+
         In a `Trainer` checkpoint (`checkpoint-N`) also a `model.safetensors` with the adapters'
         parameters under their names in this model, which is what `Trainer` resumes from.
         """
+        unknown = [name for name in kwargs if name not in _OF_FILES]
+        if unknown:
+            raise TypeError(f"save_pretrained() got an unexpected keyword argument '{unknown[0]}'")
+        self._require_known(tuple(selected_adapters or ()))
         if not is_main_process:
             return
         push, upload = kwargs.get("push_to_hub"), kwargs.get("repo_id") or Path(save_directory).name
         with together(Path(save_directory)) as beside:
-            self._write_adapters(beside, Path(save_directory), save_embedding_layers)
+            folder = Path(save_directory)
+            self._write_adapters(beside, folder, save_embedding_layers, selected_adapters)
             if re.fullmatch(r"checkpoint-\d+", Path(save_directory).name):
                 save_file(self._adapter_state(), beside / "model.safetensors", {"format": "pt"})
         if push:

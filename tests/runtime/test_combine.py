@@ -470,3 +470,22 @@ def test_one_adapts_what_the_other_trains() -> None:
     adapter two { rank = 2 target v_proj train "model.layers.1.self_attn.q_proj" }"""
     with pytest.raises(lora_fx.LoraFxError, match="`two` trains"):
         model(text).add_weighted_adapter(**MIX, adapter_name="new")
+
+
+@pytest.mark.parametrize("method", ["cat", "svd"])
+@pytest.mark.parametrize("case", ["a convolution's start", "DoRA in float64"])
+def test_one_adapter_of_weight_one_is_itself(case: str, method: str) -> None:
+    torch.manual_seed(0)
+    if case == "DoRA in float64":
+        base, x = nn.Sequential(nn.Linear(6, 5)).double(), torch.randn(2, 6).double()
+        text = "lora 1 adapter a { rank = 2 variant = dora target linear }"
+    else:
+        base, x = nn.Sequential(nn.Conv1d(4, 5, 3)), torch.randn(2, 4, 7)
+        text = 'lora 1 adapter a { rank = 2 init = pissa target "0" }'
+    made: Any = lora_fx.compile(base, text, backend=None).eval()
+    scatter(made, "a")
+    want = made(x)
+    made.add_weighted_adapter(["a"], [1.0], "n", method, svd_rank=5 if method == "svd" else None)
+    made.set_adapter("n")
+    assert relative(made(x), want) < 1e-5
+    assert relative(base(x), want) > 1e-2

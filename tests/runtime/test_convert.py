@@ -135,6 +135,19 @@ def test_the_difference_of_a_model_trained_whole(name: str, tmp_path: Path) -> N
     assert min(small.values()) > 0.1
 
 
+def test_a_grouped_convolution_is_kept_whole(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Conv1d(6, 4, 3, groups=2), nn.Linear(5, 3))
+    tuned, x = copy.deepcopy(base), torch.randn(2, 6, 7)
+    for parameter in tuned.parameters():
+        parameter.data += 1
+    want = tuned(x)
+    lora_fx.convert(tuned, base, 3, tmp_path / "out")
+    loaded = lora_fx.load(tmp_path / "out", copy.deepcopy(base), backend=None)
+    assert relative(loaded(x), want) < 1e-5
+    assert relative(base(x), want) > 1e-2
+
+
 def test_a_folder_becomes_a_folder(tmp_path: Path) -> None:
     model = compiled("dora", 'train "model.norm"')
     want = logits(model)
@@ -183,6 +196,14 @@ def test_what_is_refused(arguments: Any, message: str) -> None:
 def test_models_that_are_the_same_or_of_others(tmp_path: Path) -> None:
     with pytest.raises(lora_fx.LoraFxError, match="same weights"):
         lora_fx.convert(llama(2), llama(2), 2, tmp_path / "out")
+    untied = llama(2, tie_word_embeddings=True)
+    untied.lm_head.weight = nn.Parameter(2 * untied.lm_head.weight.detach())
+    with pytest.raises(lora_fx.LoraFxError, match=r"`lm_head` share a weight in the base, and no"):
+        lora_fx.convert(untied, llama(2, tie_word_embeddings=True), 2, tmp_path / "out")
+    embedded = llama(2)
+    embedded.model.embed_tokens.weight.data.mul_(2)
+    with pytest.raises(lora_fx.LoraFxError, match=r"only `model\.embed_tokens` changed"):
+        lora_fx.convert(embedded, llama(2), 2, tmp_path / "out")
     with pytest.raises(lora_fx.LoraFxError, match=r"no `model\.layers"):
         lora_fx.convert(llama(1), llama(2), 2, tmp_path / "out")
     text = "lora 1 adapter a { init = loftq target q_proj }"

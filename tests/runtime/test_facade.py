@@ -3,6 +3,7 @@
 import copy
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -142,3 +143,21 @@ def test_the_base_model_is_not_a_compiled_one() -> None:
     lora_fx.compile(plain, spec(), backend=None)
     assert type(plain) is LlamaForCausalLM
     assert not PreTrainedModel._hf_peft_config_loaded
+
+
+def test_chosen_adapters_are_written_alone(tmp_path: Path) -> None:
+    text = "lora 1 adapter a { rank = 2 target q_proj } adapter b { rank = 3 target q_proj }"
+    model: Any = lora_fx.compile(llama(1), text, backend=None)
+    model.save_pretrained(tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        parameter.data += 1
+    with pytest.raises(lora_fx.LoraFxError, match="no adapter `c`"):
+        model.save_pretrained(tmp_path, selected_adapters=["b", "c"])
+    with pytest.raises(TypeError, match="'selected'"):
+        model.save_pretrained(tmp_path, selected=["b"])
+    assert all(path.read_bytes() == data for path, data in files.items())
+    model.save_pretrained(tmp_path, selected_adapters=["b"], safe_serialization=True)
+    changed = {path.name for path, data in files.items() if path.read_bytes() != data}
+    assert changed == {"adapter_model.safetensors"}
+    assert (tmp_path / "a" / "adapter_model.safetensors").read_bytes() in files.values()

@@ -581,3 +581,25 @@ def test_the_names_in_a_file_are_those_of_live_tensors() -> None:
     model.merge_adapter()
     assert {name: id(t) for name, t in live_tensors(model, "default").items()} == before
     assert all(f"{PREFIX}{name}" in state_of(model) for name in before)
+
+
+def test_rows_of_an_embedding_that_is_merged_into_are_refused() -> None:
+    """Live the adapter adds to the rows too; merged, they would stand in its place."""
+    text = """lora 1
+    adapter one { rank = 2 init = random target embed_tokens }
+    adapter two { rank = 3 init = random target q_proj tokens [1, 4] in embed_tokens }
+    """
+    model: Any = lora_fx.compile(llama(2), text, backend=None).eval()
+    model.set_adapter(["one", "two"])
+    want = logits(model)
+    with pytest.raises(lora_fx.LoraFxError, match=r"`two` has rows of `model\.embed_tokens`"):
+        model.merge_adapter()
+    with pytest.raises(lora_fx.LoraFxError, match=r"`two` has rows"):
+        model.merge_adapter("one")
+    with pytest.raises(lora_fx.LoraFxError, match=r"`two` has rows"):
+        model.merge_and_unload()
+    assert torch.equal(logits(model), want)
+    model.set_adapter("one")
+    model.merge_adapter()
+    with pytest.raises(lora_fx.LoraFxError, match=r"`two` has rows"):
+        model.set_adapter(["one", "two"])

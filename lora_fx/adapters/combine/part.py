@@ -52,9 +52,10 @@ def part_of(site: Site, adapter: str, weight: float) -> Part:
     if branch.magnitude is not None:
         (m,) = _wide(branch.magnitude.weight.flatten())
         gain = m / row_norms(oriented_weight(site).to(A.device), A, B, arithmetic.scaling)
-        return Part(weight, arithmetic.scaling, A, gain[:, None] * B, None, gain)
+        return Part(weight, arithmetic.scaling, A.to(gain.dtype), gain[:, None] * B, None, gain)
     if change is not None and change.adapter == adapter:
-        A0, B0 = _wide(change.factors.A.weight, change.factors.B.weight)
+        own = _wide(change.factors.A.weight, change.factors.B.weight)
+        A0, B0 = (factor.flatten(1) for factor in own)
         ratio = change.arithmetic.scaling / arithmetic.scaling
         A, B = torch.cat([A, A0]), torch.cat([B, -ratio * B0], 1)
     return Part(weight, arithmetic.scaling, A, B, bias)

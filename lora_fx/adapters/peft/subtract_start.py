@@ -2,10 +2,11 @@
 
     A' = [A; A₀], B' = [B, −B₀], r' = 2r, s' = s        s' B' A' = s (B A − B₀ A₀)
 
-A₀ and B₀ are in the folder that PEFT wrote before training. Of layers that their init left alone
-B₀ A₀ is zero. A convolution's factors are joined group by group. Everything else stays: copies,
-magnitudes, which are of the same matrix, biases, rows. (PEFT's own conversion, which saves with
-`path_initial_model_for_weight_conversion`, keeps lora_A and lora_B alone.)
+A₀ and B₀ are in the folder that PEFT wrote before training. Of layers that their init left alone B₀
+A₀ is zero. A convolution's factors are joined group by group. The changed weights of embeddings and
+heads, which PEFT wrote as well, are left out: the original ones are meant. Everything else stays:
+copies, magnitudes, which are of the same matrix, biases, rows. (PEFT's own conversion, which saves
+with `path_initial_model_for_weight_conversion`, keeps lora_A and lora_B alone.)
 """
 
 import json
@@ -24,6 +25,7 @@ from lora_fx.spec.peft.read import read_config
 from lora_fx.spec.together import together
 
 _OF_RANK = ("target_parameters", "kasa_config", "monteclora_config", "use_bdlora")
+_CHANGED = ".base_layer.weight"  # of an adapted embedding or head, without B₀ A₀
 _PAIRS = {"lora_A.weight": "lora_B.weight", "lora_embedding_A": "lora_embedding_B"}
 
 
@@ -43,7 +45,7 @@ def subtract_mutated_init(folder: str | Path, initial: str | Path, out: str | Pa
     faults = list(_faults(trained, start))
     if faults:
         raise LoraFxError(faults)
-    joined = dict(trained)
+    joined = {key: value for key, value in trained.items() if not key.endswith(_CHANGED)}
     for first in (key for key in trained if key.endswith(tuple(_PAIRS))):
         ending = next(one for one in _PAIRS if first.endswith(one))
         second = first.removesuffix(ending) + _PAIRS[ending]

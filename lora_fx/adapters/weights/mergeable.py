@@ -4,7 +4,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from lora_fx.adapters import storage
+from lora_fx.adapters import storage, token_rows
 from lora_fx.adapters.sites.site import Site, is_convolution
 from lora_fx.adapters.weights import copies
 from lora_fx.adapters.weights.merged import changed_by, weight_for
@@ -76,6 +76,10 @@ def require_separate(model: nn.Module, active: Sequence[str], merged: Sequence[s
                     help = "call `unmerge_adapter()` first"
                     raise LoraFxError((Diagnostic("adapter-conflict", message, help=help),))
                 module, _ = site.lora_place
+                if token_rows.rows_of(module, other):
+                    message = f"`{other}` has rows of `{fqn}`, which `{adapter}` is merged into"
+                    help = "call `unmerge_adapter()` first"
+                    raise LoraFxError((Diagnostic("adapter-conflict", message, help=help),))
                 if copies.has(module, other) and name in copies.tensors(module, other):
                     where = fqn if module is not site else f"{fqn}.{name}"
                     message = f"`{other}` trains `{where}`, and `{adapter}` is merged into it"
@@ -102,6 +106,10 @@ def _faults(
         help = "leave the adapter unmerged: no grouped weight computes the same"
         yield Diagnostic("cannot-merge", message, help=help)
     for adapter in adapters:
+        if token_rows.rows_of(site, adapter):
+            message = f"`{adapter}` has rows of `{name}`, to which its adapters add"
+            help = "leave it unmerged: merged, the rows would be without what is added to them"
+            yield Diagnostic("cannot-merge", message, help=help)
         if "bias" in changed_by(site, adapter) and site.bias is None:
             message = f"`{name}` has no bias to merge that of `{adapter}` into"
             help = "leave the adapter unmerged, or train one without `lora_bias`"

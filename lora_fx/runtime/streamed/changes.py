@@ -23,12 +23,14 @@ _IN_MEMORY = "load the model, compile the spec, and save what `merge_and_unload`
 class _Changed:
     """What an adapter does to one tensor of a module: its own version, its delta, its rows.
 
-    With a `part`, what it does to that part of the tensor.
+    With a `part`, what it does to that part of the tensor. `beside` are the names of the tensor in
+    other modules.
     """
 
     module: nn.Module
     name: str
     adapter: str
+    beside: tuple[str, ...]
     part: Part | None = None
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -69,20 +71,30 @@ class _Changed:
 def changes_of(model: nn.Module, adapter: str) -> dict[str, _Changed]:
     """Return what an adapter of a model makes of the base's tensors, by their names in it.
 
-    Modules that share a weight, and what changes it, are changed as the first of them.
+    Modules that share a weight are all named, whether they share what changes it or not.
     """
     found: dict[str, _Changed] = {}
-    seen: set[tuple[int, ...]] = set()
+    holders = _holders(model)
     for fqn, module in storage.base_modules(model, itself=True).items():
         sites = storage.sites_at(module).values()
         names = {name for site in sites for name in changed_by(site, adapter)}
         names |= set(copies.tensors(module, adapter)) if copies.has(module, adapter) else set()
         names |= {"weight"} if token_rows.rows_of(module, adapter) else set()
         for name in sorted(names):
-            change = _Changed(module, name, adapter)
-            if change.identity() not in seen:
-                seen.add(change.identity())
-                found[f"{fqn}.{name}".lstrip(".")] = change
+            full = f"{fqn}.{name}".lstrip(".")
+            held = holders.get(id(copies.base_tensor(module, name)), [])
+            beside = tuple(other for other in held if other != full)
+            found[full] = _Changed(module, name, adapter, beside)
+    return found
+
+
+def _holders(model: nn.Module) -> dict[int, list[str]]:
+    """Return all names of each of the base's parameters, by its id."""
+    found: dict[int, list[str]] = {}
+    for fqn, module in storage.base_modules(model, itself=True).items():
+        for name in module._parameters:
+            full = f"{fqn}.{name}".lstrip(".")
+            found.setdefault(id(copies.base_tensor(module, name)), []).append(full)
     return found
 
 
@@ -95,7 +107,14 @@ def in_checkpoint(
     """
     found: dict[str, Change] = {}
     faults = []
+    held = {part.fqn for part in parts.values()}
     for fqn, change in changes.items():
+        alike = [n for n in change.beside if n in changes and _is_alike(changes[n], change)]
+        if fqn not in held and not held.isdisjoint(alike):
+            continue
+        for other in (n for n in change.beside if fqn in held and n not in (*held, *alike)):
+            message = f"the checkpoint stores one tensor for `{fqn}`, which changes, and `{other}`"
+            faults.append(Diagnostic("cannot-merge", message, help=_IN_MEMORY))
         tensor = copies.base_tensor(change.module, change.name)
         there = {name: part for name, part in parts.items() if part.fqn == fqn}
         numbers = sum(torch.Size(part.shape).numel() for part in there.values())
@@ -114,6 +133,10 @@ def in_checkpoint(
     if faults:
         raise LoraFxError(faults)
     return found
+
+
+def _is_alike(one: _Changed, other: _Changed) -> bool:
+    return one.identity() == other.identity()
 
 
 def _faults(name: str, part: Part, stored: Mapping[str, Stored]) -> Iterator[Diagnostic]:

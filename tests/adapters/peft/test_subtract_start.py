@@ -23,6 +23,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "copies": {"modules_to_save": ["norm"], "bias": "lora_only"},
     "rows": {"trainable_token_indices": [3, 7]},
     "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "head": {"target_modules": ["q_proj", "lm_head"], "init_lora_weights": "olora"},
     "random": {"init_lora_weights": False},
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -269,6 +269,44 @@ def test_a_copy_of_a_tied_head_has_no_place() -> None:
     Path("a.lora").write_text(ONE)
     with pytest.raises(lora_fx.LoraFxError, match=r"no tensor `lm_head\.weight`"):
         lora_fx.merge("a.lora")
+
+
+def of_tied(lines: str, both_stored: bool) -> Any:
+    """An adapter trained over a tied base, whose checkpoint stores that weight once or twice."""
+    llama(2, tie_word_embeddings=True).save_pretrained("base")
+    if both_stored:
+        tensors = load_file("base/model.safetensors")
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        save_file(tensors, "base/model.safetensors", {"format": "pt"})
+    text = f"lora 1 adapter default {{ rank = 2 target q_proj {lines} }}"
+    trained = lora_fx.compile(AutoModelForCausalLM.from_pretrained("base"), text, backend=None)
+    scatter(trained)
+    trained.save_pretrained("one")
+    Path("a.lora").write_text(ONE)
+    return trained.eval()
+
+
+@pytest.mark.parametrize("both_stored", [False, True])
+@pytest.mark.parametrize(
+    "lines", ["tokens [1, 2, 3] in embed_tokens", "target embed_tokens { tie = true }"]
+)
+def test_a_tied_weight_changes_wherever_it_is_stored(lines: str, both_stored: bool) -> None:
+    want = logits(of_tied(lines, both_stored))
+    (out,) = lora_fx.merge("a.lora")
+    assert relative(logits(AutoModelForCausalLM.from_pretrained(out).eval()), want) < 1e-5
+    assert relative(logits(AutoModelForCausalLM.from_pretrained("base").eval()), want) > 1e-2
+
+
+def test_one_end_of_a_weight_that_is_stored_once() -> None:
+    of_tied('train "model.embed_tokens"', both_stored=False)
+    with pytest.raises(lora_fx.LoraFxError, match=r"one tensor for `model\.embed_tokens\.weight`"):
+        lora_fx.merge("a.lora")
+
+
+def test_one_end_of_a_weight_that_is_stored_twice() -> None:
+    want = logits(of_tied('train "model.embed_tokens"', both_stored=True))
+    (out,) = lora_fx.merge("a.lora")
+    assert relative(logits(AutoModelForCausalLM.from_pretrained(out).eval()), want) < 1e-5
 
 
 PEAK = """
