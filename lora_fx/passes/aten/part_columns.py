@@ -27,9 +27,8 @@ from lora_fx.passes.aten.nodes import args, aten, call, value
 
 def part_columns(graph: Graph) -> int:
     """Rewrite the results that are columns of one matrix; return of how many matrices."""
-    if not any(
-        str(node.target).startswith("tangents") for node in graph.find_nodes(op="placeholder")
-    ):
+    given = graph.find_nodes(op="placeholder")
+    if not any(str(node.target).startswith("tangents") for node in given):
         return 0
     groups: dict[Node, set[Node]] = defaultdict(set)
     output = graph.output_node()

@@ -196,7 +196,7 @@ class AdapterMethods(AdapterChecks):
         save_embedding_layers: bool | Literal["auto"],
         chosen: Collection[str] | None = None,
     ) -> None:
-        """Write adapters, to be moved into `folder`; with all of them the spec."""
+        """Write the chosen adapters, or all and the spec, to be moved into `folder`."""
         for plan in self._plans():
             if chosen is not None and plan.name not in chosen:
                 continue
