@@ -1,9 +1,10 @@
 """Time what a merge computes beside a copy of the same weights (M1), and PEFT's merge.
 
-One layer's adapted weights, bf16, with one fp32 adapter and with three that are merged at once. A
-copy reads each weight and writes it once, which is the least that a merge out of place can do.
+The adapted weights of some layers, bf16, with one fp32 adapter and with three that are merged at
+once. A copy reads each weight and writes it once, which is the least that a merge out of place can
+do. `merge_adapter` is the whole call: checks, the merge, whether all is finite, and the switch.
 
-    python -m tests.benchmarks.merge_bandwidth [--shape llama-8b] [--rank 16] [--json FILE]
+    python -m tests.benchmarks.merge_bandwidth [--shape llama-8b] [--layers 8] [--rank 16]
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import random
 import statistics
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,15 @@ from lora_fx.runtime.merging.tensors import merged_tensors
 from tests.benchmarks import decoders as d
 from tests.benchmarks.interleaved import Step, machine, milliseconds
 
-COPY, ONE, THREE, PEFT = "copy", "lora_fx, 1 adapter", "lora_fx, 3 at once", "PEFT, 1 adapter"
+COPY, ONE, THREE = "copy", "lora_fx, 1 adapter", "lora_fx, 3 at once"
+CALL, PEFT = "merge_adapter, lora_fx", "merge_adapter, PEFT"
 GOAL = 1.15
 TARGETS = d.ATTENTION + d.MLP
 
 
 def main(given: argparse.Namespace) -> None:
     """Print the table."""
-    base = d.frozen_base(given.shape, 1)
+    base = d.frozen_base(given.shape, given.layers)
     names = ("a", "b", "c")
     target = ", ".join(TARGETS)
     spec = "lora 1\n" + "\n".join(
@@ -44,23 +47,29 @@ def main(given: argparse.Namespace) -> None:
     model: Any = lora_fx.compile(base, spec, backend=None)
     weights = [site.weight for _, site in storage.sites(model)]
     config = LoraConfig(r=given.rank, target_modules=list(TARGETS), init_lora_weights=False)
-    theirs: Any = get_peft_model(d.frozen_base(given.shape, 1), config)  # type: ignore[arg-type]
+    theirs: Any = get_peft_model(d.frozen_base(given.shape, given.layers), config)  # type: ignore[arg-type]
     steps: dict[str, Step] = {
         COPY: lambda: [weight.clone() for weight in weights],  # type: ignore[dict-item, return-value]
         ONE: lambda: merged_tensors(model, names[:1]),  # type: ignore[dict-item, return-value]
         THREE: lambda: merged_tensors(model, names),  # type: ignore[dict-item, return-value]
-        PEFT: theirs.merge_adapter,
+        CALL: lambda: model.merge_adapter(["a"]),
+        PEFT: lambda: theirs.merge_adapter(safe_merge=True),
     }
+    undone = {CALL: model.unmerge_adapter, PEFT: theirs.unmerge_adapter}
     found: dict[str, list[float]] = {name: [] for name in steps}
     order = random.Random(0)
-    for step in steps.values():
-        milliseconds(step, 3) if step is not steps[PEFT] else _peft(theirs)
+    for name in steps:
+        _time(name, steps, undone)
     for _ in track(range(given.rounds), "timing", console=Console(stderr=True)):
         for name in order.sample(list(steps), len(steps)):
-            time = _peft(theirs) if name == PEFT else milliseconds(steps[name], 10)
-            found[name].append(time)
+            found[name].append(_time(name, steps, undone))
     size = sum(weight.nbytes for weight in weights)
-    told = machine() | {"shape": given.shape, "rank": given.rank, "MB": round(size / 1e6)}
+    told = machine() | {
+        "shape": given.shape,
+        "layers": given.layers,
+        "rank": given.rank,
+        "MB": round(size / 1e6),
+    }
     table = Table("", "ms", "/ copy", "GB/s", title=", ".join(f"{k} {v}" for k, v in told.items()))
     for name, times in found.items():
         ratios = [a / b for a, b in zip(times, found[COPY], strict=True)]
@@ -72,10 +81,12 @@ def main(given: argparse.Namespace) -> None:
         given.json.write_text(json.dumps({"settings": told, "ms": found}, indent=1))
 
 
-def _peft(theirs: Any) -> float:
-    """Return the milliseconds of one merge, in place; it is undone apart."""
-    time = milliseconds(theirs.merge_adapter, 1)
-    theirs.unmerge_adapter()
+def _time(name: str, steps: Mapping[str, Step], undone: Mapping[str, Callable[[], None]]) -> float:
+    """Return the milliseconds of a step; what has to be undone is undone apart."""
+    if name not in undone:
+        return milliseconds(steps[name], 10)
+    time = milliseconds(steps[name], 1)
+    undone[name]()
     return time
 
 
@@ -85,6 +96,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--shape", choices=d.SHAPES, default="llama-8b")
+    made.add_argument("--layers", type=int, default=8)
     made.add_argument("--rank", type=int, default=16)
     made.add_argument("--rounds", type=int, default=10)
     made.add_argument("--json", type=Path, metavar="FILE", help="write the times here")

@@ -1,6 +1,7 @@
 """Every tensor that merged adapters change, and whether it can be used."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import torch
 from rich.console import Console
@@ -16,7 +17,8 @@ from lora_fx.graph.exact import exact_products
 from lora_fx.plan.alike import once_each
 from lora_fx.plan.folding import numberless
 from lora_fx.plan.packed import packing_of, plain_dtype, unpacked
-from lora_fx.runtime.merging import program as merge_program
+from lora_fx.runtime.merging.run import run
+from lora_fx.runtime.merging.together import run_together
 
 
 @exact_products()
@@ -29,50 +31,74 @@ def merged_tensors(model: nn.Module, adapters: Sequence[str], progressbar: bool 
     found: dict[nn.Module, dict[str, Tensor]] = {}
     made: dict[int, Tensor] = {}
     sites = [site for _, site in storage.sites(model)]
-    shown = Console(stderr=True)
-    for site in track(sites, "Merging", console=shown, disable=not progressbar):
-        here = [adapter for adapter in adapters if adapter in site.lora_branches]
-        if here and not any(site.lora_branches[name].tied for name in here):
-            module, weight = site.lora_place
-            results = _merged(model, site, adapters)
-            found.setdefault(module, {}).update(results)
-            made[id(merged.weight_for(site, adapters))] = results[weight]
-    for site in sites:
+    here = [site for site in sites if any(name in site.lora_branches for name in adapters)]
+    tied = [site for site in here if _is_tied(site, adapters)]
+    own = [site for site in here if site not in tied]
+    plain = [site for site in own if packing_of(site) is None]
+    packed = [site for site in own if packing_of(site) is not None]
+    wide = ((site, _unpacked(model, site, adapters)) for site in packed)
+    results: Iterable[tuple[Site, dict[str, Tensor]]]
+    results = chain(run_together(plain, adapters), wide)
+    if progressbar:
+        results = track(results, "Merging", len(own), console=Console(stderr=True))
+    for site, tensors in results:
         module, weight = site.lora_place
-        here = any(adapter in site.lora_branches for adapter in adapters)
-        if here and weight not in found.get(module, {}):
+        found.setdefault(module, {}).update(tensors)
+        if tied:
+            made[id(merged.weight_for(site, adapters))] = tensors[weight]
+    for site in tied:
+        module, weight = site.lora_place
+        if weight not in found.get(module, {}):
             found[module] = {weight: made[id(merged.weight_for(site, adapters))]}
     return found
 
 
-def _merged(model: nn.Module, site: Site, adapters: Sequence[str]) -> dict[str, Tensor]:
-    if packing_of(site) is None:
-        return merge_program.run(site, adapters)
+def _is_tied(site: Site, adapters: Sequence[str]) -> bool:
+    return any(site.lora_branches[name].tied for name in adapters if name in site.lora_branches)
+
+
+def _unpacked(model: nn.Module, site: Site, adapters: Sequence[str]) -> dict[str, Tensor]:
     values = unpacked(site)
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
     dtype = plain_dtype(model) or torch.float32
-    merged = merge_program.run(site, adapters, wide)
-    return {name: tensor.to(dtype) for name, tensor in merged.items()}
+    return {name: tensor.to(dtype) for name, tensor in run(site, adapters, wide).items()}
 
 
 def require_finite(model: nn.Module, results: Merged) -> None:
     """Raise LoraFxError naming the merged tensors that hold NaN or infinity."""
+    found = [
+        (fqn, name, tensor)
+        for fqn, module in storage.base_modules(model, itself=True).items()
+        for name, tensor in results.get(module, {}).items()
+    ]
     faults = [
         Diagnostic(
             "merge-not-finite",
             f"merged, `{numberless(fqn)}.{name}` would hold NaN or infinity",
             help="merge in a wider dtype, or look for the adapter whose values are not finite",
         )
-        for fqn, module in storage.base_modules(model, itself=True).items()
-        for name, tensor in results.get(module, {}).items()
-        if not is_finite(tensor)
+        for (fqn, name, _), finite in zip(
+            found, are_finite([tensor for *_, tensor in found]), strict=True
+        )
+        if not finite
     ]
     if faults:
         raise LoraFxError(once_each(faults))
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity; of one on meta nothing is known."""
-    if tensor.is_meta or not tensor.numel():
-        return True
-    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+def are_finite(tensors: Sequence[Tensor]) -> list[bool]:
+    """Return whether each holds neither NaN nor infinity; of one on meta nothing is known.
+
+    A device is waited for once.
+    """
+    finite = [True] * len(tensors)
+    within: dict[torch.device, dict[int, Tensor]] = {}
+    for place, tensor in enumerate(tensors):
+        if not tensor.is_meta and tensor.numel():
+            of_device = within.setdefault(tensor.device, {})
+            of_device[place] = torch.stack(torch.aminmax(tensor)).isfinite().all()
+    for of_device in within.values():
+        known = torch.stack(list(of_device.values())).tolist()
+        for place, one in zip(of_device, known, strict=True):
+            finite[place] = one
+    return finite

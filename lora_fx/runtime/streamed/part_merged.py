@@ -5,7 +5,8 @@ from torch import Tensor
 
 from lora_fx.adapters.sites.parameter_site import ParameterSite
 from lora_fx.adapters.sites.site import Site
-from lora_fx.runtime.merging import program as merge_program
+from lora_fx.runtime.merging.inputs import is_product
+from lora_fx.runtime.merging.run import run, run_expert
 from lora_fx.runtime.streamed.stored_names import Part
 
 
@@ -14,7 +15,7 @@ def can_add_to_part(site: Site, adapter: str, part: Part) -> bool:
 
     Norms need all of a weight, and a part has to lie within one expert.
     """
-    return merge_program.is_product(site, adapter) and part.within(_block(site)) is not None
+    return is_product(site, adapter) and part.within(_block(site)) is not None
 
 
 @torch.no_grad()
@@ -27,15 +28,15 @@ def with_delta(site: Site, name: str, adapter: str, values: Tensor, part: Part |
         wide = torch.promote_types(values.dtype, bias.dtype)
         return (values.to(wide) + scaling * bias.to(wide)).to(values.dtype)
     if part is None:
-        return merge_program.run(site, (adapter,), values)[name]
+        return run(site, (adapter,), values)[name]
     place = part.within(_block(site))
     assert place is not None
     expert, within = place
     weight = torch.zeros(_shape(site), dtype=values.dtype)
     within.of(weight).copy_(values)
     if isinstance(site, ParameterSite) and site.weight.ndim > 2:
-        return within.of(merge_program.run_expert(site, (adapter,), weight, expert))
-    return within.of(merge_program.run(site, (adapter,), weight)[name])
+        return within.of(run_expert(site, (adapter,), weight, expert))
+    return within.of(run(site, (adapter,), weight)[name])
 
 
 def _shape(site: Site) -> torch.Size:

@@ -9,7 +9,7 @@ import torch
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.folding import numberless
-from lora_fx.runtime.merging.tensors import is_finite
+from lora_fx.runtime.merging.tensors import are_finite
 from lora_fx.runtime.progress import Report
 from lora_fx.runtime.streamed.changes import Change
 from lora_fx.runtime.streamed.shards import Shard, append, begin, durable
@@ -56,7 +56,7 @@ def _write(
                 if name in changes:
                     values = changes[name](values)
                 values = values.to(results[name].floating)
-                if name in changes and not is_finite(values):
+                if name in changes and not all(are_finite([values])):
                     message = f"merged, `{numberless(name)}` would hold NaN or infinity"
                     help = (
                         "look for the adapter whose values are not finite, or set a wider `dtype`"
