@@ -2,9 +2,9 @@
 
 N adapters, each on all linears; sample i has adapter i modulo N. Forward without gradients, PEFT's
 by `adapter_names`, which loops over the adapters; with `--train` forward and backward, which PEFT
-cannot. lora_fx is measured as it chooses, and with each way of its rule forced. With `--slots` all
-adapters but the first are loaded into slots. `--tokens 1 --graphs` is a step of decoding: the whole
-model is one CUDA graph, the base's too.
+cannot. lora_fx is measured as it chooses, with each way of its rules forced, and with a batch of
+the base alone. With `--slots` all adapters but the first are loaded into slots. `--tokens 1
+--graphs` is a step of decoding: the whole model is one CUDA graph, the base's too.
 
     python -m tests.benchmarks.mixed_batch [--adapters 64] [--train] [--slots] [--json FILE]
 """
@@ -42,6 +42,7 @@ WAYS = {  # whether factors are picked in kernels, and otherwise gathered
     "lora_fx, mixed, in kernels": (True, False),
 }
 ONE = "lora_fx, one adapter"
+NONE = "lora_fx, mixed, all of the base"
 PEFT = "PEFT, adapter_names, eager"
 ALWAYS = (FLOOR, OURS)
 
@@ -72,8 +73,9 @@ def main(given: argparse.Namespace) -> None:
     else:
         wanted = None if given.train else 1.1
         base = Goal("I1", f"{OURS} / {FLOOR}", record.ratio(OURS, FLOOR), wanted)
+    alone = Goal("", f"{NONE} / {FLOOR}", record.ratio(NONE, FLOOR))
     beside = [Goal("", f"{name} / {OURS}", record.ratio(name, OURS)) for name in (*WAYS, PEFT)]
-    show_goals([one, base, *beside], given.shape == "llama-8b" and DEVICE == "cuda")
+    show_goals([one, base, alone, *beside], given.shape == "llama-8b" and DEVICE == "cuda")
 
 
 def steps(given: argparse.Namespace) -> dict[str, Build]:
@@ -128,7 +130,10 @@ def steps(given: argparse.Namespace) -> dict[str, Build]:
         **{name: partial(mixed, way) for name, way in WAYS.items()},
         ONE: partial(ours, adapters[:1]),
     }
-    return builds if given.train else {**builds, PEFT: theirs}
+    if given.train:
+        return builds
+    of_base = partial(ours, adapters, adapter_names=["__base__"] * given.samples)
+    return {**builds, NONE: of_base, PEFT: theirs}
 
 
 def compiled(base: LlamaForCausalLM, graphs: bool) -> nn.Module:
