@@ -13,7 +13,7 @@ h: float32 (sites, parts of in, S, T, k rank): its sum over dimension 1 is the p
 Hu et al. 2021, arXiv 2106.09685, §4.1, eq. 3. A and B are listed site by site; the last of a site
 may be many factors in one tensor, (N, r, in) and (N, outᵢ, r). Factors are read where they lie, and
 only those that a sample has: nothing is copied, and other adapters take no time. There are no
-gradients.
+gradients. `which` and B are not computed between the two.
 
 Products are of values in dtype d, with sums in float32, rounded once, to the dtype of y; a gate is
 computed of those in float32 and rounded at its end, as Inductor does it. A sample without adapters

@@ -3,6 +3,11 @@
 A program has rows of one sample. It takes the pointers to the sample's factors out of those of the
 tensors that it is given, so that nothing is gathered first. Of tiles of rows, x is read once for
 all sites; single rows are as many programs as there are sites, since there are few.
+
+From Hopper on a kernel is started before the one ahead of it has ended (programmatic dependent
+launch), and waits for it when it needs something that was computed. Before that `expand` reads B
+and which of it a sample has: `shrink`, which is ahead of it, lets it start only after everything
+has ended that is ahead of `shrink` itself.
 """
 
 # pyright: reportMissingImports=false, reportIndexIssue=false
@@ -15,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _STEP = {True: 512, False: 128}  # columns at once: of single rows, of tiles
 _COLUMNS = {True: 256, False: 128}  # of an output's tile
@@ -40,7 +46,7 @@ def shrink(
         x0=x.stride(0), x1=x.stride(1), x2=x.stride(2), N=n,
         **_sources(A, sites, -2), **_sizes(which, rank, rows, dtype),
         TOGETHER=together, PARTS=parts, PART=part, STEP=min(part, _STEP[rows == 1]),
-        num_warps=4, num_stages=3,
+        **_early(which), num_warps=4, num_stages=3,
     )  # fmt: skip
 
 
@@ -68,8 +74,20 @@ def expand(
         shares0=shares.stride(0), shares1=shares.stride(1), GATE=gate, BLOCKS=blocks,
         **_sources(B, sites, -1), **_sizes(which, rank, rows, dtype),
         N=tuple(one.shape[2] for one in y), FIRST=first, PARTS=h.shape[1], COLUMNS=columns,
-        num_warps=4,
+        **_early(which, *B), num_warps=4,
     )  # fmt: skip
+
+
+def _early(*read_at_once: Tensor) -> dict[str, bool]:
+    """Return what lets a kernel start before the one ahead of it has ended, where that is known.
+
+    Not if what it reads at once has to be copied first.
+    """
+    device = read_at_once[0].device
+    early = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    if early and all(one.is_contiguous() for one in read_at_once):
+        return {"EARLY": True, "launch_pdl": True}
+    return {"EARLY": False}
 
 
 def _rows(T: int, of: str) -> int:
@@ -122,7 +140,11 @@ def _shrink(
     SINGLE: tl.constexpr, RANKS: tl.constexpr, LAST: tl.constexpr, TERMS: tl.constexpr,
     WIDTH: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, DTYPE: tl.constexpr,
     TOGETHER: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr, STEP: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     tiles = tl.cdiv(T, ROWS)
     tile, part = tl.program_id(0), tl.program_id(1)
     sample = (tile // tiles).to(tl.int64)
@@ -169,18 +191,26 @@ def _total(
     site, block, y, h, many, single, which, shares, scalings, S, T, shares0, shares1, sample, rows,
     N: tl.constexpr, SINGLE: tl.constexpr, RANKS: tl.constexpr, LAST: tl.constexpr,
     TERMS: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
-    DTYPE: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
+    DTYPE: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Return a tile of a site's sum, float32."""
     columns = block * COLUMNS + tl.arange(0, COLUMNS)
     ranks = tl.arange(0, RANK)[None, :]
     inside = (rows < T) & (columns[None, :] < N)
+    place = tl.load(which + sample * TERMS)
+    pointer, rank = _source(site, place, many, single, N, SINGLE, RANKS, LAST)
+    first = tl.load(
+        pointer + columns[:, None] * rank + ranks,
+        mask=(columns[:, None] < N) & (ranks < rank) & (place >= 0),
+        other=0.0,
+    ).to(DTYPE)
+    if EARLY:
+        gdc_wait()
     own = y[site] + (sample * T + rows) * N + columns[None, :]
     total = tl.load(own, mask=inside, other=0.0).to(tl.float32)
     for term in tl.static_range(TERMS):
         place = tl.load(which + sample * TERMS + term)
         if place >= 0:
-            pointer, rank = _source(site, place, many, single, N, SINGLE, RANKS, LAST)
             scaling = tl.load(shares + sample * shares0 + term * shares1)
             scaling *= tl.load(scalings[site] + place)
             hidden = tl.zeros((ROWS, RANK), tl.float32)
@@ -189,11 +219,14 @@ def _total(
                 start = h + there * (TERMS * WIDTH) + term * WIDTH
                 hidden += tl.load(start + ranks, mask=(rows < T) & (ranks < WIDTH), other=0.0)
             hidden = (hidden * scaling).to(DTYPE)
-            factor = tl.load(
-                pointer + columns[:, None] * rank + ranks,
-                mask=(columns[:, None] < N) & (ranks < rank),
-                other=0.0,
-            ).to(DTYPE)
+            factor = first
+            if term > 0:
+                pointer, rank = _source(site, place, many, single, N, SINGLE, RANKS, LAST)
+                factor = tl.load(
+                    pointer + columns[:, None] * rank + ranks,
+                    mask=(columns[:, None] < N) & (ranks < rank),
+                    other=0.0,
+                ).to(DTYPE)
             if ROWS == 1:
                 products = factor.to(tl.float32) * hidden.to(tl.float32)
                 total += tl.sum(products, 1)[None, :]
@@ -218,7 +251,7 @@ def _expand(
     N: tl.constexpr, FIRST: tl.constexpr, SITES: tl.constexpr, SINGLE: tl.constexpr,
     RANKS: tl.constexpr, LAST: tl.constexpr, TERMS: tl.constexpr, WIDTH: tl.constexpr,
     RANK: tl.constexpr, ROWS: tl.constexpr, DTYPE: tl.constexpr, PARTS: tl.constexpr,
-    COLUMNS: tl.constexpr, GATE: tl.constexpr, BLOCKS: tl.constexpr,
+    COLUMNS: tl.constexpr, GATE: tl.constexpr, BLOCKS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(T, ROWS)
     block, tile = tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS
@@ -228,10 +261,12 @@ def _expand(
         gate = _total(
             0, block, y, h, many, single, which, shares, scalings, S, T, shares0, shares1, sample,
             rows, N[0], SINGLE, RANKS, LAST, TERMS, WIDTH, RANK, ROWS, DTYPE, PARTS, COLUMNS,
+            EARLY,
         )  # fmt: skip
         up = _total(
             1, block, y, h, many, single, which, shares, scalings, S, T, shares0, shares1, sample,
             rows, N[0], SINGLE, RANKS, LAST, TERMS, WIDTH, RANK, ROWS, DTYPE, PARTS, COLUMNS,
+            EARLY,
         )  # fmt: skip
         dtype = z[0].dtype.element_ty
         gate, up = gate.to(dtype).to(tl.float32), up.to(dtype).to(tl.float32)
@@ -244,7 +279,7 @@ def _expand(
                 total = _total(
                     i, block - FIRST[i], y, h, many, single, which, shares, scalings, S, T,
                     shares0, shares1, sample, rows, N[i], SINGLE, RANKS, LAST, TERMS, WIDTH, RANK,
-                    ROWS, DTYPE, PARTS, COLUMNS,
+                    ROWS, DTYPE, PARTS, COLUMNS, EARLY,
                 )  # fmt: skip
                 columns = (block - FIRST[i]) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
                 place = z[i] + (sample * T + rows) * N[i] + columns
