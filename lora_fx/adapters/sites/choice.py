@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lora_fx.adapters.sites.factors import Arithmetic, Factors
+from torch import nn
+
+from lora_fx.adapters.sites.factors import Arithmetic, Factors, Held
 from lora_fx.adapters.sites.slot_stack import SlotStack
 from lora_fx.graph.structure import Branch, keys
 
@@ -51,6 +53,9 @@ class Choice:
     branches are computed as the `stack` that they lie in, if there is one; the `single` ones are
     those before it. `has_magnitude` says that one of all is DoRA's, `waits` that one acts from its
     invocation on. A graph's guards so look at as many branches as it computes one by one.
+
+    `held` says where the tensors of the single ones are, outside training and in it. `form` is
+    equal for choices that differ in nothing but tensors and scalings, and empty without branches.
     """
 
     added: tuple[Added, ...]
@@ -59,8 +64,17 @@ class Choice:
     evaluation: str
     has_magnitude: bool
     waits: bool
+    held: tuple[tuple[Held, ...], tuple[Held, ...]]
+    form: str
     is_routed: bool = False
     stack: SlotStack | None = None
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """What holds the tensors, by their places in `held`, and the stack."""
+        places = ((f"{mode}.{i}", one) for mode in (0, 1) for i, one in enumerate(self.held[mode]))
+        found = {place: one.module for place, one in places}
+        return found if self.stack is None else {**found, "stack": self.stack}
 
 
 def choose(
@@ -83,15 +97,28 @@ def choose(
         else:
             stack = None
     all = tuple(added)
+    single = all if stack is None else all[: -len(stack.slots)]
+    both = keys(kind, training, *layer, arrow=arrow)
+    waits, is_routed = any(one.invoked is not None for one in all), arrow is not None
+    held = [tuple(t for one in single for t in one.factors.held(mode)) for mode in (False, True)]
+    told = (both, waits, is_routed, len(all), [_form(one) for one in single])
     return Choice(
         all,
-        all if stack is None else all[: -len(stack.slots)],
-        *keys(kind, training, *layer, arrow=arrow),
+        single,
+        *both,
         has_magnitude=any(one.factors.magnitude is not None for one in all),
-        waits=any(one.invoked is not None for one in all),
-        is_routed=arrow is not None,
+        waits=waits,
+        held=(held[0], held[1]),
+        form=repr(told) if all else "",
+        is_routed=is_routed,
         stack=stack,
     )
+
+
+def _form(one: Added) -> tuple[Any, ...]:
+    """Return all that a branch is beside its tensors and its scaling."""
+    held = [(t.name, t.by_row, t.turned) for t in one.factors.held(training=True)]
+    return held, one.arithmetic.compression, one.column, one.rest, one.invoked
 
 
 def _followed(branch: Branch, count: int) -> Iterator[Branch]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from lora_fx.adapters.sites.sampler import Sampler
+from lora_fx.adapters.sites.sampler import PRIORS, Sampler
 
 Holder = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -70,6 +70,23 @@ class Direction(nn.Module):
 
 
 @dataclass(frozen=True)
+class Held:
+    """Where a tensor of a branch is: in a module, by name; `by_row` if it has one per output."""
+
+    module: nn.Module
+    name: str
+    by_row: bool = False
+    turned: bool = False
+
+    def tensor(self, module: nn.Module, rows: slice | None) -> Tensor:
+        """Return it, or some of its rows, read from the module that is given."""
+        tensor = getattr(module, self.name)
+        if self.turned:
+            return tensor.t()
+        return tensor if rows is None or not self.by_row else tensor[rows]
+
+
+@dataclass(frozen=True)
 class Factors:
     """The modules that hold one branch's A (r, in) and B (out, r), and what else it has.
 
@@ -91,17 +108,24 @@ class Factors:
 
         v and priors are of training alone. What has a row for each output, of these `rows` alone.
         """
+        return [one.tensor(one.module, rows) for one in self.held(training)]
+
+    def held(self, training: bool) -> list[Held]:
+        """Return where those tensors are."""
         if self.tied:
-            return [self.B.weight.t(), self.A.weight.t()]
-        m = self.magnitude
-        outputs = (self.B.weight, self.B.bias, None if m is None else m.weight)
-        return [
-            self.A.weight,
-            *(t if rows is None else t[rows] for t in outputs if t is not None),
-            *(() if self.direction is None or not training else (self.direction.weight,)),
-            *(() if self.diagonal is None else (self.diagonal.weight,)),
-            *(() if self.sampler is None or not training else self.sampler.parameters()),
-        ]
+            return [Held(self.B, "weight", turned=True), Held(self.A, "weight", turned=True)]
+        found = [Held(self.A, "weight"), Held(self.B, "weight", by_row=True)]
+        if self.has_bias:
+            found.append(Held(self.B, "bias", by_row=True))
+        if self.magnitude is not None:
+            found.append(Held(self.magnitude, "weight", by_row=True))
+        if self.direction is not None and training:
+            found.append(Held(self.direction, "weight"))
+        if self.diagonal is not None:
+            found.append(Held(self.diagonal, "weight"))
+        if self.sampler is not None and training:
+            found += [Held(self.sampler, name) for name in PRIORS]
+        return found
 
     def product(self) -> tuple[Tensor, Tensor]:
         """Return A (r, in) and B (out, r), with the diagonal in B, as they lie in memory."""

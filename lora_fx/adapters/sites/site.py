@@ -42,6 +42,9 @@ class Site(_Base):
     multiply what they add. Of an input (S, T, in), an adapter that acts from its invocation on
     (aLoRA, arXiv 2504.12397) adds nothing to the tokens before it. With `lora_arrow` each token has
     its own shares of the active adapters, `graph/arrow.py`.
+
+    A graph reads the `form` of a choice, and tensors out of the `modules` that have them. What it
+    reads of a choice besides follows from the form: `runtime/units/kept_guards.py`.
     """
 
     lora_kind: str
@@ -50,7 +53,11 @@ class Site(_Base):
     lora_active: tuple[str, ...]
     lora_branches: dict[str, Factors]
     lora_choice: Choice
+    lora_choice_form: str
+    lora_choice_modules: Mapping[str, nn.Module]
     lora_mixed: Choice | None = None
+    lora_mixed_form: str
+    lora_mixed_modules: Mapping[str, nn.Module]
     lora_mixed_scalings: Tensor
     lora_placed: Mapping[str, Placed] = {}
     lora_routing: Routing | None = None
@@ -77,30 +84,35 @@ class Site(_Base):
         shares = None if self.lora_routing is None else self.lora_routing.shares
         learns = self.training and torch.is_grad_enabled()
         if shares is not None and self.lora_mixed is not None:
+            if not self.lora_mixed_form:
+                return output
             if learns:
                 follow(self.lora_mixed.added, input, shares.to(input.device))
-            return self._add(output, input, self.lora_mixed, self.lora_mixed_scalings, shares, rows)
-        if not self.lora_choice.added:
+            which = self.lora_mixed, self.lora_mixed_modules, self.lora_mixed_scalings
+            return self._add(output, input, *which, shares, rows)
+        if not self.lora_choice_form:
             return output
         if learns:
             follow(self.lora_choice.added, input)
-        return self._add(output, input, self.lora_choice, self.lora_scalings, rows=rows)
+        which = self.lora_choice, self.lora_choice_modules, self.lora_scalings
+        return self._add(output, input, *which, rows=rows)
 
     def _add(
         self,
         output: Tensor,
         input: Tensor,
         choice: Choice,
+        modules: Mapping[str, nn.Module],
         scalings: Tensor,
         shares: Tensor | None = None,
         rows: slice | None = None,
     ) -> Tensor:
         """Announce what is added to the base's output."""
-        if not choice.added:
-            return output
-        stack = choice.stack
-        params = [t for one in choice.single for t in one.factors.tensors(self.training, rows)]
-        params += [] if stack is None else [stack.A, stack.B]
+        mode = int(self.training)
+        held = enumerate(choice.held[mode])
+        params = [one.tensor(modules[f"{mode}.{i}"], rows) for i, one in held]
+        if "stack" in modules:
+            params += [modules["stack"].A, modules["stack"].B]  # type: ignore[list-item]
         key = choice.training if self.training else choice.evaluation
         base = self._base(rows) if choice.has_magnitude else []
         shared = () if shares is None else (shares.to(input.device),)
@@ -253,6 +265,11 @@ class Site(_Base):
         """
         choices = {"lora_scalings": self.lora_choice, "lora_mixed_scalings": self.lora_mixed}
         factor = output_scale(self)
+        self.lora_choice_form = self.lora_choice.form
+        self.lora_choice_modules = self.lora_choice.modules
+        if self.lora_mixed is not None:
+            self.lora_mixed_form = self.lora_mixed.form
+            self.lora_mixed_modules = self.lora_mixed.modules
         self.lora_placed = {
             name: place(self, name, choice, factor, self.lora_placed.get(name))
             for name, choice in choices.items()

@@ -27,7 +27,7 @@ from lora_fx.adapters.sites.adapted_weight import let_dynamo_ask
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.meta import PlainText
 from lora_fx.runtime.units.cache_view import LayerCache, LayerCaches, with_views
-from lora_fx.runtime.units.layer_index import without_cache_indices
+from lora_fx.runtime.units.kept_guards import kept_guards
 from lora_fx.runtime.units.not_capturable import not_capturable
 from lora_fx.runtime.units.plain_arguments import note_plain, with_plain
 from lora_fx.runtime.units.recorded_outputs import inner_outputs_wanted, place_hooks, unrecorded
@@ -77,7 +77,7 @@ class Unit:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}
 
-    def entry(self, kept: GuardFilter = without_cache_indices) -> Any:
+    def entry(self, kept: GuardFilter = kept_guards) -> Any:
         """Return a `torch.compile` entry of (module, args, kwargs), with its own code object."""
         limits: dict[str, Any] = {}
         if "recompile_limit" in inspect.signature(torch.compile).parameters:
