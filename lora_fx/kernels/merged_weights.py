@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DEVICE = "cuda"
 _MOST_RANKS = 64  # of a weight's products together
+_PLAIN = (Tensor, nn.Parameter)  # what is sharded is not in memory as it seems
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -36,6 +37,9 @@ class Sum(NamedTuple):
 def is_in_kernel(of: Sum) -> bool:
     """Return whether `merged_weights` computes this."""
     weight = of.weight
+    tensors = (weight, *(tensor for P, Q, _ in of.products for tensor in (P, Q)))
+    if not all(type(tensor) in _PLAIN for tensor in tensors):
+        return False
     if weight.device.type != DEVICE or weight.dtype not in _DTYPES or weight.stride(1) != 1:
         return False
     ranks, kinds, device = 0, set(), weight.device

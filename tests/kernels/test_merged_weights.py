@@ -48,6 +48,10 @@ def compare(of: list[Sum], into: list[Tensor]) -> None:
         assert relative(weight, want) > 0.1
 
 
+class Sharded(Tensor):
+    """A tensor of another class, as FSDP's are."""
+
+
 class Stack(nn.Module):
     """Three experts."""
 
@@ -101,6 +105,8 @@ def test_what_the_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "DEVICE", "cpu")
     assert is_in_kernel(of)
     (P, Q, s), other = of.products
+    assert is_in_kernel(Sum(nn.Parameter(of.weight), of.products))
+    assert not is_in_kernel(Sum(of.weight.as_subclass(Sharded), of.products))
     for weight, products in (
         (of.weight.double(), of.products),
         (of.weight.t(), [Product(Q.t(), P.t(), s)]),
