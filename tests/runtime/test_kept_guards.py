@@ -119,6 +119,38 @@ def test_another_dtype() -> None:
     assert relative(got, dense(model, x.double(), "a", 6)) < 1e-12
 
 
+class Scaled(nn.Module):
+    """Its `forward`, which subclasses inherit, reads what it closes over, and has a default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+
+def scaled_by(factor: float) -> tuple[type, Any]:
+    def forward(self: Any, x: Tensor, more: float = 1.0) -> Tensor:
+        return self.layer(x) * factor * more
+
+    def put(value: float) -> None:
+        nonlocal factor
+        factor = value
+
+    parent = type("Parent", (Scaled,), {"forward": forward})
+    return type("Child", (parent,), {}), put
+
+
+def test_what_functions_of_the_model_close_over_is_looked_at() -> None:
+    cls, put = scaled_by(2.0)
+    text = "lora 1 adapter a { rank = 3 init = random target linear }"
+    model: Any = lora_fx.compile(nn.Sequential(cls()), text, backend="eager").eval()
+    x = torch.randn(3, 6)
+    got = model(x)
+    put(4.0)
+    assert torch.equal(model(x), 2 * got)
+    cls.__mro__[1].forward.__defaults__ = (3.0,)
+    assert relative(model(x), 6 * got) < 1e-6
+
+
 def branch(**more: Any) -> Added:
     A, B = nn.Linear(6, 3, bias=False), nn.Linear(3, 5, bias=False)
     arithmetic = Arithmetic(5, 2.0, False, 0.0, "activation")

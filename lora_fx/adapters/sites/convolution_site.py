@@ -26,4 +26,4 @@ class ConvolutionSite(Site):
             help = "give the model batches of one sample each"
             raise LoraFxError((Diagnostic("rows-not-samples", message, help=help),))
         output = super()._conv_forward(input, weight, bias)  # type: ignore[misc]
-        return self._announced(output, input) if weight is self.weight else output
+        return self._announced(output, input, None) if weight is self.weight else output

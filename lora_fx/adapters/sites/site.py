@@ -74,9 +74,9 @@ class Site(_Base):
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the base module, then announce the active branches."""
         output = super().forward(input, *args, **kwargs)
-        return self._announced(output, input)
+        return self._announced(output, input, None)
 
-    def _announced(self, output: Tensor, input: Tensor, rows: slice | None = None) -> Tensor:
+    def _announced(self, output: Tensor, input: Tensor, rows: slice | None) -> Tensor:
         """Return a base output with the branches of this call, announced to the tracer.
 
         The output may be that of some of the weight's rows.
@@ -95,7 +95,7 @@ class Site(_Base):
         if learns:
             follow(self.lora_choice.added, input)
         which = self.lora_choice, self.lora_choice_modules, self.lora_scalings
-        return self._add(output, input, *which, rows=rows)
+        return self._add(output, input, *which, None, rows)
 
     def _add(
         self,
@@ -104,8 +104,8 @@ class Site(_Base):
         choice: Choice,
         modules: Mapping[str, nn.Module],
         scalings: Tensor,
-        shares: Tensor | None = None,
-        rows: slice | None = None,
+        shares: Tensor | None,
+        rows: slice | None,
     ) -> Tensor:
         """Announce what is added to the base's output."""
         mode = int(self.training)
