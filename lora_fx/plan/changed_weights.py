@@ -65,15 +65,20 @@ def _of_change(
 def _trained_elsewhere(adapter: AdapterPlan, changing: dict[str, SitePlan]) -> Iterator[Diagnostic]:
     for trained in adapter.modules:
         for fqn, site in changing.items():
-            if f"{fqn}.".startswith(f"{trained.fqn}."):
-                yield Diagnostic(
-                    "cannot-apply",
-                    f"adapter `{adapter.name}` trains a weight that `{site.adapter}` changes",
-                    trained.rule,
-                    f"that of `{fqn}`",
-                    ((_span(site), "changed here"),),
-                    help="train it in an adapter of a spec of its own",
+            if not f"{fqn}.".startswith(f"{trained.fqn}."):
+                continue
+            message = f"adapter `{adapter.name}` trains a weight that `{site.adapter}` changes"
+            help = "train it in an adapter of a spec of its own"
+            if site.adapter == adapter.name:
+                message = (
+                    f"adapter `{adapter.name}` has a whole weight that its {_what(site)} changes"
                 )
+                help = "adapt it or train it, not both; PEFT leaves it out of a folder with "
+                help += "`save_pretrained(…, save_embedding_layers=False)`"
+            there = ((_span(site), "changed here"),)
+            yield Diagnostic(
+                "cannot-apply", message, trained.rule, f"that of `{fqn}`", there, help=help
+            )
 
 
 def _fault(

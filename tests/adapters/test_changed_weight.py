@@ -474,6 +474,21 @@ def test_an_output_head(tmp_path: Path) -> None:
     assert relative(logits(want), logits(model)) < 1e-5
 
 
+def test_a_head_that_peft_has_changed_and_brings_along(tmp_path: Path) -> None:
+    """Without `save_embedding_layers=False` PEFT writes what is left of the head's weight."""
+    want = peft(llama(2), ["lm_head"], init_lora_weights="pissa").eval()
+    for name, parameter in want.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.1)
+    for name, given in (("with", True), ("without", False)):
+        want.save_pretrained(tmp_path / name, save_embedding_layers=given)
+    with pytest.raises(lora_fx.LoraFxError, match=r"init `pissa` changes.*save_embedding_layers=F"):
+        lora_fx.load(tmp_path / "with", llama(2), backend=None)
+    model = lora_fx.load(tmp_path / "without", llama(2), backend=None)
+    assert relative(logits(model), logits(want)) < 1e-5
+    assert relative(logits(model), logits(llama(2))) > 1e-2
+
+
 def test_copies_of_layers_with_weights_of_their_own() -> None:
     layers = "layers { replicate 0..2, 0..2  share = nothing }"
     text = f"lora 1 {layers} adapter a {{ rank = 3 init = pissa target q_proj }}"

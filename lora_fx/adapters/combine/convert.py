@@ -98,4 +98,5 @@ def _faults(plan: AdapterPlan, groups: bool) -> Iterator[Diagnostic]:
             yield Diagnostic("cannot-convert", message)
         if site.replaces_base:
             message = f"`{plan.name}` has put another weight at `{where}`, and adds to that"
-            yield Diagnostic("cannot-convert", message, help="merge it into the base instead")
+            help = "make it active and call `merge_and_unload`"
+            yield Diagnostic("cannot-convert", message, help=help)

@@ -30,7 +30,7 @@ def of_branches(found: Sequence[tuple[SitePlan, float]], recipe: Recipe) -> Iter
             yield Diagnostic("cannot-combine", message)
         if site.replaces_base:
             message = f"`{site.adapter}` has put another weight at `{where}`, and adds to that"
-            help = "merge it into the base instead"
+            help = "make it active and call `merge_and_unload`"
             yield Diagnostic("cannot-combine", message, help=help)
     ranks, most = [site.rank_of_change for site, _ in found], first.layer.largest_rank
     groups = first.layer.groups
