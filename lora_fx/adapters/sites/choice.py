@@ -49,17 +49,16 @@ class Added:
 class Choice:
     """All branches and, in training and outside it, their structure.
 
-    `is_routed`: each token has its own shares in them, by `Experts.prototypes`. The last
-    branches are computed as the `stack` that they lie in, if there is one; the `single` ones are
-    those before it. `has_magnitude` says that one of all is DoRA's, `waits` that one acts from its
-    invocation on. A graph's guards so look at as many branches as it computes one by one.
+    `is_routed`: each token has its own shares in them, by `Experts.prototypes`. The last branches
+    are computed as the `stack` that they lie in, if there is one, those before it one by one:
+    `held` says where the tensors of these are, outside training and in it. `has_magnitude` says
+    that one of all is DoRA's, `waits` that one acts from its invocation on.
 
-    `held` says where the tensors of the single ones are, outside training and in it. `form` is
-    equal for choices that differ in nothing but tensors and scalings, and empty without branches.
+    `form` is equal for choices that differ in nothing but tensors and scalings, and empty without
+    branches. A graph's guards look at it, and at the tensors of those held and of the stack.
     """
 
     added: tuple[Added, ...]
-    single: tuple[Added, ...]
     training: str
     evaluation: str
     has_magnitude: bool
@@ -104,7 +103,6 @@ def choose(
     told = (both, waits, is_routed, len(all), [_form(one) for one in single])
     return Choice(
         all,
-        single,
         *both,
         has_magnitude=any(one.factors.magnitude is not None for one in all),
         waits=waits,

@@ -80,7 +80,7 @@ class ParameterSite(Site, nn.Module):
         self.lora_active = tuple(name for name in adapters if name in self.lora_arithmetic)
         self.lora_choice = self._choose([Added(*one) for one in self.branches_with(adapters)])
         self.lora_keys = self._keys(self.lora_choice)
-        self._place_scalings()
+        self._place_choices()
 
     def route(self, adapters: tuple[str, ...], terms: int) -> None:
         """Say which adapter each column of the shares of a mixed batch is of."""

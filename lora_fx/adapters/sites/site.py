@@ -173,7 +173,7 @@ class Site(_Base):
         self.lora_active = tuple(name for name in adapters if name in self.lora_arithmetic)
         if self.lora_arrow is not None and self.lora_active:
             self.lora_choice = self._routed_by(self.lora_arrow)
-            self._place_scalings()
+            self._place_choices()
             return
         branches = self.branches_with(adapters)
         waiting = {
@@ -183,7 +183,7 @@ class Site(_Base):
         }
         added = [Added(*branch, invoked=waiting.get(branch[0])) for branch in branches]
         self.lora_choice = self._choose(added)
-        self._place_scalings()
+        self._place_choices()
 
     def route(self, adapters: tuple[str, ...], terms: int) -> None:
         """Say which adapter each column of the shares of a mixed batch is of.
@@ -209,7 +209,7 @@ class Site(_Base):
                 added.insert(0, Added(change.factors, change.arithmetic.times(1 - c), column))
             added.insert(0, Added(change.factors, change.arithmetic, column, rest=True))
         self.lora_mixed = self._choose(added, terms, self._settled_slots())
-        self._place_scalings()
+        self._place_choices()
 
     def _routed_by(self, arrow: ArrowSpec) -> Choice:
         """Return the active adapters as those among which each token is routed."""
@@ -258,10 +258,11 @@ class Site(_Base):
                 found.insert(0, (change.factors, change.arithmetic.times(share)))
         return found
 
-    def _place_scalings(self) -> None:
-        """Scalings are float32 on the parameters' device, whatever the module is cast to.
+    def _place_choices(self) -> None:
+        """Put beside the choices what a graph reads of them: forms, modules and scalings.
 
-        An embedding that scales its output scales the branches with it.
+        Scalings are float32 on the parameters' device, whatever the module is cast to. An embedding
+        that scales its output scales the branches with it.
         """
         choices = {"lora_scalings": self.lora_choice, "lora_mixed_scalings": self.lora_mixed}
         factor = output_scale(self)
@@ -279,7 +280,7 @@ class Site(_Base):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
         self.lora_placed = {}
-        self._place_scalings()
+        self._place_choices()
         self.keep_room()
         self._settled_slots()
         return self

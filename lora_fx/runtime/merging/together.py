@@ -1,6 +1,6 @@
 """Merge adapters into many sites, those that a GPU's kernel takes in few launches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -38,8 +38,8 @@ def _in_kernel(sites: Sequence[Site], adapters: Sequence[str]) -> dict[Site, dic
     for site in sites:
         weight = weight_for(site, adapters)
         here = [name for name in adapters if name in site.lora_branches]
-        own = list(_sums(site, weight, here)) if _is_weight_alone(site, here) else []
-        if own and all(map(is_in_kernel, own)):
+        own = _in_kernel_all(_sums(site, weight, here)) if _is_weight_alone(site, here) else []
+        if own:
             merged = torch.empty_like(weight, memory_format=torch.contiguous_format)
             results[site] = {site.lora_place[1]: merged}
             sums += own
@@ -47,6 +47,16 @@ def _in_kernel(sites: Sequence[Site], adapters: Sequence[str]) -> dict[Site, dic
     if sums:
         merged_weights(sums, into)
     return results
+
+
+def _in_kernel_all(sums: Iterable[Sum]) -> list[Sum]:
+    """Return the sums if the kernel takes all of them, none otherwise."""
+    found: list[Sum] = []
+    for of in sums:
+        if not is_in_kernel(of):
+            return []
+        found.append(of)
+    return found
 
 
 def _is_weight_alone(site: Site, adapters: Sequence[str]) -> bool:
