@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -51,8 +52,8 @@ class Choice:
 
     `is_routed`: each token has its own shares in them, by `Experts.prototypes`. The last branches
     are computed as the `stack` that they lie in, if there is one, those before it one by one:
-    `held` says where the tensors of these are, outside training and in it. `has_magnitude` says
-    that one of all is DoRA's, `waits` that one acts from its invocation on.
+    `held` says where the tensors of these are. `has_magnitude` says that one of all is DoRA's,
+    `waits` that one acts from its invocation on.
 
     `form` is equal for choices that differ in nothing but tensors and scalings, and empty without
     branches. A graph's guards look at it, and at the tensors of those held and of the stack.
@@ -63,16 +64,15 @@ class Choice:
     evaluation: str
     has_magnitude: bool
     waits: bool
-    held: tuple[tuple[Held, ...], tuple[Held, ...]]
+    held: tuple[Held, ...]
     form: str
     is_routed: bool = False
     stack: SlotStack | None = None
 
-    @property
+    @cached_property
     def modules(self) -> dict[str, nn.Module]:
         """What holds the tensors, by their places in `held`, and the stack."""
-        places = ((f"{mode}.{i}", one) for mode in (0, 1) for i, one in enumerate(self.held[mode]))
-        found = {place: one.module for place, one in places}
+        found = {str(i): one.module for i, one in enumerate(self.held)}
         return found if self.stack is None else {**found, "stack": self.stack}
 
 
@@ -99,24 +99,23 @@ def choose(
     single = all if stack is None else all[: -len(stack.slots)]
     both = keys(kind, training, *layer, arrow=arrow)
     waits, is_routed = any(one.invoked is not None for one in all), arrow is not None
-    held = [tuple(t for one in single for t in one.factors.held(mode)) for mode in (False, True)]
-    told = (both, waits, is_routed, len(all), [_form(one) for one in single])
+    forms = [both[0], both[1], f"{waits} {is_routed} {len(all)}", *map(_form, single)]
     return Choice(
         all,
         *both,
         has_magnitude=any(one.factors.magnitude is not None for one in all),
         waits=waits,
-        held=(held[0], held[1]),
-        form=repr(told) if all else "",
+        held=tuple(held for one in single for held in one.factors.held),
+        form=" ".join(forms) if all else "",
         is_routed=is_routed,
         stack=stack,
     )
 
 
-def _form(one: Added) -> tuple[Any, ...]:
+def _form(one: Added) -> str:
     """Return all that a branch is beside its tensors and its scaling."""
-    held = [(t.name, t.by_row, t.turned) for t in one.factors.held(training=True)]
-    return held, one.arithmetic.compression, one.column, one.rest, one.invoked
+    own = one.arithmetic.compression, one.column, one.rest, one.invoked
+    return f"{one.factors.form} {own}"
 
 
 def _followed(branch: Branch, count: int) -> Iterator[Branch]:

@@ -1,6 +1,7 @@
 """What an adapter keeps at a site, and how its branch computes there."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -71,12 +72,16 @@ class Direction(nn.Module):
 
 @dataclass(frozen=True)
 class Held:
-    """Where a tensor of a branch is: in a module, by name; `by_row` if it has one per output."""
+    """Where a tensor of a branch is: in a module, by name.
+
+    `by_row` if it has one row for each output, `learning` if it is of training alone.
+    """
 
     module: nn.Module
     name: str
     by_row: bool = False
     turned: bool = False
+    learning: bool = False
 
     def tensor(self, module: nn.Module, rows: slice | None) -> Tensor:
         """Return it, or some of its rows, read from the module that is given."""
@@ -108,24 +113,32 @@ class Factors:
 
         v and priors are of training alone. What has a row for each output, of these `rows` alone.
         """
-        return [one.tensor(one.module, rows) for one in self.held(training)]
+        held = (one for one in self.held if training or not one.learning)
+        return [one.tensor(one.module, rows) for one in held]
 
-    def held(self, training: bool) -> list[Held]:
-        """Return where those tensors are."""
+    @cached_property
+    def held(self) -> tuple[Held, ...]:
+        """Where those tensors are."""
         if self.tied:
-            return [Held(self.B, "weight", turned=True), Held(self.A, "weight", turned=True)]
+            return Held(self.B, "weight", turned=True), Held(self.A, "weight", turned=True)
         found = [Held(self.A, "weight"), Held(self.B, "weight", by_row=True)]
         if self.has_bias:
             found.append(Held(self.B, "bias", by_row=True))
         if self.magnitude is not None:
             found.append(Held(self.magnitude, "weight", by_row=True))
-        if self.direction is not None and training:
-            found.append(Held(self.direction, "weight"))
+        if self.direction is not None:
+            found.append(Held(self.direction, "weight", learning=True))
         if self.diagonal is not None:
             found.append(Held(self.diagonal, "weight"))
-        if self.sampler is not None and training:
-            found += [Held(self.sampler, name) for name in PRIORS]
-        return found
+        if self.sampler is not None:
+            found += [Held(self.sampler, name, learning=True) for name in PRIORS]
+        return tuple(found)
+
+    @cached_property
+    def form(self) -> str:
+        """What there is of those tensors, in a text."""
+        held = self.held
+        return repr([(one.name, one.by_row, one.turned, one.learning) for one in held])
 
     def product(self) -> tuple[Tensor, Tensor]:
         """Return A (r, in) and B (out, r), with the diagonal in B, as they lie in memory."""

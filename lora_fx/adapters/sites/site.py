@@ -108,9 +108,11 @@ class Site(_Base):
         rows: slice | None,
     ) -> Tensor:
         """Announce what is added to the base's output."""
-        mode = int(self.training)
-        held = enumerate(choice.held[mode])
-        params = [one.tensor(modules[f"{mode}.{i}"], rows) for i, one in held]
+        params = [
+            one.tensor(modules[str(i)], rows)
+            for i, one in enumerate(choice.held)
+            if self.training or not one.learning
+        ]
         if "stack" in modules:
             params += [modules["stack"].A, modules["stack"].B]  # type: ignore[list-item]
         key = choice.training if self.training else choice.evaluation
@@ -266,11 +268,10 @@ class Site(_Base):
         """
         choices = {"lora_scalings": self.lora_choice, "lora_mixed_scalings": self.lora_mixed}
         factor = output_scale(self)
-        self.lora_choice_form = self.lora_choice.form
-        self.lora_choice_modules = self.lora_choice.modules
-        if self.lora_mixed is not None:
-            self.lora_mixed_form = self.lora_mixed.form
-            self.lora_mixed_modules = self.lora_mixed.modules
+        for name, choice in (("lora_choice", self.lora_choice), ("lora_mixed", self.lora_mixed)):
+            if choice is not None:
+                self.__dict__[f"{name}_form"] = choice.form
+                self.__dict__[f"{name}_modules"] = choice.modules
         self.lora_placed = {
             name: place(self, name, choice, factor, self.lora_placed.get(name))
             for name, choice in choices.items()
