@@ -26,7 +26,6 @@ time there, gathered 1.31 (`mixed_batch.py --slots`, H100, two layers of Llama 3
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,3 @@ def is_gathered(device: str, samples: int, rows: int, ranks: Sequence[int], term
     own = min(terms, len(ranks)) * max(ranks)
     picked = samples * (max(own, costs.m) * costs.a * rows + own * costs.p)
     return picked + total * costs.q < masked
-
-
-def is_picked_in_kernel(device: str) -> bool:
-    """Whether kernels read each sample's factors where they lie, where no gradient is wanted."""
-    return device == "cuda" and find_spec("triton") is not None

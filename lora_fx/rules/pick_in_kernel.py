@@ -26,6 +26,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from lora_fx import kernels
 from lora_fx.graph import ops
 from lora_fx.graph.autocast import may_be_on
 from lora_fx.graph.structure import Structure, compute_dtype
@@ -38,7 +39,6 @@ from lora_fx.kernels.picked_products import (
 from lora_fx.rewrite.columns import picked_out
 from lora_fx.rewrite.metadata import EXAMPLE, call, dtype
 from lora_fx.rewrite.rule import Match, Miss
-from lora_fx.rules.dispatch_costs import is_picked_in_kernel
 from lora_fx.rules.plain_branches import Members, alike, mixed_rows, others
 
 PART = {True: 512, False: 2048}  # features that one program goes over: of single rows, of more
@@ -62,7 +62,7 @@ class PickInKernel:
             return Miss("gradients are wanted")
         if may_be_on(node.graph, x.device.type):
             return Miss("autocast decides what products are computed in")
-        groups = alike(node, structure) if is_picked_in_kernel(x.device.type) else []
+        groups = alike(node, structure) if kernels.are_on(x.device.type) else []
         found = [places for places in groups if _can_be_picked(structure, places, x.dtype)]
         if not found:
             return Miss("no branches that are cheaper to pick in a kernel")

@@ -4,6 +4,7 @@ from expecttest import assert_expected_inline
 from torch import nn
 from torch.fx import GraphModule
 
+from lora_fx import kernels
 from lora_fx.graph.text import text
 from lora_fx.graph.verify import InvalidGraph, verify
 from lora_fx.passes.factor_dora_norm import factor_dora_norm
@@ -97,6 +98,35 @@ def test_a_weight_is_read_once_for_all_adapters() -> None:
     (weight,) = (n for n in graph.graph.nodes if n.meta.get("lora_fx_fqn") == "0.weight")
     (detached,) = (user for user in weight.users if user.target == "detach")
     assert [str(user.name) for user in detached.users] == ["linalg_vector_norm", "mm"]
+
+
+def test_in_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "are_on", lambda device: device == "cpu")
+    m, x = model("sql"), torch.randn(4, 5, dtype=torch.bfloat16)
+    m[0].bfloat16()
+    graph = adapted(m, x)
+    factor_dora_norm(graph)
+    verify(graph, "fused", "factor_dora_norm")
+    lines = [line for line in text(graph).splitlines() if line.endswith("# factor_dora_norm")]
+    assert_expected_inline(
+        "\n".join(lines),
+        """\
+%select: f32[] = select(@0.lora_scalings, 0, 0)   # factor_dora_norm
+%detach: bf16[7, 5] = .detach(@0.weight)   # factor_dora_norm
+%detach_1: bf16[2, 5] = .detach(@0.lora_A.sql.weight)   # factor_dora_norm
+%detach_2: bf16[7, 2] = .detach(@0.lora_B.sql.weight)   # factor_dora_norm
+%row_squares_default: f32[1, 7] = lora_fx.row_squares(%detach, %detach_1, %detach_2, %select)   # factor_dora_norm
+%sum_1: f32[7] = sum(%row_squares_default, 0)   # factor_dora_norm
+%clamp_min: f32[7] = clamp_min(%sum_1, 1.1754943508222875e-38)   # factor_dora_norm
+%sqrt: f32[7] = sqrt(%clamp_min)   # factor_dora_norm""",
+    )
+    assert relative(run(graph, m, x), m(x)) < 0.01
+    graph = adapted(model("sql", "style").bfloat16(), x)
+    factor_dora_norm(graph)
+    assert "row_squares" not in text(graph)
+    graph = adapted(model("sql"), x.float())
+    factor_dora_norm(graph)
+    assert "row_squares" not in text(graph)
 
 
 def test_without_autocast() -> None:

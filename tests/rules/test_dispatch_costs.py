@@ -2,8 +2,7 @@
 
 import pytest
 
-from lora_fx.rules import dispatch_costs
-from lora_fx.rules.dispatch_costs import is_gathered, is_picked_in_kernel
+from lora_fx.rules.dispatch_costs import is_gathered
 
 
 @pytest.mark.parametrize(
@@ -44,11 +43,3 @@ def test_mixes_and_one_wide_adapter_make_it_dearer() -> None:
 
 def test_an_unknown_device_computes_all() -> None:
     assert not is_gathered("mps", 64, 128, [16] * 64, 1)
-
-
-def test_kernels_are_for_gpus_with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch_costs, "find_spec", lambda name: name)
-    assert is_picked_in_kernel("cuda")
-    assert not is_picked_in_kernel("cpu")
-    monkeypatch.setattr(dispatch_costs, "find_spec", lambda name: None)
-    assert not is_picked_in_kernel("cuda")

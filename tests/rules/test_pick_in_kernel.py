@@ -8,6 +8,7 @@ from expecttest import assert_expected_inline
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import lora_fx
+from lora_fx import kernels
 from lora_fx.graph.verify import Stage
 from lora_fx.rewrite.driver import misses
 from lora_fx.rules import pick_in_kernel
@@ -23,7 +24,7 @@ route { }
 
 @pytest.fixture(autouse=True)
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pick_in_kernel, "is_picked_in_kernel", lambda *_: True)
+    monkeypatch.setattr(kernels, "are_on", lambda *_: True)
 
 
 def program(spec: str = SPEC, length: int = 1, base: Any = None, **more: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import lora_fx
-from lora_fx.rules import pick_in_kernel
+from lora_fx import kernels
 from tests.dense import relative
 from tests.runtime.mixed import NAMES, SPEC, alone, mixed, samples
 from tests.runtime.test_mixed_batch import dense
@@ -23,7 +23,7 @@ route { }
 
 @pytest.fixture(autouse=True)
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pick_in_kernel, "is_picked_in_kernel", lambda *_: True)
+    monkeypatch.setattr(kernels, "are_on", lambda *_: True)
 
 
 @pytest.mark.parametrize("backend", ["eager", "inductor"])

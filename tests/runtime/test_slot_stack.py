@@ -11,8 +11,9 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import lora_fx
+from lora_fx import kernels
 from lora_fx.adapters import storage
-from lora_fx.rules import gather_samples, pick_in_kernel
+from lora_fx.rules import gather_samples
 from tests.dense import relative
 from tests.runtime.mixed import alone, mixed
 from tests.tiny import llama, tokens
@@ -28,7 +29,7 @@ WAYS = ("masked", "gathered", "in_kernel")
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gather_samples, "is_gathered", lambda *_: request.param == "gathered")
     in_kernel = request.param == "in_kernel"
-    monkeypatch.setattr(pick_in_kernel, "is_picked_in_kernel", lambda *_: in_kernel)
+    monkeypatch.setattr(kernels, "are_on", lambda *_: in_kernel)
 
 
 @pytest.fixture
