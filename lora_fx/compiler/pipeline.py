@@ -21,6 +21,7 @@ from lora_fx.passes.aten.keep_float32 import keep_float32
 from lora_fx.passes.aten.part_columns import part_columns
 from lora_fx.passes.aten.share_gradient_reads import share_gradient_reads
 from lora_fx.passes.causal_attention import causal_attention
+from lora_fx.passes.drop_in_kernel import drop_in_kernel
 from lora_fx.passes.factor_dora_norm import factor_dora_norm
 from lora_fx.passes.grouped_attention import grouped_attention
 from lora_fx.passes.join_picked import join_picked
@@ -38,7 +39,14 @@ from lora_fx.spec.spec import CompileSpec
 Backend = Literal["inductor", "eager"]
 
 RULES = (PickInKernel(), GatherSamples(), JoinBranches(), ExpandSites())
-FUSE = (factor_dora_norm, share_shrinks, join_picked, causal_attention, grouped_attention)
+FUSE = (
+    factor_dora_norm,
+    share_shrinks,
+    drop_in_kernel,
+    join_picked,
+    causal_attention,
+    grouped_attention,
+)
 PLAIN = (share_gradient_reads, accumulate_products, fuse_low_rank_terms, keep_float32, part_columns)
 AUGMENTED = (*PLAIN[:2], augment_products, *PLAIN[2:])
 

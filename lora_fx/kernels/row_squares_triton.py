@@ -7,16 +7,17 @@ from torch import Tensor
 
 from lora_fx.kernels.row_squares import ROWS
 
-_COLUMNS = 128  # of a tile
+_TILE = 128, 8, 4  # columns, warps and stages
 
 
 def launch(W: Tensor, A: Tensor, B: Tensor, scaling: Tensor, partial: Tensor, part: int) -> None:
     """Fill `partial` (parts of the columns, out), float32 and contiguous."""
-    (out, columns), r = W.shape, A.shape[0]
+    (out, n), r = W.shape, A.shape[0]
+    columns, warps, stages = _TILE
     _kernel[triton.cdiv(out, ROWS), partial.shape[0]](
-        W, A, B, scaling, partial, out, columns, r, *W.stride(), *A.stride(), *B.stride(),
-        PART=part, TILE=ROWS, COLUMNS=_COLUMNS, RANK=max(16, triton.next_power_of_2(r)),
-        num_warps=8, num_stages=4,
+        W, A, B, scaling, partial, out, n, r, *W.stride(), *A.stride(), *B.stride(),
+        PART=part, TILE=ROWS, COLUMNS=columns, RANK=max(16, triton.next_power_of_2(r)),
+        num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 
