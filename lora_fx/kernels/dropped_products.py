@@ -7,7 +7,7 @@
 x: (m, in)   A: (sites r, in), site after site   seeds: int64 (sites,)   dh as h
 
 The last two are the gradients of the first. dropᵢ sets elements to zero with probability p, for
-each site others, and multiplies what it keeps, as `kernels/philox.py` says (Srivastava et al. 2014;
+each site others, and multiplies what it keeps, as `kernels/kept.py` says (Srivastava et al. 2014;
 Hu et al. 2021, arXiv 2106.09685, §4.1, with PEFT's dropout before A). Products are of values in the
 dtype of x, with sums in float32, rounded once: h and dx to the dtype of x, dA to that of A, which
 is float32. No atomics: equal inputs give equal bits. On a GPU Triton kernels, which read x once and
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_fx.kernels.philox import gain, kept
+from lora_fx.kernels.kept import gain, kept
 
 MAX_RANK = 64
 _library = torch.library.Library("lora_fx", "FRAGMENT")

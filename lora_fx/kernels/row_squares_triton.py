@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lora_fx.kernels.row_squares import ROWS
 
-_TILE = 128, 8, 4  # columns, warps and stages
+_TILE = 64, 4, 4  # columns, warps and stages
 
 
 def launch(W: Tensor, A: Tensor, B: Tensor, scaling: Tensor, partial: Tensor, part: int) -> None:

@@ -18,6 +18,7 @@
     diagonal(B, d)                    →  B * d
     perturb(A, std, prior, noise)     →  `graph/monteclora.py`
     magnitude(y, u, m, norms, b)      →  (y + (m / norms - 1) * (u - b)).to(y.dtype)
+        on a GPU                      →  with gain(m, norms) for the factor: `kernels/gain.py`
     replace_rows, replace_columns     →  as in `graph/ops.py`
     mix, shift, mix_rows, mix_columns →  `graph/own_tensors.py`
     delta(W, A, B, scaling, t)        →  addmm(W, B.to(d) * scaling, A.to(d)), d that of W
@@ -33,6 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Graph, GraphModule, Node
 
+from lora_fx import kernels
 from lora_fx.graph import ops
 from lora_fx.graph.arrow import arrow_shares
 from lora_fx.graph.autocast import without_autocast
@@ -41,6 +43,7 @@ from lora_fx.graph.grouped import grouped, is_fast, missing
 from lora_fx.graph.monteclora import perturbed
 from lora_fx.graph.own_tensors import mixed, mixed_columns, mixed_rows, shifted
 from lora_fx.graph.structure import compute_dtype
+from lora_fx.kernels.gain import gain
 from lora_fx.passes import lower_samples
 from lora_fx.passes.casts import arithmetic, cast
 from lora_fx.rewrite.convolved import convolved, pointwise_mapped
@@ -221,8 +224,11 @@ def _magnitude(graph: Graph, node: Node) -> Node:
     y, u, m, norms, *more = node.args
     bias, share = (*more, None, None)[:2]
     own = u if bias is None else call(graph, torch.sub, u, bias)
-    gain = call(graph, torch.sub, call(graph, torch.div, m, norms), 1)
-    gained = call(graph, torch.mul, gain, own)
+    if kernels.are_on(y.meta[EXAMPLE].device.type):  # type: ignore[union-attr]
+        factor = call(graph, gain, m, norms)
+    else:
+        factor = call(graph, torch.sub, call(graph, torch.div, m, norms), 1)
+    gained = call(graph, torch.mul, factor, own)
     gained = gained if share is None else call(graph, torch.mul, share, gained)
     total = call(graph, torch.add, y, gained)
     return cast(graph, total, dtype(y))  # type: ignore[return-value]
