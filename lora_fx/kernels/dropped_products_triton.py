@@ -22,6 +22,7 @@ _ROW, _OTHER = tl.constexpr(kept.ROW), tl.constexpr(kept.OTHER)
 
 def shrink(x: Tensor, A: Tensor, seeds: Tensor, p: float) -> Tensor:
     """Return h (m, sites r)."""
+    x = x if x.stride(1) == 1 else x.contiguous()
     (m, n), r = x.shape, A.shape[0] // len(seeds)
     rows, columns, warps, stages = _SHRINK
     part = _part(n, columns, triton.cdiv(m, rows))
@@ -29,7 +30,7 @@ def shrink(x: Tensor, A: Tensor, seeds: Tensor, p: float) -> Tensor:
     partial = x.new_empty((parts, m, len(A)), dtype=x.dtype if parts == 1 else torch.float32)
     for own, factors, h in _together(seeds, A, partial.transpose(1, 2)):
         _shrink_kernel[triton.cdiv(m, rows), parts](
-            x, factors, own, h, m, n, r, *x.stride(), *A.stride(), *partial.stride()[:2], gain(p),
+            x, factors, own, h, m, n, r, x.stride(0), *A.stride(), *partial.stride()[:2], gain(p),
             SITES=len(own), LEAST=least_kept(p), PART=part, ROWS=rows, COLUMNS=columns,
             RANK=_padded(r), num_warps=warps, num_stages=stages,
         )  # fmt: skip
@@ -38,13 +39,14 @@ def shrink(x: Tensor, A: Tensor, seeds: Tensor, p: float) -> Tensor:
 
 def factors(dh: Tensor, x: Tensor, seeds: Tensor, p: float) -> Tensor:
     """Return dA (sites r, in), float32."""
+    x = x if x.stride(1) == 1 else x.contiguous()
     (m, n), r = x.shape, dh.shape[1] // len(seeds)
     rows, columns, warps, stages = _FACTORS
     part = _part(m, rows, triton.cdiv(n, columns))
     partial = x.new_empty((triton.cdiv(m, part), dh.shape[1], n), dtype=torch.float32)
     for own, h, dA in _together(seeds, dh.t(), partial):
         _factors_kernel[triton.cdiv(n, columns), len(partial)](
-            h, x, own, dA, m, n, r, *dh.stride(), *x.stride(), *partial.stride()[:2], gain(p), part,
+            h, x, own, dA, m, n, r, *dh.stride(), x.stride(0), *partial.stride()[:2], gain(p), part,
             SITES=len(own), LEAST=least_kept(p), ROWS=rows, COLUMNS=columns, RANK=_padded(r),
             num_warps=warps, num_stages=stages,
         )  # fmt: skip
@@ -77,7 +79,7 @@ def expand(dh: Tensor, A: Tensor, seeds: Tensor, p: float) -> Tensor:
 def _part(length: int, tile: int, programs: int) -> int:
     """Return how much of a length one program goes over, where there are so many without parts."""
     parts = max(1, _PROGRAMS // max(1, programs))
-    return tile * triton.next_power_of_2(triton.cdiv(length, tile * parts))
+    return tile * max(1, triton.next_power_of_2(triton.cdiv(length, tile * parts)))
 
 
 def _padded(r: int) -> int:
@@ -111,7 +113,7 @@ def _is_kept(start, step, columns, LEAST: tl.constexpr):
 
 @triton.jit(do_not_specialize=["m"])
 def _shrink_kernel(
-    x, A, seeds, partial, m, n, r, x0, x1, A0, A1, h0, h1, gain,
+    x, A, seeds, partial, m, n, r, x0, A0, A1, h0, h1, gain,
     SITES: tl.constexpr, LEAST: tl.constexpr, PART: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
@@ -130,7 +132,7 @@ def _shrink_kernel(
     for begin in range(first, tl.minimum(first + PART, n), COLUMNS):
         columns = begin + tl.arange(0, COLUMNS)
         beside, above = columns[None, :], columns[:, None]
-        tile = tl.load(x + place * x0 + beside * x1, mask=(rows < m) & (beside < n), other=0.0)
+        tile = tl.load(x + place * x0 + beside, mask=(rows < m) & (beside < n), other=0.0)
         known = (ranks < r) & (above < n)
         at = A + ranks * A0 + above * A1
         a = tl.load(at, mask=known, other=0.0).to(tile.dtype)
@@ -155,7 +157,7 @@ def _shrink_kernel(
 
 @triton.jit(do_not_specialize=["m", "part"])
 def _factors_kernel(
-    dh, x, seeds, partial, m, n, r, h0, h1, x0, x1, A0, A1, gain, part,
+    dh, x, seeds, partial, m, n, r, h0, h1, x0, A0, A1, gain, part,
     SITES: tl.constexpr, LEAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     RANK: tl.constexpr,
 ):  # fmt: skip
@@ -169,7 +171,7 @@ def _factors_kernel(
     for begin in range(first, tl.minimum(first + part, m), ROWS):
         rows = begin + tl.arange(0, ROWS)[:, None]
         place = rows.to(tl.int64)
-        tile = tl.load(x + place * x0 + beside * x1, mask=(rows < m) & (beside < n), other=0.0)
+        tile = tl.load(x + place * x0 + beside, mask=(rows < m) & (beside < n), other=0.0)
         known = (rows < m) & (ranks < r)
         at = dh + place * h0 + ranks * h1
         start, step = _start(tl.load(seeds), rows)

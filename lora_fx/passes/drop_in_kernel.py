@@ -51,10 +51,11 @@ def drop_in_kernel(module: GraphModule) -> int:
 def _is_in_kernel(shrink: Node) -> bool:
     x, A, p, _ = shrink.args
     of_x, of_A = x.meta[EXAMPLE], A.meta[EXAMPLE]  # type: ignore[union-attr]
-    known = of_x.dtype in (torch.bfloat16, torch.float16) and dtype(shrink) == of_x.dtype
     return (
         0 < p < 1  # type: ignore[operator]
-        and known
+        and of_x.ndim > 1
+        and of_x.dtype in (torch.bfloat16, torch.float16)
+        and dtype(shrink) == of_x.dtype
         and of_A.dtype in (torch.float32, of_x.dtype)
         and of_A.shape[0] <= MAX_RANK
         and of_A.device == of_x.device

@@ -78,6 +78,7 @@ def test_what_is_left_alone() -> None:
     assert drop_in_kernel(adapted(block(rank=MAX_RANK + 1), x)) == 0
     assert drop_in_kernel(adapted(block(compute="float32"), x)) == 0
     assert drop_in_kernel(adapted(block().float(), x.float())) == 0
+    assert drop_in_kernel(adapted(block(), x[0])) == 0
     graph = adapted(block(), x)
     assert drop_in_kernel(graph) == 2
     assert not any(node.target is ops.shrink for node in graph.graph.nodes)
@@ -101,16 +102,16 @@ def test_means_are_those_without_dropout() -> None:
     assert (got.std(0) / got.mean(0).abs()).min() > 0.02
 
 
-def slope_over_gradient(dropout: float, checkpoint: str) -> float:
+def slope_over_gradient(dropout: float, checkpoint: str, device: str = "cpu") -> float:
     """Return how a loss rises along its gradient, as a share of what the gradient says."""
     text = spec(adapter=f"rank = 4 alpha = 8 dropout = {dropout}")
     text = text.replace("unit", f"checkpoint = {checkpoint} unit")
     torch.manual_seed(0)
-    model: Any = lora_fx.compile(llama(2).to(torch.float16), text).train()
+    model: Any = lora_fx.compile(llama(2).to(device, torch.float16), text).train()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.3)
-    ids, step = tokens(5, 23), 0.005
+    ids, step = tokens(5, 23).to(device), 0.005
 
     def loss() -> Tensor:
         torch.manual_seed(7)
@@ -128,7 +129,7 @@ def slope_over_gradient(dropout: float, checkpoint: str) -> float:
     return (losses[0] - losses[1]) / (2 * step * slope.item())
 
 
-@pytest.mark.parametrize("checkpoint", ["none", "budget(0.2)"])
+@pytest.mark.parametrize("checkpoint", ["none", "layers", "budget(0.2)"])
 @pytest.mark.parametrize("dropout", [0.2, 0.5])
 def test_the_backward_pass_draws_the_same(checkpoint: str, dropout: float) -> None:
     assert abs(slope_over_gradient(dropout, checkpoint) - 1) < 0.04
@@ -139,4 +140,11 @@ def test_other_draws_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         function = getattr(dropped_products, name)
         other = lambda *given, function=function: function(*given[:2], given[2] + 1, given[3])  # noqa: E731
         monkeypatch.setattr(dropped_products, name, other)
-    assert abs(slope_over_gradient(0.5, "none") - 1) > 0.2
+    assert abs(slope_over_gradient(0.45, "none") - 1) > 0.2  # not compiled before, and cached
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("checkpoint", ["none", "layers", "budget(0.2)"])
+def test_on_a_gpu(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert abs(slope_over_gradient(0.5, checkpoint, "cuda") - 1) < 0.04
