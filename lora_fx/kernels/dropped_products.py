@@ -54,7 +54,8 @@ def expand_reference(dh: Tensor, A: Tensor, seeds: Tensor, p: float) -> Tensor:
 
 
 def _masks(seeds: Tensor, shape: torch.Size, p: float) -> Iterator[Tensor]:
-    return (kept(seed, *shape, p) for seed in seeds)
+    rows, columns = shape
+    return (kept(seed, rows, columns, p) for seed in seeds)
 
 
 def _shrink_on_gpu(x: Tensor, A: Tensor, seeds: Tensor, p: float) -> Tensor:

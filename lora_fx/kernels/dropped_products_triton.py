@@ -1,6 +1,7 @@
 """The Triton kernels behind `kernels/dropped_products.py`; imported where there is a GPU."""
 
 # pyright: reportMissingImports=false, reportIndexIssue=false
+# pyright: reportPossiblyUnboundVariable=false
 from collections.abc import Iterator
 
 import torch

@@ -26,7 +26,8 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 import lora_fx
-from lora_fx.rules import gather_samples, pick_in_kernel
+from lora_fx import kernels
+from lora_fx.rules import gather_samples
 from tests.benchmarks.adapted import trainable, training_step, twin
 from tests.benchmarks.command import add_times, chosen
 from tests.benchmarks.decoders import ATTENTION, MLP, SHAPES, config_of
@@ -111,7 +112,7 @@ def steps(given: argparse.Namespace) -> dict[str, Build]:
             return stepping(model, **more)
         in_kernel, gathered = way
         with (
-            patch.object(pick_in_kernel, "is_picked_in_kernel", lambda *_: in_kernel),
+            patch.object(kernels, "are_on", lambda *_: in_kernel),
             patch.object(gather_samples, "is_gathered", lambda *_: gathered),
         ):
             step = stepping(model, **more)

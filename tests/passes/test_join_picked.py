@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lora_fx
-from lora_fx.rules import pick_in_kernel
+from lora_fx import kernels
 from tests.dense import relative
 
 TWO = """lora 1
@@ -28,7 +28,7 @@ route { }
 
 @pytest.fixture(autouse=True)
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pick_in_kernel, "is_picked_in_kernel", lambda *_: True)
+    monkeypatch.setattr(kernels, "are_on", lambda *_: True)
 
 
 class Layers(nn.Module):
