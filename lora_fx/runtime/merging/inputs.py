@@ -50,6 +50,22 @@ class MergeInputs:
         own = {"structure": structure, "weight": weight, "factors": tuple(split)}
         return replace(self, **own)
 
+    @property
+    def has_rows(self) -> bool:
+        """Return whether rows of the weight can be merged by themselves: it is a matrix alone."""
+        is_matrix = self.structure.kind in ("linear", "transposed") and self.weight.ndim == 2
+        return is_matrix and self.bias is None
+
+    def of_rows(self, start: int, rows: Tensor) -> "MergeInputs":
+        """Return the inputs of some rows of the weight, which `has_rows`; these are given."""
+        As, Bs, end = self.factors[::2], self.factors[1::2], start + len(rows)
+        if self.structure.kind == "linear":
+            Bs = tuple(B[start:end] for B in Bs)
+        else:
+            As = tuple(A[:, start:end] for A in As)
+        factors = tuple(factor for pair in zip(As, Bs, strict=True) for factor in pair)
+        return replace(self, weight=rows, factors=factors)
+
     def tensors(self) -> list[Tensor]:
         """Return all; scalings in the widest dtype, on the CPU, from where no kernel waits."""
         dtypes = (self.weight.dtype, torch.float32, *(factor.dtype for factor in self.factors))

@@ -14,6 +14,9 @@ from lora_fx.graph.exact import exact_products
 from lora_fx.runtime.merging.inputs import MergeInputs, is_product
 from lora_fx.runtime.merging.program import lowered
 
+_LARGE = 1 << 20  # elements of a weight of which a CPU merges some rows at a time:
+_AT_ONCE = 1 << 18  # so many, whose float32 sum stays in its cache
+
 
 @torch.no_grad()
 @exact_products()
@@ -42,7 +45,36 @@ def run_expert(site: ParameterSite, adapters: Sequence[str], weight: Tensor, exp
     return merged
 
 
-def _run(inputs: MergeInputs) -> Sequence[Tensor]:
+@torch.no_grad()
+@exact_products()
+def run_rows(site: Site, adapters: Sequence[str], rows: Tensor, start: int) -> Tensor:
+    """Return what some rows of a weight that `has_rows` are with these adapters merged into it.
+
+    It may be `rows` themselves, written over.
+    """
+    (merged,) = _run(MergeInputs.of(site, adapters, rows).of_rows(start, rows), rows)
+    return merged
+
+
+@torch.no_grad()
+def has_rows(site: Site, adapter: str) -> bool:
+    """Return whether an adapter can be merged into some rows of a site's weight by themselves."""
+    return is_product(site, adapter) and MergeInputs.of(site, (adapter,)).has_rows
+
+
+def _run(inputs: MergeInputs, into: Tensor | None = None) -> Sequence[Tensor]:
+    """Run the program of a site; it may write into the weight itself."""
+    weight = inputs.weight
+    if not inputs.has_rows or weight.device.type != "cpu" or weight.numel() <= _LARGE:
+        return _program(inputs)
+    merged = torch.empty_like(weight) if into is None else into
+    step = max(1, _AT_ONCE // weight.shape[1])
+    for start in range(0, len(weight), step):
+        (merged[start : start + step],) = _program(inputs.of_rows(start, weight[start:][:step]))
+    return (merged,)
+
+
+def _program(inputs: MergeInputs) -> Sequence[Tensor]:
     tensors = inputs.tensors()
     signature = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
     return lowered(inputs.structure, signature)(*tensors)

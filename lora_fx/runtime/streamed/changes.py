@@ -1,6 +1,6 @@
 """What one adapter makes of each tensor of a checkpoint."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,17 +10,16 @@ from lora_fx.adapters import storage, token_rows
 from lora_fx.adapters.weights import copies
 from lora_fx.adapters.weights.merged import changed_by
 from lora_fx.diagnostics import Diagnostic, LoraFxError
+from lora_fx.runtime.merging.run import has_rows, run_rows
 from lora_fx.runtime.streamed.part_merged import can_add_to_part, with_delta
 from lora_fx.runtime.streamed.shards import Stored
 from lora_fx.runtime.streamed.stored_names import Part
-
-Change = Callable[[Tensor], Tensor]
 
 _IN_MEMORY = "load the model, compile the spec, and save what `merge_and_unload` returns"
 
 
 @dataclass(frozen=True)
-class _Changed:
+class Change:
     """What an adapter does to one tensor of a module: its own version, its delta, its rows.
 
     With a `part`, what it does to that part of the tensor. `beside` are the names of the tensor in
@@ -34,6 +33,7 @@ class _Changed:
     part: Part | None = None
 
     def __call__(self, values: Tensor) -> Tensor:
+        """Return what becomes of a tensor, or of the part."""
         module, name, dtype = self.module, self.name, values.dtype
         if copies.has(module, self.adapter) and name in copies.tensors(module, self.adapter):
             own = copies.tensors(module, self.adapter)[name].detach().contiguous()
@@ -45,7 +45,25 @@ class _Changed:
             values = values.index_copy(0, rows.tokens, rows.weight.detach().to(dtype))
         return values
 
-    def of_part(self, part: Part) -> "_Changed | None":
+    @property
+    def has_rows(self) -> bool:
+        """Return whether some rows of the tensor can be changed by themselves."""
+        module, name = self.module, self.name
+        own = copies.has(module, self.adapter) and name in copies.tensors(module, self.adapter)
+        site = storage.site_of(module, name)
+        if self.part is not None or own or token_rows.rows_of(module, self.adapter):
+            return False
+        if site is None or name != site.lora_place[1] or name not in changed_by(site, self.adapter):
+            return False
+        return has_rows(site, self.adapter)
+
+    def of_rows(self, rows: Tensor, start: int) -> Tensor:
+        """Return what becomes of rows of a tensor that `has_rows`; they may be written over."""
+        site = storage.site_of(self.module, self.name)
+        assert site is not None
+        return run_rows(site, (self.adapter,), rows, start)
+
+    def of_part(self, part: Part) -> "Change | None":
         """Return the change of a part, or None if what is done there needs all of the tensor."""
         if part.whole:
             return self
@@ -68,12 +86,12 @@ class _Changed:
         return id(copies.base_tensor(module, name)), id(own), id(branch), id(rows)
 
 
-def changes_of(model: nn.Module, adapter: str) -> dict[str, _Changed]:
+def changes_of(model: nn.Module, adapter: str) -> dict[str, Change]:
     """Return what an adapter of a model makes of the base's tensors, by their names in it.
 
     Modules that share a weight are all named, whether they share what changes it or not.
     """
-    found: dict[str, _Changed] = {}
+    found: dict[str, Change] = {}
     holders = _holders(model)
     for fqn, module in storage.base_modules(model, itself=True).items():
         sites = storage.sites_at(module).values()
@@ -84,7 +102,7 @@ def changes_of(model: nn.Module, adapter: str) -> dict[str, _Changed]:
             full = f"{fqn}.{name}".lstrip(".")
             held = holders.get(id(copies.base_tensor(module, name)), [])
             beside = tuple(other for other in held if other != full)
-            found[full] = _Changed(module, name, adapter, beside)
+            found[full] = Change(module, name, adapter, beside)
     return found
 
 
@@ -99,7 +117,7 @@ def _holders(model: nn.Module) -> dict[int, list[str]]:
 
 
 def in_checkpoint(
-    changes: Mapping[str, _Changed], parts: Mapping[str, Part], stored: Mapping[str, Stored]
+    changes: Mapping[str, Change], parts: Mapping[str, Part], stored: Mapping[str, Stored]
 ) -> dict[str, Change]:
     """Return the changes of a checkpoint's tensors, by the names that these have in it.
 
@@ -135,7 +153,7 @@ def in_checkpoint(
     return found
 
 
-def _is_alike(one: _Changed, other: _Changed) -> bool:
+def _is_alike(one: Change, other: Change) -> bool:
     return one.identity() == other.identity()
 
 

@@ -8,7 +8,8 @@ https://huggingface.co/docs/safetensors
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -83,13 +84,20 @@ class Shard:
         """Read one tensor of a floating dtype into memory of its own."""
         stored = self.tensors[name]
         assert stored.floating is not None
-        if stored.start == stored.end:
-            return torch.empty(stored.shape, dtype=stored.floating)
         with self.path.open("rb") as file:
             file.seek(stored.start)
-            data = bytearray(stored.end - stored.start)
-            file.readinto(data)
-        return torch.frombuffer(data, dtype=stored.floating).reshape(stored.shape)
+            return _next(file, stored.shape, stored.floating)
+
+    def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """Read some rows of a tensor at a time; yields where they begin, and them."""
+        stored = self.tensors[name]
+        assert stored.floating is not None
+        count, *row = stored.shape
+        step = max(1, _PIECE // max(1, torch.Size(row).numel() * stored.floating.itemsize))
+        with self.path.open("rb") as file:
+            file.seek(stored.start)
+            for start in range(0, count, step):
+                yield start, _next(file, (min(step, count - start), *row), stored.floating)
 
     def copy(self, name: str, into: BinaryIO) -> None:
         """Write a tensor's bytes into another file."""
@@ -98,6 +106,14 @@ class Shard:
             file.seek(stored.start)
             for place in range(stored.start, stored.end, _PIECE):
                 into.write(file.read(min(_PIECE, stored.end - place)))
+
+
+def _next(file: BinaryIO, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Read the tensor that comes next in a file."""
+    tensor = torch.empty(shape, dtype=dtype)
+    if tensor.numel():
+        file.readinto(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[attr-defined]
+    return tensor
 
 
 def begin(file: BinaryIO, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
@@ -118,6 +134,18 @@ def append(file: BinaryIO, tensor: Tensor) -> None:
     if tensor.numel():
         data: Any = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
         file.write(data)
+
+
+def written_behind(file: BinaryIO, tensors: Iterable[Tensor]) -> None:
+    """Write tensors one behind the other, each while the next is made."""
+    with ThreadPoolExecutor(1) as writer:
+        before: Future[None] | None = None
+        for tensor in tensors:
+            if before is not None:
+                before.result()
+            before = writer.submit(append, file, tensor)
+        if before is not None:
+            before.result()
 
 
 def durable(file: BinaryIO) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.plan.folding import numberless
 from lora_fx.runtime.merging.tensors import are_finite
 from lora_fx.runtime.progress import Report
 from lora_fx.runtime.streamed.changes import Change
-from lora_fx.runtime.streamed.shards import Shard, append, begin, durable
+from lora_fx.runtime.streamed.shards import Shard, begin, durable, written_behind
 from lora_fx.runtime.streamed.staging import put
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -52,21 +53,31 @@ def _write(
             if name not in changes and results[name].dtype == stored.dtype:
                 shard.copy(name, file)
             else:
-                values = shard.read(name)
-                if name in changes:
-                    values = changes[name](values)
-                values = values.to(results[name].floating)
-                if name in changes and not all(are_finite([values])):
-                    message = f"merged, `{numberless(name)}` would hold NaN or infinity"
-                    help = (
-                        "look for the adapter whose values are not finite, or set a wider `dtype`"
-                    )
-                    raise LoraFxError((Diagnostic("merge-not-finite", message, help=help),))
-                append(file, values)
-                del values
+                wanted = results[name].floating
+                written_behind(file, _new(shard, name, changes.get(name), wanted))
             yield number + 1
         durable(file)
     put(folder / shard.path.name, part)
+
+
+def _new(
+    shard: Shard, name: str, change: Change | None, dtype: torch.dtype | None
+) -> Iterator[Tensor]:
+    """Yield what becomes of a tensor: of some rows at a time, if they can be changed so."""
+    if change is None:
+        yield shard.read(name).to(dtype)
+        return
+    if change.has_rows:
+        pieces = (change.of_rows(rows, start) for start, rows in shard.rows(name))
+    else:
+        pieces = (change(shard.read(name)) for _ in range(1))
+    for values in pieces:
+        merged = values.to(dtype)
+        if not all(are_finite([merged])):
+            message = f"merged, `{numberless(name)}` would hold NaN or infinity"
+            help = "look for the adapter whose values are not finite, or set a wider `dtype`"
+            raise LoraFxError((Diagnostic("merge-not-finite", message, help=help),))
+        yield merged
 
 
 def _copy_others(

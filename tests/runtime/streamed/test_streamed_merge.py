@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import lora_fx
-from lora_fx.runtime.streamed import stream
+from lora_fx.runtime.streamed import shards, stream
 from lora_fx.runtime.streamed.shards import Shard
 from tests.adapters.kinds import by_peft, ours, scatter, state_of
 from tests.adapters.test_kinds import KINDS
@@ -339,7 +340,22 @@ def test_the_peak_is_far_below_the_model() -> None:
     assert relative(logits(got), logits(trained.eval())) < 1e-5
 
 
-def test_a_tensor_of_no_elements_and_of_whole_numbers(tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class OneMore:
+    """Adds 1 to a tensor, or to each of its rows how many stand before it, and 1."""
+
+    has_rows: bool
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return values + 1
+
+    def of_rows(self, rows: Tensor, start: int) -> Tensor:
+        return rows + torch.arange(start, start + len(rows))[:, None] + 1
+
+
+def test_a_tensor_of_no_elements_and_of_whole_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {
@@ -349,10 +365,11 @@ def test_a_tensor_of_no_elements_and_of_whole_numbers(tmp_path: Path) -> None:
     }
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "out").mkdir()
+    monkeypatch.setattr(shards, "_PIECE", 20)  # of two rows of w
     shard = Shard.open(tmp_path / "model.safetensors")
-    changes = {"w": lambda values: values + 1, "none": lambda values: values + 1}
+    changes: dict[str, Any] = {"w": OneMore(has_rows=True), "none": OneMore(has_rows=False)}
     list(stream._write(shard, tmp_path / "out", changes, torch.float32))
     got = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(got["ids"], tensors["ids"])
-    assert torch.equal(got["w"], (tensors["w"] + 1).float())
+    assert torch.equal(got["w"], (tensors["w"] + torch.arange(1, 4)[:, None]).float())
     assert got["none"].shape == (0, 3)
