@@ -23,14 +23,14 @@ _NAMES = (
 _GROUPED = frozenset({"lora_fx::grouped"})
 _PICKED = frozenset({"lora_fx::pick", "lora_fx::picked_shrink", "lora_fx::picked_expand"})
 _PACKED = {"lora_fx::packed_linear", "lora_fx::packed_rows"}
-_KERNELS = {"lora_fx::row_squares", "lora_fx::dropped_shrink", "lora_fx::gain"}
+_KERNELS = {"lora_fx::row_squares", "lora_fx::dropped_shrink"}
 _NORMS = {"lora_fx::norms", "lora_fx::packed_norms"}
 _BRANCHES = frozenset(f"lora_fx::{name}" for name in _NAMES)
 _LEGAL: dict[Stage, frozenset[str]] = {
     "captured": _GROUPED | _KEPT | {"lora_fx::site", "lora_fx::merge"},
     "adapted": _GROUPED | _PICKED | _KEPT | _BRANCHES | _PACKED | _NORMS | {"lora_fx::delta"},
     "fused": _GROUPED | _PICKED | _KEPT | _BRANCHES | _PACKED | _KERNELS | {"lora_fx::delta"},
-    "lowered": _GROUPED | _PICKED | _PACKED | _KERNELS,
+    "lowered": _GROUPED | _PICKED | _PACKED | _KERNELS | {"lora_fx::gain"},
 }
 
 

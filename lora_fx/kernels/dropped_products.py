@@ -6,12 +6,13 @@
 
 x: (m, in)   A: (sites r, in), site after site   seeds: int64 (sites,)   dh as h
 
-The last two are the gradients of the first. dropᵢ sets elements to zero with probability p, for
-each site others, and multiplies what it keeps, as `kernels/kept.py` says (Srivastava et al. 2014;
-Hu et al. 2021, arXiv 2106.09685, §4.1, with PEFT's dropout before A). Products are of values in the
-dtype of x, with sums in float32, rounded once: h and dx to the dtype of x, dA to that of A, which
-is float32. No atomics: equal inputs give equal bits. On a GPU Triton kernels, which read x once and
-draw in registers, elsewhere the plain references below.
+Each has a gradient, made of the other two: they are the three sides of one trilinear form. dropᵢ
+sets elements to zero with probability p, for each site others, and multiplies what it keeps, as
+`kernels/kept.py` says (Srivastava et al. 2014; Hu et al. 2021, arXiv 2106.09685, §4.1, with PEFT's
+dropout before A). Products are of values in the dtype of x, with sums in float32, rounded once: h
+and dx to the dtype of x; dA is float32. No atomics: equal inputs give equal bits. On a GPU Triton
+kernels, which draw in registers and read x once for up to three sites, elsewhere the plain
+references below.
 """
 
 from collections.abc import Iterator
@@ -20,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_fx.kernels.kept import gain, kept
+from lora_fx.kernels.kept import kept, stretch
 
 MAX_RANK = 64
+MOST_SITES = 6  # of one call: `dropped_expand` is unrolled over them
 _library = torch.library.Library("lora_fx", "FRAGMENT")
 _library.define("dropped_shrink(Tensor x, Tensor A, Tensor seeds, float p) -> Tensor")
 _library.define("dropped_factors(Tensor dh, Tensor x, Tensor seeds, float p) -> Tensor")
@@ -32,14 +34,15 @@ _library.define("dropped_expand(Tensor dh, Tensor A, Tensor seeds, float p) -> T
 def shrink_reference(x: Tensor, A: Tensor, seeds: Tensor, p: float) -> Tensor:
     """Return h, one site after another."""
     sites = zip(_masks(seeds, x.shape, p), A.to(x.dtype).float().chunk(len(seeds)), strict=True)
-    h = [(x.float() * mask) @ factor.t() for mask, factor in sites]
-    return (torch.cat(h, 1) * gain(p)).to(x.dtype)
+    h = [torch.where(mask, x, 0).float() @ factor.t() for mask, factor in sites]
+    return (torch.cat(h, 1) * stretch(p)).to(x.dtype)
 
 
 def factors_reference(dh: Tensor, x: Tensor, seeds: Tensor, p: float) -> Tensor:
     """Return dA, one site after another."""
     sites = zip(_masks(seeds, x.shape, p), dh.float().chunk(len(seeds), 1), strict=True)
-    return torch.cat([own.t() @ (x.float() * mask) for mask, own in sites]) * gain(p)
+    dA = [own.t() @ torch.where(mask, x, 0).float() for mask, own in sites]
+    return torch.cat(dA) * stretch(p)
 
 
 def expand_reference(dh: Tensor, A: Tensor, seeds: Tensor, p: float) -> Tensor:
@@ -49,8 +52,8 @@ def expand_reference(dh: Tensor, A: Tensor, seeds: Tensor, p: float) -> Tensor:
     sites = zip(_masks(seeds, shape, p), dh.float().chunk(len(seeds), 1), factors, strict=True)
     total = torch.zeros(shape, device=dh.device)
     for mask, own, factor in sites:
-        total += own @ factor * mask
-    return (total * gain(p)).to(dh.dtype)
+        total += torch.where(mask, own @ factor, 0)
+    return (total * stretch(p)).to(dh.dtype)
 
 
 def _masks(seeds: Tensor, shape: torch.Size, p: float) -> Iterator[Tensor]:
@@ -96,24 +99,38 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors)
 
 
-def _gradients(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
+def _of_shrink(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
     x, A, seeds = ctx.saved_tensors
     dx = dropped_expand(dh, A, seeds, ctx.p) if ctx.needs_input_grad[0] else None
     dA = dropped_factors(dh, x, seeds, ctx.p).to(A.dtype) if ctx.needs_input_grad[1] else None
     return dx, dA, None, None
 
 
-for _name, _reference, _kernel, _shape in (
-    ("dropped_shrink", shrink_reference, _shrink_on_gpu, _shape_of_h),
-    ("dropped_factors", factors_reference, _factors_on_gpu, _shape_of_factors),
-    ("dropped_expand", expand_reference, _expand_on_gpu, _shape_of_dx),
+def _of_factors(ctx: Any, ddA: Tensor) -> tuple[Tensor | None, ...]:
+    dh, x, seeds = ctx.saved_tensors
+    ddh = dropped_shrink(x, ddA, seeds, ctx.p) if ctx.needs_input_grad[0] else None
+    dx = dropped_expand(dh, ddA, seeds, ctx.p) if ctx.needs_input_grad[1] else None
+    return ddh, dx, None, None
+
+
+def _of_expand(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
+    dh, A, seeds = ctx.saved_tensors
+    ddh = dropped_shrink(ddx, A, seeds, ctx.p) if ctx.needs_input_grad[0] else None
+    dA = dropped_factors(dh, ddx, seeds, ctx.p).to(A.dtype) if ctx.needs_input_grad[1] else None
+    return ddh, dA, None, None
+
+
+for _name, _reference, _kernel, _shape, _gradients in (
+    ("dropped_shrink", shrink_reference, _shrink_on_gpu, _shape_of_h, _of_shrink),
+    ("dropped_factors", factors_reference, _factors_on_gpu, _shape_of_factors, _of_factors),
+    ("dropped_expand", expand_reference, _expand_on_gpu, _shape_of_dx, _of_expand),
 ):
     _library.impl(_name, _reference, "CPU")
     _library.impl(_name, _kernel, "CUDA")
     torch.library.register_fake(f"lora_fx::{_name}", _shape, lib=_library)
-torch.library.register_autograd(
-    "lora_fx::dropped_shrink", _gradients, setup_context=_keep, lib=_library
-)
+    torch.library.register_autograd(
+        f"lora_fx::{_name}", _gradients, setup_context=_keep, lib=_library
+    )
 
 dropped_shrink = torch.ops.lora_fx.dropped_shrink.default
 dropped_factors = torch.ops.lora_fx.dropped_factors.default

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lora_fx.kernels import kept
-from lora_fx.kernels.kept import gain, least_kept
+from lora_fx.kernels.kept import least_kept, stretch
 
 _PROGRAMS = 512  # some four for each multiprocessor of an H100
 _SITES = 3  # that one launch takes, reading x once
@@ -23,7 +23,7 @@ _ROW, _OTHER = tl.constexpr(kept.ROW), tl.constexpr(kept.OTHER)
 
 def shrink(x: Tensor, A: Tensor, seeds: Tensor, p: float) -> Tensor:
     """Return h (m, sites r)."""
-    x = x if x.stride(1) == 1 else x.contiguous()
+    x, seeds = x if x.stride(1) == 1 else x.contiguous(), seeds.contiguous()
     (m, n), r = x.shape, A.shape[0] // len(seeds)
     rows, columns, warps, stages = _SHRINK
     part = _part(n, columns, triton.cdiv(m, rows))
@@ -31,8 +31,8 @@ def shrink(x: Tensor, A: Tensor, seeds: Tensor, p: float) -> Tensor:
     partial = x.new_empty((parts, m, len(A)), dtype=x.dtype if parts == 1 else torch.float32)
     for own, factors, h in _together(seeds, A, partial.transpose(1, 2)):
         _shrink_kernel[triton.cdiv(m, rows), parts](
-            x, factors, own, h, m, n, r, x.stride(0), *A.stride(), *partial.stride()[:2], gain(p),
-            SITES=len(own), LEAST=least_kept(p), PART=part, ROWS=rows, COLUMNS=columns,
+            x, factors, own, h, m, n, r, x.stride(0), *A.stride(), *partial.stride()[:2],
+            stretch(p), SITES=len(own), LEAST=least_kept(p), PART=part, ROWS=rows, COLUMNS=columns,
             RANK=_padded(r), num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return partial[0] if parts == 1 else partial.sum(0).to(x.dtype)
@@ -40,16 +40,16 @@ def shrink(x: Tensor, A: Tensor, seeds: Tensor, p: float) -> Tensor:
 
 def factors(dh: Tensor, x: Tensor, seeds: Tensor, p: float) -> Tensor:
     """Return dA (sites r, in), float32."""
-    x = x if x.stride(1) == 1 else x.contiguous()
+    x, seeds = x if x.stride(1) == 1 else x.contiguous(), seeds.contiguous()
     (m, n), r = x.shape, dh.shape[1] // len(seeds)
     rows, columns, warps, stages = _FACTORS
     part = _part(m, rows, triton.cdiv(n, columns))
     partial = x.new_empty((triton.cdiv(m, part), dh.shape[1], n), dtype=torch.float32)
     for own, h, dA in _together(seeds, dh.t(), partial):
         _factors_kernel[triton.cdiv(n, columns), len(partial)](
-            h, x, own, dA, m, n, r, *dh.stride(), x.stride(0), *partial.stride()[:2], gain(p), part,
-            SITES=len(own), LEAST=least_kept(p), ROWS=rows, COLUMNS=columns, RANK=_padded(r),
-            num_warps=warps, num_stages=stages,
+            h, x, own, dA, m, n, r, *dh.stride(), x.stride(0), *partial.stride()[:2],
+            stretch(p), part, SITES=len(own), LEAST=least_kept(p), ROWS=rows, COLUMNS=columns,
+            RANK=_padded(r), num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return partial[0] if len(partial) == 1 else partial.sum(0)
 
@@ -65,12 +65,12 @@ def _together(seeds: Tensor, one: Tensor, other: Tensor) -> Iterator[tuple[Tenso
 
 def expand(dh: Tensor, A: Tensor, seeds: Tensor, p: float) -> Tensor:
     """Return dx (m, in)."""
-    m, n, sites = len(dh), A.shape[1], len(seeds)
+    m, n, sites, seeds = len(dh), A.shape[1], len(seeds), seeds.contiguous()
     rows, columns, warps, stages = _EXPAND
     r = A.shape[0] // sites
     dx = dh.new_empty((m, n))
     _expand_kernel[triton.cdiv(n, columns), triton.cdiv(m, rows)](
-        dh, A, seeds, dx, m, n, r, *dh.stride(), *A.stride(), gain(p),
+        dh, A, seeds, dx, m, n, r, *dh.stride(), *A.stride(), stretch(p),
         SITES=sites, LEAST=least_kept(p), ROWS=rows, COLUMNS=columns, RANK=_padded(r),
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
@@ -114,7 +114,7 @@ def _is_kept(start, step, columns, LEAST: tl.constexpr):
 
 @triton.jit(do_not_specialize=["m"])
 def _shrink_kernel(
-    x, A, seeds, partial, m, n, r, x0, A0, A1, h0, h1, gain,
+    x, A, seeds, partial, m, n, r, x0, A0, A1, h0, h1, stretch,
     SITES: tl.constexpr, LEAST: tl.constexpr, PART: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
@@ -149,16 +149,16 @@ def _shrink_kernel(
             total2 = tl.dot(tl.where(keep, tile, 0.0), a, total2)
     own = partial + tl.program_id(1).to(tl.int64) * h0 + place * h1 + ranks
     known = (rows < m) & (ranks < r)
-    tl.store(own, total0 * gain, mask=known)
+    tl.store(own, total0 * stretch, mask=known)
     if SITES > 1:
-        tl.store(own + r, total1 * gain, mask=known)
+        tl.store(own + r, total1 * stretch, mask=known)
     if SITES > 2:
-        tl.store(own + 2 * r, total2 * gain, mask=known)
+        tl.store(own + 2 * r, total2 * stretch, mask=known)
 
 
 @triton.jit(do_not_specialize=["m", "part"])
 def _factors_kernel(
-    dh, x, seeds, partial, m, n, r, h0, h1, x0, A0, A1, gain, part,
+    dh, x, seeds, partial, m, n, r, h0, h1, x0, A0, A1, stretch, part,
     SITES: tl.constexpr, LEAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     RANK: tl.constexpr,
 ):  # fmt: skip
@@ -188,16 +188,16 @@ def _factors_kernel(
             total2 = tl.dot(tl.trans(own), tl.load(at + 2 * r * h1, mask=known, other=0.0), total2)
     own = partial + tl.program_id(1).to(tl.int64) * A0 + ranks.to(tl.int64) * A1 + above
     known = (above < n) & (ranks < r)
-    tl.store(own, total0 * gain, mask=known)
+    tl.store(own, total0 * stretch, mask=known)
     if SITES > 1:
-        tl.store(own + r.to(tl.int64) * A1, total1 * gain, mask=known)
+        tl.store(own + r.to(tl.int64) * A1, total1 * stretch, mask=known)
     if SITES > 2:
-        tl.store(own + 2 * r.to(tl.int64) * A1, total2 * gain, mask=known)
+        tl.store(own + 2 * r.to(tl.int64) * A1, total2 * stretch, mask=known)
 
 
 @triton.jit(do_not_specialize=["m"])
 def _expand_kernel(
-    dh, A, seeds, dx, m, n, r, h0, h1, A0, A1, gain,
+    dh, A, seeds, dx, m, n, r, h0, h1, A0, A1, stretch,
     SITES: tl.constexpr, LEAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     RANK: tl.constexpr,
 ):  # fmt: skip
@@ -214,4 +214,4 @@ def _expand_kernel(
         begin, step = _start(tl.load(seeds + site), rows)
         keep = _is_kept(begin, step, columns, LEAST)
         total += tl.where(keep, tl.dot(own, a), 0.0)
-    tl.store(dx + place * n + columns, total * gain, mask=(rows < m) & (columns < n))
+    tl.store(dx + place * n + columns, total * stretch, mask=(rows < m) & (columns < n))

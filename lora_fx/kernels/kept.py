@@ -24,7 +24,7 @@ def least_kept(p: float) -> int:
     return min(round(p * CHANCES), CHANCES - 1)
 
 
-def gain(p: float) -> float:
+def stretch(p: float) -> float:
     """Return what a kept element is multiplied by, so that its mean is what it was."""
     return CHANCES / (CHANCES - least_kept(p))
 

@@ -8,9 +8,11 @@
              %h0, %h1 = split(reshape(%h, (*, 2 r)), r, -1)
 
 So no dropped copy of x is written or kept for the backward pass, which draws from the same seeds
-again: `kernels/dropped_products.py`. Left alone: what does not run in half precision on a GPU or
-computes in another dtype than x, higher ranks than the kernels take, factors that are made later,
-and branches between which something is written in place, or the grad mode or autocast changes.
+again: `kernels/dropped_products.py`. It keeps x itself, as it does without dropout. Together are
+branches of one p, rank and dtype, as many as a call takes; apart are those whose factors are made
+later, and such between which something is written in place, or the grad mode or autocast changes.
+Left alone: what does not run in half precision on a GPU or computes in another dtype than x, higher
+ranks than the kernels take, and inputs whose dropout something else needs, as a DoRA's norm does.
 """
 
 import operator
@@ -22,7 +24,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from lora_fx import kernels
 from lora_fx.graph import ops
-from lora_fx.kernels.dropped_products import MAX_RANK, dropped_shrink
+from lora_fx.kernels.dropped_products import MAX_RANK, MOST_SITES, dropped_shrink
 from lora_fx.rewrite.driver import graph_modules
 from lora_fx.rewrite.metadata import EXAMPLE, call, dtype, fake_mode, inherit
 from lora_fx.rewrite.surroundings import surroundings
@@ -66,7 +68,8 @@ def _is_in_kernel(shrink: Node) -> bool:
 def _apart(group: list[Node], order: dict[Node, int]) -> list[list[Node]]:
     """Part a group: together are those whose factors are there when the first is computed."""
     early = [one for one in group if order[one.args[1]] < order[group[0]]]  # type: ignore[index]
-    return [early, *([one] for one in group if one not in early)]
+    together = [early[i : i + MOST_SITES] for i in range(0, len(early), MOST_SITES)]
+    return [*together, *([one] for one in group if one not in early)]
 
 
 def _rewrite(graph: Graph, shrinks: list[Node]) -> int:

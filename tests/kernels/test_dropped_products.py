@@ -16,7 +16,7 @@ from lora_fx.kernels.dropped_products import (
     dropped_factors,
     dropped_shrink,
 )
-from lora_fx.kernels.kept import gain, kept
+from lora_fx.kernels.kept import kept, stretch
 from tests.dense import relative
 
 SHAPES = [(300, 1030, 3, 2), (70, 304, 16, 1), (1, 2, 1, 1), (130, 200, MAX_RANK, 5)]
@@ -32,7 +32,7 @@ def inputs(m: int, n: int, rank: int, sites: int) -> tuple[Tensor, ...]:
 
 
 def dense(x: Tensor, A: Tensor, dh: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    masks = [kept(seed.cpu(), *x.shape, P).to(x.device) * gain(P) for seed in seeds]
+    masks = [kept(seed.cpu(), *x.shape, P).to(x.device) * stretch(P) for seed in seeds]
     factors, hs = A.to(x.dtype).double().chunk(len(seeds)), dh.double().chunk(len(seeds), 1)
     x = x.double()
     return (
@@ -82,6 +82,41 @@ def test_gradients() -> None:
     assert relative(x.grad, dx) < 1e-6
 
 
+def test_gradients_of_gradients() -> None:
+    """Each is one side of Σ dh · drop(x) Aᵀ, whose derivatives are dense."""
+    x, A, dh, seeds = (one.requires_grad_(one.is_floating_point()) for one in inputs(9, 20, 3, 2))
+    mask = torch.stack([kept(seed, *x.shape, P) for seed in seeds]) * stretch(P)
+
+    def gradients(h: Tensor) -> list[Tensor]:
+        first = torch.autograd.grad((h * dh).sum(), (x, A), create_graph=True)
+        total = sum(one.square().sum() for one in first)
+        return list(torch.autograd.grad(total, (x, A, dh)))  # type: ignore[arg-type]
+
+    parts = zip(mask, A.chunk(2), strict=True)
+    want = gradients(torch.cat([(x * one) @ a.t() for one, a in parts], 1))
+    got = gradients(dropped_shrink(x, A, seeds, P))
+    for one, other in zip(got, want, strict=True):
+        assert other.norm() > 1
+        assert relative(one, other) < 1e-5
+
+
+def test_only_wanted_gradients_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, A, dh, seeds = inputs(*SHAPES[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel, "dropped_expand", None)
+        dropped_shrink(x, A.requires_grad_(), seeds, P).backward(dh)
+    monkeypatch.setattr(kernel, "dropped_factors", None)
+    dropped_shrink(x.requires_grad_(), A.detach(), seeds, P).backward(dh)
+    assert A.grad is not None and x.grad is not None  # noqa: PT018
+
+
+def test_what_is_dropped_may_be_infinite() -> None:
+    x, A, _, seeds = inputs(4, 50, 3, 1)
+    x = torch.where(kept(seeds[0], *x.shape, P), x, torch.inf)
+    assert dropped_shrink(x, A, seeds, P).isfinite().all()
+    assert not dropped_shrink(x, A, seeds + 1, P).isfinite().any()
+
+
 def test_fakes_and_gradients_as_torch_checks_them() -> None:
     x, A, dh, seeds = inputs(20, 30, 4, 2)
     torch.library.opcheck(dropped_shrink, (x.requires_grad_(), A.requires_grad_(), seeds, P))
@@ -110,7 +145,8 @@ def _interpreted() -> None:
             (compiled.expand, kernel.expand_reference, (dh, A)),
         ):
             want = reference(*given, seeds, P)
-            got = function(*given, seeds, P)
+            apart = torch.stack([seeds, seeds + 1], 1)[:, 0]  # not side by side
+            got = function(*given, apart, P)
             assert got.shape == want.shape
             assert got.numel() == 0 or relative(got, want) < 1e-3 or not want.any()
 

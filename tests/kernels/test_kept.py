@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from expecttest import assert_expected_inline
 from torch import Tensor
 
 from lora_fx.kernels import kept as drawn
-from lora_fx.kernels.kept import gain, kept, least_kept
+from lora_fx.kernels.kept import kept, least_kept, stretch
 
 ROWS, COLUMNS = 1024, 1100
 
@@ -53,8 +54,21 @@ def test_a_part_is_drawn_as_in_the_whole() -> None:
     assert torch.equal(normal(7, 0.5)[:100, :77], normal(7, 0.5, 100, 77))
 
 
+def test_bits() -> None:
+    """What was drawn once is drawn again, by any version: seeds are kept in caches of code."""
+    seed = torch.tensor(0x0123456789ABCDEF)
+    rows = ["".join("01"[int(one)] for one in row) for row in kept(seed, 3, 40, 0.3)]
+    assert_expected_inline(
+        "\n".join(rows),
+        """\
+1101100111111111111110110001110111111101
+1011111011101111101101110001101011010111
+0111111110110111110111010111111111110110""",
+    )
+
+
 def test_the_extremes() -> None:
     assert least_kept(0.0) == 0
-    assert gain(0.0) == 1
+    assert stretch(0.0) == 1
     assert least_kept(1 - 1e-12) == (1 << 32) - 1
-    assert gain(0.25) == 4 / 3
+    assert stretch(0.25) == 4 / 3

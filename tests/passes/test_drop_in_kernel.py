@@ -14,7 +14,7 @@ from lora_fx.graph import ops
 from lora_fx.graph.text import text
 from lora_fx.graph.verify import verify
 from lora_fx.kernels import dropped_products
-from lora_fx.kernels.dropped_products import MAX_RANK
+from lora_fx.kernels.dropped_products import MAX_RANK, MOST_SITES, dropped_shrink
 from lora_fx.passes.drop_in_kernel import drop_in_kernel
 from lora_fx.rewrite.driver import apply
 from lora_fx.rules.expand_sites import ExpandSites
@@ -88,6 +88,66 @@ def test_branches_of_other_ranks_draw_by_themselves() -> None:
     module = block()
     add_adapter(module.side, "default", 3, dropout=0.25)
     assert drop_in_kernel(adapted(module, torch.randn(4, 5, dtype=HALF))) == 3
+
+
+class WithoutGradients(Block):
+    """Its gate learns nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            gate = self.gate(x)
+        return self.up(x) * gate
+
+
+class OneAfterTheOther(Block):
+    """The factor of `up` is made of its own after `gate` has computed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(x) * self.gate(x)
+
+
+def calls(graph: GraphModule) -> list[tuple[int, float]]:
+    """Return the rows of A and the p of each call."""
+    found = (node for node in graph.graph.nodes if node.target is dropped_shrink)
+    return [(len(node.args[1].meta["example_value"]), node.args[3]) for node in found]
+
+
+def test_what_branches_have_in_common() -> None:
+    x = torch.randn(4, 5, dtype=HALF)
+    other_p = block()
+    add_adapter(other_p.side, "default", 2, dropout=0.5)
+    graph = adapted(other_p, x)
+    drop_in_kernel(graph)
+    assert calls(graph) == [(4, 0.25), (2, 0.25), (2, 0.5)]
+    apart = WithoutGradients().to(HALF)
+    for name in ("gate", "up"):
+        add_adapter(getattr(apart, name), "default", 2, dropout=0.25)
+    graph = adapted(apart, x)
+    drop_in_kernel(graph)
+    assert calls(graph) == [(2, 0.25), (2, 0.25)]
+
+
+def test_a_factor_that_is_made_later() -> None:
+    module = OneAfterTheOther().to(HALF)
+    for name in ("gate", "up"):
+        add_adapter(getattr(module, name), "default", 2, dropout=0.25)
+    graph = adapted(module, torch.randn(4, 5, dtype=HALF))
+    first, last = (node for node in graph.graph.nodes if node.target is ops.shrink)
+    with graph.graph.inserting_before(last):
+        made = graph.graph.call_function(torch.neg, (last.args[1],))
+        made.meta["example_value"] = last.args[1].meta["example_value"]
+    last.args = (last.args[0], made, *last.args[2:])
+    assert first.args[0] is last.args[0]
+    assert drop_in_kernel(graph) == 2
+
+
+def test_many_branches_take_several_calls() -> None:
+    module = Block().to(HALF)
+    for i in range(MOST_SITES + 1):
+        add_adapter(module.side, f"a{i}", 2, dropout=0.25)
+    graph = adapted(module, torch.randn(4, 5, dtype=HALF))
+    drop_in_kernel(graph)
+    assert calls(graph) == [(2 * MOST_SITES, 0.25), (2, 0.25)]
 
 
 def test_means_are_those_without_dropout() -> None:

@@ -7,7 +7,9 @@ from torch.fx import GraphModule
 from lora_fx import kernels
 from lora_fx.graph.text import text
 from lora_fx.graph.verify import InvalidGraph, verify
+from lora_fx.kernels.row_squares import MAX_RANK
 from lora_fx.passes.factor_dora_norm import factor_dora_norm
+from lora_fx.passes.lower import lower
 from lora_fx.rewrite.driver import apply
 from lora_fx.rules.expand_sites import ExpandSites
 from tests.captured import capture_module, run
@@ -121,6 +123,15 @@ def test_in_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 %sqrt: f32[7] = sqrt(%clamp_min)   # factor_dora_norm""",
     )
     assert relative(run(graph, m, x), m(x)) < 0.01
+    lower(graph)
+    verify(graph, "lowered", "lower")
+    assert "lora_fx.gain(@0.lora_magnitude_vector.sql.weight, %sqrt)" in text(graph)
+    assert relative(run(graph, m, x), m(x)) < 0.01
+    high = nn.Sequential(nn.Linear(5, 7)).bfloat16()
+    add_adapter(high[0], "high", MAX_RANK + 1, magnitude=True)
+    graph = adapted(high, x)
+    factor_dora_norm(graph)
+    assert "row_squares" not in text(graph)
     graph = adapted(model("sql", "style").bfloat16(), x)
     factor_dora_norm(graph)
     assert "row_squares" not in text(graph)
