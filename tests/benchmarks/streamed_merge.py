@@ -83,6 +83,7 @@ def write_model(folder: Path, given: argparse.Namespace) -> list[Path]:
 def copied(shards: list[Path], into: Path) -> float:
     """Copy the shards, until they are on the disk; return the seconds."""
     into.mkdir()
+    os.sync()
     begin = time.perf_counter()
     for shard in shards:
         with shard.open("rb") as source, (into / shard.name).open("wb") as file:
@@ -111,6 +112,7 @@ def job(folder: Path) -> None:
     """Merge, and print the seconds and the bytes of this process's peak beyond its imports."""
     import lora_fx.compiler
 
+    os.sync()
     before, begin = peak(), time.perf_counter()
     lora_fx.merge(folder / "a.lora")
     print(time.perf_counter() - begin, peak() - before)

@@ -24,7 +24,7 @@ _DTYPES = {
     "BF16": torch.bfloat16,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_PIECE = 1 << 24
+_PIECE = 1 << 22  # bytes that are read at a time, of which some lie in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -84,20 +84,30 @@ class Shard:
         """Read one tensor of a floating dtype into memory of its own."""
         stored = self.tensors[name]
         assert stored.floating is not None
+        tensor = torch.empty(stored.shape, dtype=stored.floating)
         with self.path.open("rb") as file:
             file.seek(stored.start)
-            return _next(file, stored.shape, stored.floating)
+            _fill(tensor, file)
+        return tensor
 
     def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        """Read some rows of a tensor at a time; yields where they begin, and them."""
+        """Read some rows of a tensor at a time; yields where they begin, and them.
+
+        They lie where those before the last did.
+        """
         stored = self.tensors[name]
         assert stored.floating is not None
         count, *row = stored.shape
-        step = max(1, _PIECE // max(1, torch.Size(row).numel() * stored.floating.itemsize))
+        size = torch.Size(row).numel() * stored.floating.itemsize
+        step = min(count, max(1, _PIECE // max(1, size)))
+        places = [torch.empty((step, *row), dtype=stored.floating) for _ in range(2)]
         with self.path.open("rb") as file:
             file.seek(stored.start)
-            for start in range(0, count, step):
-                yield start, _next(file, (min(step, count - start), *row), stored.floating)
+            for start in range(0, count, max(1, step)):
+                rows = places[0][: count - start]
+                _fill(rows, file)
+                yield start, rows
+                places.reverse()
 
     def copy(self, name: str, into: BinaryIO) -> None:
         """Write a tensor's bytes into another file."""
@@ -108,12 +118,10 @@ class Shard:
                 into.write(file.read(min(_PIECE, stored.end - place)))
 
 
-def _next(file: BinaryIO, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _fill(tensor: Tensor, file: BinaryIO) -> None:
     """Read the tensor that comes next in a file."""
-    tensor = torch.empty(shape, dtype=dtype)
     if tensor.numel():
         file.readinto(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[attr-defined]
-    return tensor
 
 
 def begin(file: BinaryIO, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
@@ -137,7 +145,7 @@ def append(file: BinaryIO, tensor: Tensor) -> None:
 
 
 def written_behind(file: BinaryIO, tensors: Iterable[Tensor]) -> None:
-    """Write tensors one behind the other, each while the next is made."""
+    """Write tensors one behind the other, each while the next is made, and none longer."""
     with ThreadPoolExecutor(1) as writer:
         before: Future[None] | None = None
         for tensor in tensors:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -350,7 +351,7 @@ class OneMore:
         return values + 1
 
     def of_rows(self, rows: Tensor, start: int) -> Tensor:
-        return rows + torch.arange(start, start + len(rows))[:, None] + 1
+        return rows.add_(torch.arange(start, start + len(rows))[:, None] + 1)
 
 
 def test_a_tensor_of_no_elements_and_of_whole_numbers(
@@ -361,15 +362,28 @@ def test_a_tensor_of_no_elements_and_of_whole_numbers(
     tensors: dict[str, Tensor] = {
         "none": torch.empty(0, 3),
         "ids": torch.arange(5),
-        "w": torch.randn(3, 5, dtype=torch.float16),
+        "w": torch.randn(9, 5, dtype=torch.float16),
+        "v": torch.randn(9, 5),  # written from where it is read to
     }
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(shards, "_PIECE", 20)  # of two rows of w
+    append = shards.append
+
+    def late(file: Any, tensor: Tensor) -> None:
+        time.sleep(0.02)
+        append(file, tensor)
+
+    monkeypatch.setattr(shards, "append", late)
     shard = Shard.open(tmp_path / "model.safetensors")
-    changes: dict[str, Any] = {"w": OneMore(has_rows=True), "none": OneMore(has_rows=False)}
+    changes: dict[str, Any] = {
+        "none": OneMore(has_rows=False),
+        "w": OneMore(has_rows=True),
+        "v": OneMore(has_rows=True),
+    }
     list(stream._write(shard, tmp_path / "out", changes, torch.float32))
     got = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(got["ids"], tensors["ids"])
-    assert torch.equal(got["w"], (tensors["w"] + torch.arange(1, 4)[:, None]).float())
+    assert torch.equal(got["w"], (tensors["w"] + torch.arange(1, 10)[:, None]).float())
+    assert torch.equal(got["v"], tensors["v"] + torch.arange(1, 10)[:, None])
     assert got["none"].shape == (0, 3)
