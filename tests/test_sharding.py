@@ -13,6 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import lora_fx
+from lora_fx.runtime.merging import run
 from tests.tiny import assert_equal, llama, spec, step, tokens
 
 RANKS = 2
@@ -50,6 +51,36 @@ def _train(rank: int, rendezvous: Path, backend: str | None, text: str) -> None:
     )
     dist.barrier()
     # Gloo's threads may free tensors while the interpreter ends, which aborts (pytorch PR 179291).
+    os._exit(0)
+
+
+def test_a_sharded_model_is_merged(tmp_path: Path) -> None:
+    mp.spawn(_merge, (tmp_path / "rendezvous",), nprocs=RANKS)
+
+
+def _merge(rank: int, rendezvous: Path) -> None:
+    torch.set_num_threads(1)
+    run._LARGE, run._AT_ONCE = 0, 64  # as for large weights
+    method = f"file://{rendezvous}"
+    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=RANKS)
+    whole, model = (
+        lora_fx.compile(llama(2), spec(adapter="rank = 4"), backend=None) for _ in range(2)
+    )
+    before = {n: p.detach().clone() for n, p in whole.named_parameters()}
+    mesh = init_device_mesh("cpu", (RANKS,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for one in (whole, model):
+        one.merge_adapter()
+    want = dict(whole.named_parameters())
+    changed = 0
+    for name, parameter in model.named_parameters():
+        assert isinstance(parameter, DTensor)
+        torch.testing.assert_close(parameter.full_tensor(), want[name])
+        changed += name in before and not torch.equal(want[name], before[name])
+    assert changed == 2 * 7
+    dist.barrier()
     os._exit(0)
 
 

@@ -65,7 +65,8 @@ def has_rows(site: Site, adapter: str) -> bool:
 def _run(inputs: MergeInputs, into: Tensor | None = None) -> Sequence[Tensor]:
     """Run the program of a site; it may write into the weight itself."""
     weight = inputs.weight
-    if not inputs.has_rows or weight.device.type != "cpu" or weight.numel() <= _LARGE:
+    on_cpu = type(weight) is Tensor and weight.device.type == "cpu"  # of no rows, if sharded
+    if not on_cpu or not inputs.has_rows or weight.numel() <= _LARGE:
         return _program(inputs)
     merged = torch.empty_like(weight) if into is None else into
     step = max(1, _AT_ONCE // weight.shape[1])

@@ -96,9 +96,11 @@ def are_finite(tensors: Sequence[Tensor]) -> list[bool]:
     for place, tensor in enumerate(tensors):
         if not tensor.is_meta and tensor.numel():
             of_device = within.setdefault(tensor.device, {})
-            of_device[place] = torch.stack(torch.aminmax(tensor)).isfinite().all()
+            known = torch.stack(torch.aminmax(tensor)).isfinite().all()
+            whole = getattr(known, "full_tensor", None)  # of a sharded one, all its parts'
+            of_device[place] = known if whole is None else whole()
     for of_device in within.values():
-        known = torch.stack(list(of_device.values())).tolist()
-        for place, one in zip(of_device, known, strict=True):
+        answers = torch.stack(list(of_device.values())).tolist()
+        for place, one in zip(of_device, answers, strict=True):
             finite[place] = one
     return finite
