@@ -24,7 +24,7 @@ _DTYPES = {
     "BF16": torch.bfloat16,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_PIECE = 1 << 22  # bytes that are read at a time, of which some lie in the processor's cache
+_PIECE = 1 << 22  # bytes that are read at a time
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,11 @@ class Shard:
 
 
 def _fill(tensor: Tensor, file: BinaryIO) -> None:
-    """Read the tensor that comes next in a file."""
+    """Read the tensor that comes next in a file. Raises OSError if the file ends before it."""
     if tensor.numel():
-        file.readinto(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[attr-defined]
+        data = tensor.view(-1).view(torch.uint8).numpy()
+        if file.readinto(data) < data.nbytes:  # type: ignore[attr-defined]
+            raise OSError(f"`{file.name}` has been cut off")
 
 
 def begin(file: BinaryIO, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:

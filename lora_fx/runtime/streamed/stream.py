@@ -63,21 +63,25 @@ def _write(
 def _new(
     shard: Shard, name: str, change: Change | None, dtype: torch.dtype | None
 ) -> Iterator[Tensor]:
-    """Yield what becomes of a tensor: of some rows at a time, if they can be changed so."""
+    """Yield what becomes of a tensor: all of it, or some rows at a time."""
     if change is None:
         yield shard.read(name).to(dtype)
         return
-    if change.has_rows:
-        pieces = (change.of_rows(rows, start) for start, rows in shard.rows(name))
-    else:
-        pieces = (change(shard.read(name)) for _ in range(1))
-    for values in pieces:
+    for values in _changed(shard, name, change):
         merged = values.to(dtype)
         if not all(are_finite([merged])):
             message = f"merged, `{numberless(name)}` would hold NaN or infinity"
             help = "look for the adapter whose values are not finite, or set a wider `dtype`"
             raise LoraFxError((Diagnostic("merge-not-finite", message, help=help),))
         yield merged
+
+
+def _changed(shard: Shard, name: str, change: Change) -> Iterator[Tensor]:
+    if change.has_rows:
+        for start, rows in shard.rows(name):
+            yield change.of_rows(rows, start)
+    else:
+        yield change(shard.read(name))
 
 
 def _copy_others(

@@ -1,6 +1,7 @@
 """`lora_fx.merge`: what it writes is what the merged model would save, made tensor by tensor."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -387,3 +388,13 @@ def test_a_tensor_of_no_elements_and_of_whole_numbers(
     assert torch.equal(got["w"], (tensors["w"] + torch.arange(1, 10)[:, None]).float())
     assert torch.equal(got["v"], tensors["v"] + torch.arange(1, 10)[:, None])
     assert got["none"].shape == (0, 3)
+
+
+def test_a_file_that_is_cut_off_meanwhile(tmp_path: Path) -> None:
+    save_file({"w": torch.randn(9, 5)}, tmp_path / "model.safetensors")
+    shard = Shard.open(tmp_path / "model.safetensors")
+    os.truncate(shard.path, shard.path.stat().st_size - 8)
+    with pytest.raises(OSError, match="has been cut off"):
+        shard.read("w")
+    with pytest.raises(OSError, match="has been cut off"):
+        list(shard.rows("w"))
