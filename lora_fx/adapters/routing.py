@@ -21,10 +21,12 @@ _CHECKPOINT = "_gradient_checkpointing_func"  # transformers keeps it in every l
 class Routing:
     """One for all the modules of a model; `shares` is None where all samples get the same.
 
-    `shares` (S, adapters), float32, are the parts that each adapter has in each sample. While there
-    are any, `versioned` modules have the base's tensors in force. `invoked` (S, adapters), int64,
-    is on how many of the last tokens of each sample an adapter acts that acts from its invocation
-    on; without shares its columns are the active adapters. It is None if there is none such.
+    `shares` (S, adapters), float32, are the parts that each adapter has in each sample; (S, 0) say
+    that no sample has any, and every module computes what the base does. While there are shares,
+    `versioned` modules have the base's tensors in force. `is_base_whole`: no adapter has taken
+    anything out of the weights that would have to be added for the base. `invoked` (S, adapters),
+    int64, is on how many of the last tokens of each sample an adapter acts that acts from its
+    invocation on; without shares its columns are the active adapters. It is None if there is none.
     `in_force` are the adapters that act without shares, then those that are merged.
     """
 
@@ -33,6 +35,7 @@ class Routing:
         self.invoked: Tensor | None = None
         self.in_force: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
         self.versioned: tuple[nn.Module, ...] = ()
+        self.is_base_whole = True
         self._aside: list[tuple[nn.Module, dict[str, Tensor]]] = []
         self._running: list[int] = []  # the thread of each call
 
@@ -40,6 +43,11 @@ class Routing:
     def is_running(self) -> bool:
         """Whether a call of the model runs, in any thread."""
         return bool(self._running)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether samples of the running call can have adapters of their own."""
+        return self.shares is not None and self.shares.shape[1] > 0
 
     @contextmanager
     def of(self, shares: Tensor | None, invoked: Tensor | None = None) -> Iterator[None]:

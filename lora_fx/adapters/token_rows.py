@@ -65,6 +65,8 @@ class TokenRows(_Base):
         """Apply the base module and put each active adapter's rows in place."""
         output = super().forward(input, *args, **kwargs)
         if self.lora_routing is not None and self.lora_routing.shares is not None:
+            if not self.lora_routing.mixes:
+                return output
             return self._mixed(output, input, self.lora_routing.shares.to(output.device))
         for rows in self.lora_active_tokens:
             if isinstance(self, nn.Embedding):

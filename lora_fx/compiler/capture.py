@@ -14,7 +14,7 @@ from lora_fx.graph.inputs import mark_sizes
 from lora_fx.graph.program import Program
 from lora_fx.runtime.loss import TokenLosses
 from lora_fx.runtime.units.brought_in import brought_in
-from lora_fx.runtime.units.unit import Compiled, Unit, arguments_of
+from lora_fx.runtime.units.unit import Compiled, Unit, arguments_of, routed_by
 
 
 def capture(model: nn.Module, *, layer: int = 0, dynamic: bool = False, **inputs: Any) -> Program:
@@ -43,7 +43,7 @@ def capture(model: nn.Module, *, layer: int = 0, dynamic: bool = False, **inputs
         mark_sizes((args, kwargs), inputs)
     routing: Routing = model.lora_fx_routing  # type: ignore[assignment]
     with (
-        routing.of(None),  # the layer sets its own, which ends with the capture
+        routing.of(*routed_by(kwargs)),
         brought_in(model.get_submodule(fqn), args, kwargs) as (args, kwargs),
     ):
         Unit(record, None)(model.get_submodule(fqn), args, kwargs)

@@ -102,7 +102,7 @@ class ParameterSite(Site, nn.Module):
         routing = self.lora_routing
         mixed = routing is not None and routing.shares is not None
         choice = self.lora_mixed if mixed and self.lora_mixed is not None else self.lora_choice
-        if self.lora_shown or not choice.added:
+        if self.lora_shown or not self.adds:
             return self.weight
         factors = [self.split(one.factors.A.weight, one.factors.B.weight) for one in choice.added]
         turned = self.lora_layer.turned

@@ -164,7 +164,7 @@ class RowsFollowed(_Base):
         """Return the shares of a mixed batch if anything here can differ from sample to sample."""
         for site in self._modules["lora_parameters"].values():  # type: ignore[union-attr]
             routing = site.lora_routing
-            if routing is not None and routing.shares is not None and site.lora_mixed is not None:
+            if routing is not None and routing.mixes and site.lora_mixed is not None:
                 return routing.shares
         return None
 

@@ -84,7 +84,7 @@ class Site(_Base):
         shares = None if self.lora_routing is None else self.lora_routing.shares
         learns = self.training and torch.is_grad_enabled()
         if shares is not None and self.lora_mixed is not None:
-            if not self.lora_mixed_form:
+            if not shares.shape[1] or not self.lora_mixed_form:
                 return output
             if learns:
                 follow(self.lora_mixed.added, input, shares.to(input.device))
@@ -129,15 +129,22 @@ class Site(_Base):
     @property
     def takes_part(self) -> bool:
         """Whether any adapter is computed here in the running call."""
-        routed = self.lora_routing is not None and self.lora_routing.shares is not None
-        return bool(self.lora_mixed.added if routed and self.lora_mixed else self.lora_active)
+        mixed = self._mixed
+        return bool(self.lora_active) if mixed is None else mixed
 
     @property
     def adds(self) -> bool:
         """Whether anything is added to what the base module computes in the running call."""
-        routed = self.lora_routing is not None and self.lora_routing.shares is not None
-        choice = self.lora_mixed if routed and self.lora_mixed is not None else self.lora_choice
-        return bool(choice.added)
+        mixed = self._mixed
+        return bool(self.lora_choice.added) if mixed is None else mixed
+
+    @property
+    def _mixed(self) -> bool | None:
+        """Whether samples of the running call can have branches here, None if it is not routed."""
+        routing, choice = self.lora_routing, self.lora_mixed
+        if routing is None or routing.shares is None or choice is None:
+            return None
+        return routing.mixes and bool(choice.added)
 
     def _base(self, rows: slice | None = None) -> list[Tensor]:
         """Return the weight as (out, in), or (out, in, k…), and the bias if there is one.

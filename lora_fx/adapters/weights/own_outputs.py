@@ -45,11 +45,11 @@ class OwnOutputs(_Base):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the module; in a mixed batch, let each sample have the output of its adapter."""
         output = super().forward(*args, **kwargs)
-        if self.lora_routing is None or self.lora_routing.shares is None:
+        if self.lora_routing is None or not self.lora_routing.mixes:
             return output
         if not isinstance(output, Tensor):
             raise _no_tensor(self)
-        shares = self.lora_routing.shares.to(output.device)
+        shares = self.lora_routing.shares.to(output.device)  # type: ignore[union-attr]
         if self.lora_whole:
             own = [module(*args, **kwargs) for _, module in self.lora_whole]
             columns = [column for column, _ in self.lora_whole]
@@ -65,7 +65,7 @@ class OwnOutputs(_Base):
     @property
     def mixes(self) -> bool:
         """Whether samples of the running call have outputs of their own here."""
-        routed = self.lora_routing is not None and self.lora_routing.shares is not None
+        routed = self.lora_routing is not None and self.lora_routing.mixes
         return routed and bool(self.lora_whole or self.lora_biases)
 
 

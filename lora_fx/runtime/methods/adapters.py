@@ -260,6 +260,8 @@ class AdapterMethods(AdapterChecks):
         for site in sites.values():
             site.lora_routing = self.lora_fx_routing
             site.route(self.lora_fx_routes.adapters, self.lora_fx_routes.terms)
+        changed = (site.lora_change is not None for site in sites.values())
+        self.lora_fx_routing.is_base_whole = not any(changed)
         encoder_layers.note_sites(self)
 
     def _route_own(self) -> None:

@@ -38,8 +38,9 @@ class Routed:
     """What a call says: which rows of the table its samples have, and what that gives them.
 
     `rows` (S,), int32, are on the host, unless the call brought them on a device; `shares`
-    (S, adapters), float32, lie where the samples do. Both are None if nothing is routed, `shares`
-    also while adapters are disabled.
+    (S, adapters), float32, lie where the samples do; (S, 0) if all are of the base, which then
+    costs what the base costs. Both are None if nothing is routed, `shares` also while adapters are
+    disabled.
     """
 
     rows: Tensor | None = None
@@ -120,7 +121,19 @@ def route_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rou
     if not model.lora_fx_enabled:
         return Routed(rows)
     _require_routable(model)
-    return Routed(rows, routes.shares(rows, rows.device if first is None else first.device))
+    shares = routes.shares(rows, rows.device if first is None else first.device)
+    return Routed(rows, shares[:, :0] if _is_base_alone(model, rows) else shares)
+
+
+def _is_base_alone(model: Any, rows: Tensor) -> bool:
+    """Whether it is known at once that nothing is added to the base in a call.
+
+    Not where gradients are taken: a loss of the base alone is one of the adapters too, which do not
+    move.
+    """
+    is_known = rows.device.type == "cpu" and not torch.is_grad_enabled()
+    whole = model.lora_fx_routing.is_base_whole
+    return is_known and whole and not model.lora_fx_routes.adds_to(rows)
 
 
 def _rows_of(model: Any, names: list[str], first: Tensor | None) -> list[int]:

@@ -3,6 +3,8 @@
 from functools import partial
 from typing import Any
 
+import torch
+
 from lora_fx.runtime.facade import HuggingFace
 from lora_fx.runtime.routing.call import INDICES, adapters_in, route_call
 from lora_fx.runtime.routing.invocation import STARTS, in_prompt
@@ -22,10 +24,11 @@ class Generating(HuggingFace):
         there are several of them, and is routed as the call is. An adapter that acts from its
         invocation on is invoked by the prompt: what is written later does not invoke it.
         """
-        call = route_call(self, args, kwargs)
+        with torch.no_grad():
+            call = route_call(self, args, kwargs)
         if call.rows is not None:
-            where = call.rows if call.shares is None else call.shares
-            kwargs[INDICES] = call.rows.to(where.device)
+            mixes = call.shares is not None and call.shares.shape[1]
+            kwargs[INDICES] = call.rows.to(call.shares.device) if mixes else call.rows
         there = partial(adapters_in, self, call)
         starts = in_prompt(self, call.shares is not None, there, args, kwargs)
         if starts is not None:

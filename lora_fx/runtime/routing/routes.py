@@ -61,6 +61,10 @@ class Routes:
             self._tables[rows.device] = self.table.to(rows.device)
         return self._tables[rows.device][rows.long()].to(device, non_blocking=True)
 
+    def adds_to(self, rows: Tensor) -> bool:
+        """Whether any adapter has a share under names by their rows, int (S,), on the host."""
+        return bool(self.table[rows.long()].any())
+
     @cached_property
     def _tables(self) -> dict[torch.device, Tensor]:
         return {}

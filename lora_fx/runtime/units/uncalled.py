@@ -65,8 +65,9 @@ def run_watched(
     called.
     """
     active = model.lora_fx_active if model.lora_fx_enabled else ()
-    if model.lora_fx_routing.shares is not None:
-        active = ("__mixed__", *model._watched())
+    routing = model.lora_fx_routing
+    if routing.shares is not None:
+        active = ("__mixed__", *model._watched()) if routing.mixes else ()
     seen = active, model.training
     if torch.compiler.is_compiling() or not active or seen in model.lora_fx_watched:
         return forward(*args, **kwargs)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.exc import (
     BackendCompilerFailed,
     FailOnRecompileLimitHit,
@@ -230,6 +230,11 @@ def arguments_of(
         for unit, own in zip(units, before, strict=True):
             unit.lora_fx_unit = own
     raise AssertionError("the model did not call the layer")
+
+
+def routed_by(kwargs: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+    """Return the shares and the invocations in the arguments of a unit."""
+    return kwargs.get(_SHARES), kwargs.get(_INVOKED)
 
 
 def install_unit(module: nn.Module, unit: Unit, index: int | None) -> None:
