@@ -26,6 +26,7 @@ from lora_fx.passes.factor_dora_norm import factor_dora_norm
 from lora_fx.passes.grouped_attention import grouped_attention
 from lora_fx.passes.join_picked import join_picked
 from lora_fx.passes.lower import lower
+from lora_fx.passes.share_choices import share_choices
 from lora_fx.passes.share_shrinks import share_shrinks
 from lora_fx.rewrite.driver import apply
 from lora_fx.rules.expand_sites import ExpandSites
@@ -43,6 +44,7 @@ FUSE = (
     factor_dora_norm,
     share_shrinks,
     drop_in_kernel,
+    share_choices,
     join_picked,
     causal_attention,
     grouped_attention,

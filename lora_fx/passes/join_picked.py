@@ -28,7 +28,6 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Graph, GraphModule, Node
 
-from lora_fx.graph import ops
 from lora_fx.kernels.picked_products import picked_expand, picked_shrink
 from lora_fx.rewrite.driver import graph_modules
 from lora_fx.rewrite.metadata import EXAMPLE, call, dtype, inherit
@@ -69,30 +68,12 @@ def _key(expand: Node) -> Any:
     of_shrink: tuple[Any, ...] = _shrink(expand).args
     (y, *_), h, B, which, shares, _, wanted, gate = of_expand
     x, A, sites, _, *how = of_shrink
-    of_call = _meaning(which), _meaning(shares)
     ranks = tuple(factor.meta[EXAMPLE].shape[:-1] for factor in A)
     types = dtype(y), *map(dtype, (A[0], B[0]))
-    return x, ranks, types, sites, *how, h.target, of_call, wanted, gate
+    return x, ranks, types, sites, *how, h.target, which, shares, wanted, gate
 
 
-_OF_SHARES: tuple[Any, ...] = (
-    ops.choose,
-    torch.gather,
-    torch.narrow,
-    torch.select,
-    torch.stack,
-    torch.clamp,
-    "to",
-)
-
-_OURS = (*_OF_SHARES, picked_shrink, picked_expand, torch.sum, operator.getitem)
-
-
-def _meaning(value: Any) -> Any:
-    """Return what is equal for what computes the same of the samples' shares."""
-    if isinstance(value, Node) and value.target in _OF_SHARES:
-        return value.target, *map(_meaning, value.args)
-    return tuple(map(_meaning, value)) if isinstance(value, list | tuple) else value
+_OURS = (picked_shrink, picked_expand, torch.sum, operator.getitem)
 
 
 def _shrink(expand: Node) -> Node:
