@@ -16,12 +16,13 @@ from lora_fx.diagnostics import Diagnostic, LoraFxError
 
 _COUNTING = Lock()
 _CHECKPOINT = "_gradient_checkpointing_func"  # transformers keeps it in every layer
+Shares = Tensor | tuple[()]
 
 
 class Routing:
     """One for all the modules of a model; `shares` is None where all samples get the same.
 
-    `shares` (S, adapters), float32, are the parts that each adapter has in each sample; (S, 0) say
+    `shares` (S, adapters), float32, are the parts that each adapter has in each sample; `()` says
     that no sample has any, and every module computes what the base does. While there are shares,
     `versioned` modules have the base's tensors in force. `is_base_whole`: no adapter has taken
     anything out of the weights that would have to be added for the base. `invoked` (S, adapters),
@@ -30,12 +31,13 @@ class Routing:
     `in_force` are the adapters that act without shares, then those that are merged.
     """
 
+    is_base_whole: bool = True
+
     def __init__(self) -> None:
-        self.shares: Tensor | None = None
+        self.shares: Shares | None = None
         self.invoked: Tensor | None = None
         self.in_force: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
         self.versioned: tuple[nn.Module, ...] = ()
-        self.is_base_whole = True
         self._aside: list[tuple[nn.Module, dict[str, Tensor]]] = []
         self._running: list[int] = []  # the thread of each call
 
@@ -47,10 +49,10 @@ class Routing:
     @property
     def mixes(self) -> bool:
         """Whether samples of the running call can have adapters of their own."""
-        return self.shares is not None and self.shares.shape[1] > 0
+        return isinstance(self.shares, Tensor)
 
     @contextmanager
-    def of(self, shares: Tensor | None, invoked: Tensor | None = None) -> Iterator[None]:
+    def of(self, shares: Shares | None, invoked: Tensor | None = None) -> Iterator[None]:
         """Route a call; whatever happens in it, afterwards everything is as it was.
 
         Raises LoraFxError beside a call in another thread, if either is of a mixed batch, or of
@@ -78,7 +80,7 @@ class Routing:
             self._running.remove(thread)
 
     @property
-    def shares_around(self) -> Tensor | None:
+    def shares_around(self) -> Shares | None:
         """The shares of the call that is running, None between calls."""
         return self.shares if self._running else None
 
@@ -109,7 +111,7 @@ class Routing:
         if self.shares is not None:
             self._put_base()
 
-    def _set(self, shares: Tensor | None, invoked: Tensor | None) -> None:
+    def _set(self, shares: Shares | None, invoked: Tensor | None) -> None:
         before, self.shares, self.invoked = self.shares, shares, invoked
         if before is None and shares is not None:
             self._put_base()

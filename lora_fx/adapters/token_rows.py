@@ -64,10 +64,11 @@ class TokenRows(_Base):
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the base module and put each active adapter's rows in place."""
         output = super().forward(input, *args, **kwargs)
-        if self.lora_routing is not None and self.lora_routing.shares is not None:
-            if not self.lora_routing.mixes:
-                return output
-            return self._mixed(output, input, self.lora_routing.shares.to(output.device))
+        shares = None if self.lora_routing is None else self.lora_routing.shares
+        if isinstance(shares, Tensor):
+            return self._mixed(output, input, shares.to(output.device))
+        if shares is not None:
+            return output
         for rows in self.lora_active_tokens:
             if isinstance(self, nn.Embedding):
                 own = rows.weight * output_scale(self)

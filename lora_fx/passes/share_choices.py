@@ -4,8 +4,8 @@
              %p1 = lora_fx.choose(%samples, [0, 1], 1)      at another
     after    %p = lora_fx.choose(%samples, [0, 1], 1)       at both
 
-And so for what else is computed of the samples' shares alone. They are an input of the graph, which
-nothing writes to and which has no gradient.
+And so for what else is computed of the samples' shares alone. Nothing writes to them, and they have
+no gradient.
 """
 
 from collections.abc import Hashable
@@ -32,10 +32,10 @@ def share_choices(module: GraphModule) -> int:
     """Let the first of equal nodes stand for all; return how many others there were."""
     shared = 0
     for part in graph_modules(module):
-        known = _inputs(part.graph)
+        known = _samples(part.graph)
         first: dict[Hashable, Node] = {}
         for node in list(part.graph.nodes):
-            if node.target not in _OF_SHARES or not known.issuperset(node.all_input_nodes):
+            if not _is_of_shares(node) or not known.issuperset(node.all_input_nodes):
                 continue
             earlier = first.setdefault(_meaning(node), node)
             known.add(earlier)
@@ -48,19 +48,23 @@ def share_choices(module: GraphModule) -> int:
     return shared
 
 
-def _inputs(graph: Graph) -> set[Node]:
-    """Return the inputs of a graph that are shares of samples."""
+def _samples(graph: Graph) -> set[Node]:
+    """Return the shares of samples in a graph, before they are moved to a device."""
     found = set()
     for choice in graph.find_nodes(op="call_function", target=ops.choose):
-        samples = choice.args[0]
-        while samples.target == "to":  # type: ignore[union-attr]
-            samples = samples.args[0]  # type: ignore[union-attr]
-        if samples.op == "placeholder":  # type: ignore[union-attr]
-            found.add(samples)
-    return found  # type: ignore[return-value]
+        samples: Any = choice.args[0]
+        while _is_of_shares(samples):
+            samples = samples.args[0]
+        found.add(samples)
+    return found
+
+
+def _is_of_shares(node: Node) -> bool:
+    return node.op in ("call_function", "call_method") and node.target in _OF_SHARES
 
 
 def _meaning(node: Node) -> Hashable:
+    """Return what is equal for nodes that compute the same."""
     return node.target, _hashable(node.args), _hashable(sorted(node.kwargs.items()))
 
 

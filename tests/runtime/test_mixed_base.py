@@ -117,14 +117,57 @@ def test_generation() -> None:
     look = model.model.layers[0].register_forward_pre_hook(
         lambda *_: mixing.append(model.lora_fx_routing.mixes)
     )
-    for beams in (1, 2):
-        got = model.generate(ids, adapter_names=[BASE] * 3, num_beams=beams, **how)
-        assert beams > 1 or torch.equal(got, want)
+    got = model.generate(ids, adapter_names=[BASE] * 3, **how)
+    assert torch.equal(got, want)
+    several = {**how, "num_beams": 3, "num_return_sequences": 2}
+    got = model.generate(ids, adapter_names=[BASE] * 3, **several)
+    assert torch.equal(got, llama(2).eval().generate(ids, **several))
     assert mixing
     assert not any(mixing)
     model.generate(ids, adapter_names=["a", BASE, BASE], **how)
     look.remove()
     assert mixing[-1]
+
+
+class OneByOne(nn.Module):
+    """Gives a convolution samples without a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.conv(one) for one in x])
+
+
+@torch.no_grad()
+def test_what_mixed_batches_cannot_be_it_can() -> None:
+    text = "lora 1 adapter a { rank = 2 init = random target conv } route { }"
+    base, x = OneByOne(), torch.randn(4, 3, 7)
+    model = lora_fx.compile(base, text, backend=None).eval()
+    assert torch.equal(model(x, adapter_names=[BASE] * 4), base(x))
+    with pytest.raises(LoraFxError, match="one sample without a batch"):
+        model(x, adapter_names=["a", BASE, BASE, BASE])
+
+
+@torch.no_grad()
+def test_numbers_of_any_dtype() -> None:
+    model, ids = mixed(backend=None), samples(2)
+    want = model(input_ids=ids, adapter_names=["a", "b"]).logits
+    for dtype in (torch.uint8, torch.int16, torch.int64):
+        rows = torch.tensor([0, 1], dtype=dtype)
+        assert torch.equal(model(input_ids=ids, adapter_indices=rows).logits, want)
+
+
+def test_generating_is_no_step_of_training() -> None:
+    spec = SPEC.replace("train = true", "")
+    model: Any = mixed(spec, backend=None).train()
+    ids, names = tokens(2, 5), ["a", BASE]
+    got = model.generate(ids, adapter_names=names, max_new_tokens=3, do_sample=False)
+    want = model.eval().generate(ids, adapter_names=names, max_new_tokens=3, do_sample=False)
+    assert torch.equal(got, want)
+    with pytest.raises(LoraFxError, match="is trained, and the spec does not say so"):
+        model.train()(input_ids=ids, adapter_names=names)
 
 
 def test_where_gradients_are_taken_adapters_stay_in_the_graph() -> None:

@@ -116,8 +116,9 @@ class AttentionSite(_Base):
     def _samples(self) -> int:
         """Return the number of samples of a mixed batch, 0 in any other call."""
         for site in self._sites():
-            if site.lora_routing is not None and site.lora_routing.shares is not None:
-                return len(site.lora_routing.shares)
+            shares = None if site.lora_routing is None else site.lora_routing.shares
+            if isinstance(shares, Tensor):
+                return len(shares)
         return 0
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:

@@ -99,14 +99,12 @@ class ParameterSite(Site, nn.Module):
 
     def read(self) -> Any:
         """Return what the model gets when it reads the parameter, unless it is `lora_shown`."""
-        routing = self.lora_routing
-        mixed = routing is not None and routing.shares is not None
-        choice = self.lora_mixed if mixed and self.lora_mixed is not None else self.lora_choice
         if self.lora_shown or not self.adds:
             return self.weight
-        factors = [self.split(one.factors.A.weight, one.factors.B.weight) for one in choice.added]
-        turned = self.lora_layer.turned
-        return AdaptedWeight(self.weight, factors, self, turned, choice is self.lora_mixed)
+        mixed = self._mixed is not None
+        added = (self.lora_mixed if mixed else self.lora_choice).added  # type: ignore[union-attr]
+        factors = [self.split(one.factors.A.weight, one.factors.B.weight) for one in added]
+        return AdaptedWeight(self.weight, factors, self, self.lora_layer.turned, mixed)
 
     def split(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
         """Return the factors of each expert: A (E, r, in), B (E, out, r). Of a matrix, as given."""

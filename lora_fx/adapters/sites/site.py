@@ -84,7 +84,7 @@ class Site(_Base):
         shares = None if self.lora_routing is None else self.lora_routing.shares
         learns = self.training and torch.is_grad_enabled()
         if shares is not None and self.lora_mixed is not None:
-            if not shares.shape[1] or not self.lora_mixed_form:
+            if not isinstance(shares, Tensor) or not self.lora_mixed_form:
                 return output
             if learns:
                 follow(self.lora_mixed.added, input, shares.to(input.device))

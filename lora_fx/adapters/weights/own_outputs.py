@@ -45,11 +45,12 @@ class OwnOutputs(_Base):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the module; in a mixed batch, let each sample have the output of its adapter."""
         output = super().forward(*args, **kwargs)
-        if self.lora_routing is None or not self.lora_routing.mixes:
+        shares = None if self.lora_routing is None else self.lora_routing.shares
+        if not isinstance(shares, Tensor):
             return output
         if not isinstance(output, Tensor):
             raise _no_tensor(self)
-        shares = self.lora_routing.shares.to(output.device)  # type: ignore[union-attr]
+        shares = shares.to(output.device)
         if self.lora_whole:
             own = [module(*args, **kwargs) for _, module in self.lora_whole]
             columns = [column for column, _ in self.lora_whole]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lora_fx.adapters.routable import unroutable
+from lora_fx.adapters.routing import Shares
 from lora_fx.adapters.row_order import require_row_order
 from lora_fx.adapters.storage import modules_with_sites
 from lora_fx.diagnostics import Diagnostic, LoraFxError
@@ -38,13 +39,13 @@ class Routed:
     """What a call says: which rows of the table its samples have, and what that gives them.
 
     `rows` (S,), int32, are on the host, unless the call brought them on a device; `shares`
-    (S, adapters), float32, lie where the samples do; (S, 0) if all are of the base, which then
-    costs what the base costs. Both are None if nothing is routed, `shares` also while adapters are
-    disabled.
+    (S, adapters), float32, lie where the samples do, and are `()` if all are of the base, which
+    then costs what the base costs. Both are None if nothing is routed, `shares` also while adapters
+    are disabled.
     """
 
     rows: Tensor | None = None
-    shares: Tensor | None = None
+    shares: Shares | None = None
 
 
 def run_routed(
@@ -121,15 +122,16 @@ def route_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rou
     if not model.lora_fx_enabled:
         return Routed(rows)
     _require_routable(model)
-    shares = routes.shares(rows, rows.device if first is None else first.device)
-    return Routed(rows, shares[:, :0] if _is_base_alone(model, rows) else shares)
+    if _is_base_alone(model, rows):
+        return Routed(rows, ())
+    return Routed(rows, routes.shares(rows, rows.device if first is None else first.device))
 
 
 def _is_base_alone(model: Any, rows: Tensor) -> bool:
     """Whether it is known at once that nothing is added to the base in a call.
 
-    Not where gradients are taken: a loss of the base alone is one of the adapters too, which do not
-    move.
+    Not where gradients are taken: there adapters stay in the graph, so that a loss of the base
+    alone has a backward pass, in which they do not move.
     """
     is_known = rows.device.type == "cpu" and not torch.is_grad_enabled()
     whole = model.lora_fx_routing.is_base_whole
@@ -172,7 +174,7 @@ def _require_indices(rows: Any, names: int) -> None:
     is_whole = isinstance(rows, Tensor) and rows.ndim == 1 and not rows.is_floating_point()
     if not is_whole or rows.dtype is torch.bool:
         raise _fault(f"`{INDICES}` is a tensor (S,) of whole numbers, -1 for the base", None)
-    if rows.device.type == "cpu" and not bool(((rows >= -1) & (rows < names)).all()):
+    if rows.device.type == "cpu" and not bool(((rows.long() >= -1) & (rows.long() < names)).all()):
         raise _fault(f"`{INDICES}` are from -1, the base, to {names - 1}", None)
 
 

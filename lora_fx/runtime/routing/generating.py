@@ -22,13 +22,15 @@ class Generating(HuggingFace):
 
         All beams and all returned sequences of a sample have its adapter. An encoder runs before
         there are several of them, and is routed as the call is. An adapter that acts from its
-        invocation on is invoked by the prompt: what is written later does not invoke it.
+        invocation on is invoked by the prompt: what is written later does not invoke it. This is no
+        step of training, also of a model that is: adapters are brought into slots, and what the
+        spec says of training does not matter.
         """
         with torch.no_grad():
             call = route_call(self, args, kwargs)
         if call.rows is not None:
-            mixes = call.shares is not None and call.shares.shape[1]
-            kwargs[INDICES] = call.rows.to(call.shares.device) if mixes else call.rows
+            where = call.shares if isinstance(call.shares, torch.Tensor) else call.rows
+            kwargs[INDICES] = call.rows.to(where.device)
         there = partial(adapters_in, self, call)
         starts = in_prompt(self, call.shares is not None, there, args, kwargs)
         if starts is not None:

@@ -22,7 +22,7 @@ from torch._dynamo.exc import (
 )
 
 from lora_fx.adapters.dynamic_class import specialise
-from lora_fx.adapters.routing import Routing
+from lora_fx.adapters.routing import Routing, Shares
 from lora_fx.adapters.sites.adapted_weight import let_dynamo_ask
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph.meta import PlainText
@@ -232,7 +232,7 @@ def arguments_of(
     raise AssertionError("the model did not call the layer")
 
 
-def routed_by(kwargs: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+def routed_by(kwargs: dict[str, Any]) -> tuple[Shares | None, Tensor | None]:
     """Return the shares and the invocations in the arguments of a unit."""
     return kwargs.get(_SHARES), kwargs.get(_INVOKED)
 
