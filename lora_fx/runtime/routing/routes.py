@@ -63,7 +63,13 @@ class Routes:
 
     def adds_to(self, rows: Tensor) -> bool:
         """Whether any adapter has a share under names by their rows, int (S,), on the host."""
-        return bool(self.table[rows.long()].any())
+        return not self._of_base.issuperset(rows.tolist())
+
+    @cached_property
+    def _of_base(self) -> frozenset[int]:
+        """The rows of names under which no adapter has a share."""
+        rows = (*range(len(self.names)), DEFAULT, -1)
+        return frozenset(row for row in rows if not self.table[row].any())
 
     @cached_property
     def _tables(self) -> dict[torch.device, Tensor]:
