@@ -295,6 +295,31 @@ def test_steps_of_other_optimizers_take_nothing() -> None:
     assert {n for n, o in optimizers.items() if (o.step(), own[n][0].grad is not None)[1]} == {"c"}
 
 
+@pytest.mark.parametrize("set_to_none", [False, True])
+def test_gradients_that_are_set_to_zero(set_to_none: bool) -> None:
+    """Of optimizers of each adapter's own: what was trained before stays where it is."""
+    model, ids = mixed(backend=None).train(), samples(2)
+    own = {
+        name: [p for n, p in model.named_parameters() if of(n, name) and p.requires_grad]
+        for name in "ab"
+    }
+    optimizers = [torch.optim.AdamW(some, lr=0.1, weight_decay=0.3) for some in own.values()]
+
+    def moved(*names: str) -> set[str]:
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=set_to_none)
+        for name in names:  # one after the other, as gradients are accumulated
+            logits = model(input_ids=ids, adapter_names=[name] * 2).logits
+            losses(logits, ids).mean().backward()
+        before = {name: [p.detach().clone() for p in some] for name, some in own.items()}
+        for optimizer in optimizers:
+            optimizer.step()
+        return {n for n, some in own.items() if not all(map(torch.equal, some, before[n]))}
+
+    for names in ("a", "b", "ab", "a", "ba", "b"):
+        assert moved(*names) == set(names)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_computed_again_is_routed_as_before(backend: str | None, reentrant: bool) -> None:

@@ -10,7 +10,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
@@ -21,6 +21,17 @@ from lora_fx.adapters.storage import owner_of
 _installed: list[Any] = []
 _models: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _passes = count()
+
+
+class Noted(NamedTuple):
+    """When a backward pass was last of an adapter, and whether an optimizer stepped since.
+
+    `stepped` is what torch counts of writes to the adapter's first gradient, as it was then: more
+    of them since have set it to zero. None if there was no step.
+    """
+
+    when: int
+    stepped: int | None = None
 
 
 def note_present(model: Any, result: Any, adapters: set[str]) -> None:
@@ -39,11 +50,11 @@ def note_present(model: Any, result: Any, adapters: set[str]) -> None:
         noted = model.lora_fx_present or {}
         cleared = {
             name
-            for name, when in before.items()
-            if noted.get(name) == when and not _has_gradient(model, name)
+            for name, note in before.items()
+            if name in noted and noted[name].when == note.when and _is_cleared(model, name)
         }
-        kept = {name: when for name, when in noted.items() if name not in cleared}
-        model.lora_fx_present = kept | dict.fromkeys(adapters, next(_passes))
+        kept = {name: note for name, note in noted.items() if name not in cleared}
+        model.lora_fx_present = kept | dict.fromkeys(adapters, Noted(next(_passes)))
 
     for tensor in result_tensors(result):
         if tensor.requires_grad:
@@ -82,13 +93,25 @@ def _clear_absent(optimizer: Optimizer) -> None:
         for parameter in _parameters(model, absent):
             if id(parameter) in held:
                 parameter.grad = None
+        for name, note in model.lora_fx_present.items():
+            parameter = _first_with_gradient(model, name)
+            if parameter is not None and id(parameter) in held:
+                stepped = parameter.grad._version  # type: ignore[union-attr]
+                model.lora_fx_present[name] = Noted(note.when, stepped)
         every = _parameters(model, model.lora_fx_adapters)
         if all(id(parameter) in held for parameter in every if parameter.grad is not None):
             model.lora_fx_present = None
 
 
-def _has_gradient(model: Any, adapter: str) -> bool:
-    return any(parameter.grad is not None for parameter in _parameters(model, [adapter]))
+def _is_cleared(model: Any, adapter: str) -> bool:
+    """Whether the gradients of a noted adapter are gone, or zero since an optimizer stepped."""
+    parameter = _first_with_gradient(model, adapter)
+    stepped = model.lora_fx_present[adapter].stepped
+    return parameter is None or stepped not in (None, parameter.grad._version)  # type: ignore[union-attr]
+
+
+def _first_with_gradient(model: Any, adapter: str) -> nn.Parameter | None:
+    return next((p for p in _parameters(model, [adapter]) if p.grad is not None), None)
 
 
 def _parameters(model: Any, adapters: Iterable[str]) -> Iterator[nn.Parameter]:
