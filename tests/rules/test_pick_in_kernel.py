@@ -60,9 +60,9 @@ def test_sites_of_one_input_share_their_kernels() -> None:
 %picked_expand_default_4 = lora_fx.picked_expand([%output, %output_1], %sum_5, [@q_proj.lora_B.a.weight, @q_proj.lora_B.b.weight, @k_proj.lora_B.a.weight, @k_proj.lora_B.b.weight], %choose_default, %gather, [%narrow_1, %narrow_3], torch.float32, '')
 %getitem_4: f32[5, 2, 32] = getitem(%picked_expand_default_4, 0)
 %getitem_5: f32[5, 2, 16] = getitem(%picked_expand_default_4, 1)
-%picked_shrink_default_5: f32[2, 1, 5, 2, 4] = lora_fx.picked_shrink(%hidden_states_6, [@gate_proj.lora_A.a.weight, @gate_proj.lora_A.b.weight, @up_proj.lora_A.a.weight, @up_proj.lora_A.b.weight], 2, %choose_default_2, 4, 2048, torch.float32)
+%picked_shrink_default_5: f32[2, 1, 5, 2, 4] = lora_fx.picked_shrink(%hidden_states_6, [@gate_proj.lora_A.a.weight, @gate_proj.lora_A.b.weight, @up_proj.lora_A.a.weight, @up_proj.lora_A.b.weight], 2, %choose_default, 4, 2048, torch.float32)
 %sum_6: f32[2, 1, 5, 2, 4] = sum(%picked_shrink_default_5, 1, True)
-%picked_expand_default_6 = lora_fx.picked_expand([%output_2, %output_3], %sum_6, [@gate_proj.lora_B.a.weight, @gate_proj.lora_B.b.weight, @up_proj.lora_B.a.weight, @up_proj.lora_B.b.weight], %choose_default_2, %gather_2, [%narrow_5, %narrow_7], torch.float32, 'silu')
+%picked_expand_default_6 = lora_fx.picked_expand([%output_2, %output_3], %sum_6, [@gate_proj.lora_B.a.weight, @gate_proj.lora_B.b.weight, @up_proj.lora_B.a.weight, @up_proj.lora_B.b.weight], %choose_default, %gather, [%narrow_5, %narrow_7], torch.float32, 'silu')
 %getitem_8: f32[5, 2, 44] = getitem(%picked_expand_default_6, 0)""",
     )
 

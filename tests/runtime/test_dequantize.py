@@ -203,9 +203,10 @@ def test_the_statement_merges_into_a_base_that_came_packed(
     assert type(other) is type(given.model.layers[0].mlp.down_proj) is not nn.Linear
     scatter(model, "new")
     trained_on = logits(model)
-    assert relative(trained_on, want) > 1e-3
+    assert relative(trained_on, want) > 2e-2
     model.merge_adapter()
-    assert relative(logits(model), trained_on) < 1e-5
+    # int8 layers round what they get: its last bit can be a step of theirs
+    assert relative(logits(model), trained_on) < (5e-3 if method == "int8" else 1e-5)
 
 
 @pytest.mark.parametrize("variant", ["lora", "dora"])
