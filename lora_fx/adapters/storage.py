@@ -10,10 +10,11 @@ from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.adapters.sites.attention_site import is_projection, mark_projection
 from lora_fx.adapters.sites.convolution_site import ConvolutionSite
 from lora_fx.adapters.sites.factors import Arithmetic, Direction, Factors, Holder, Vector
+from lora_fx.adapters.sites.layer import is_convolution
 from lora_fx.adapters.sites.parameter_site import SITES, mark_parameter, parameter_sites
 from lora_fx.adapters.sites.sampler import NAME as SAMPLER
 from lora_fx.adapters.sites.sampler import PRIORS, Sampler
-from lora_fx.adapters.sites.site import Site, is_convolution
+from lora_fx.adapters.sites.site import Site
 from lora_fx.adapters.weights.own_outputs import OwnOutputs
 from lora_fx.plan.modules import outside_adapters
 from lora_fx.plan.offloaded import device_of

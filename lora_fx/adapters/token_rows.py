@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lora_fx.adapters.dynamic_class import specialise
 from lora_fx.adapters.routing import Routing
-from lora_fx.adapters.sites.site import Site, output_scale
+from lora_fx.adapters.sites.layer import output_scale
+from lora_fx.adapters.sites.site import Site
 from lora_fx.adapters.weights.own_outputs import OwnOutputs
 from lora_fx.diagnostics import Diagnostic, LoraFxError
 from lora_fx.graph import ops

@@ -9,6 +9,7 @@ from torch._dynamo.utils import counters
 
 import lora_fx
 from lora_fx.diagnostics import LoraFxError
+from tests.dense import relative
 from tests.runtime import test_mixed_experts as experts
 from tests.runtime import test_mixed_own as own
 from tests.runtime.mixed import NAMES, SPEC, alone, mixed, samples
@@ -19,6 +20,11 @@ BASE = "__base__"
 PISSA = """lora 1
 adapter p { rank = 4 init = pissa target q_proj, up_proj }
 adapter a { rank = 3 init = random target o_proj }
+route { }
+"""
+EMBEDDED = """lora 1
+adapter a { rank = 4 init = random target embed_tokens, q_proj }
+adapter c { rank = 2 init = random target v_proj  tokens [3, 7] }
 route { }
 """
 
@@ -74,6 +80,19 @@ def test_modules_and_rows_that_adapters_train_are_the_base_s(backend: str | None
     assert not torch.equal(own.routed(model)[0], got[0])
     model.set_adapter("c")
     assert not torch.equal(model(input_ids=own.IDS).logits, got)
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+@torch.no_grad()
+def test_an_embedding_with_factors_and_rows(backend: str | None) -> None:
+    model, ids = mixed(EMBEDDED, backend=backend), samples(3)
+    ids[:, 1] = 7
+    got = model(input_ids=ids, adapter_names=["a", "c", BASE]).logits
+    base = model(input_ids=ids, adapter_names=[BASE] * 3).logits
+    for i, name in enumerate(("a", "c", BASE)):
+        assert relative(got[i], alone(model, name, input_ids=ids[i : i + 1])[0]) < 1e-5, name
+        assert (relative(got[i], base[i]) > 1e-2) is (name != BASE)
+    assert torch.equal(base, alone(model, BASE, input_ids=ids))
 
 
 @pytest.mark.parametrize("backend", [None, "eager"])

@@ -101,7 +101,7 @@ class ParameterSite(Site, nn.Module):
         """Return what the model gets when it reads the parameter, unless it is `lora_shown`."""
         if self.lora_shown or not self.adds:
             return self.weight
-        mixed = self._mixed is not None
+        mixed = self.lora_adds_mixed is not None
         added = (self.lora_mixed if mixed else self.lora_choice).added  # type: ignore[union-attr]
         factors = [self.split(one.factors.A.weight, one.factors.B.weight) for one in added]
         return AdaptedWeight(self.weight, factors, self, self.lora_layer.turned, mixed)

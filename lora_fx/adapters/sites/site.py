@@ -1,7 +1,7 @@
 """A marked module: an adaptable call that announces itself to the tracer as `lora_fx::site`."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from lora_fx.adapters.sites.choice import Added, Choice, choose
 from lora_fx.adapters.sites.directions import follow
 from lora_fx.adapters.sites.experts import Experts
 from lora_fx.adapters.sites.factors import Arithmetic, Change, Factors
+from lora_fx.adapters.sites.layer import is_convolution, output_scale, window_of
 from lora_fx.adapters.sites.scalings import Placed, place
 from lora_fx.adapters.sites.slot_stack import SlotStack
 from lora_fx.graph import ops
-from lora_fx.graph.convolution import Window
 from lora_fx.graph.room import owns_room, with_room
 from lora_fx.plan.packed import packed_tensors, packing_of
 from lora_fx.spec.spec import ArrowSpec
@@ -129,17 +129,17 @@ class Site(_Base):
     @property
     def takes_part(self) -> bool:
         """Whether any adapter is computed here in the running call."""
-        mixed = self._mixed
+        mixed = self.lora_adds_mixed
         return bool(self.lora_active) if mixed is None else mixed
 
     @property
     def adds(self) -> bool:
         """Whether anything is added to what the base module computes in the running call."""
-        mixed = self._mixed
+        mixed = self.lora_adds_mixed
         return bool(self.lora_choice.added) if mixed is None else mixed
 
     @property
-    def _mixed(self) -> bool | None:
+    def lora_adds_mixed(self) -> bool | None:
         """Whether samples of the running call can have branches here, None if it is not routed."""
         routing, choice = self.lora_routing, self.lora_mixed
         if routing is None or routing.shares is None or choice is None:
@@ -244,7 +244,7 @@ class Site(_Base):
         packing = packing_of(self)
         self.lora_packed = packing is not None
         packing = packing if any(one.factors.magnitude for one in added) else None
-        return padding, output_scale(self), _window(self), packing
+        return padding, output_scale(self), window_of(self), packing
 
     @property
     def lora_turned(self) -> bool:
@@ -312,19 +312,3 @@ class Site(_Base):
         """Make room beside the weight in force anew where it was packed."""
         if self.lora_room and not owns_room(self.weight):
             self.weight.data = with_room(self.weight.detach())
-
-
-def output_scale(module: nn.Module) -> float:
-    """Return what an embedding multiplies its output by (Gemma, BART), 1 for anything else."""
-    if not isinstance(module, nn.Embedding):
-        return 1.0
-    return float(getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0)))
-
-
-def is_convolution(module: nn.Module) -> TypeGuard[nn.Conv1d | nn.Conv2d | nn.Conv3d]:
-    """Whether a module is a convolution that can be a site."""
-    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-
-
-def _window(module: nn.Module) -> Window | None:
-    return Window.of(module) if is_convolution(module) else None

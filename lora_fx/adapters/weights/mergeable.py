@@ -5,7 +5,8 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from torch import Tensor, nn
 
 from lora_fx.adapters import storage, token_rows
-from lora_fx.adapters.sites.site import Site, is_convolution
+from lora_fx.adapters.sites.layer import is_convolution
+from lora_fx.adapters.sites.site import Site
 from lora_fx.adapters.weights import copies
 from lora_fx.adapters.weights.merged import changed_by, weight_for
 from lora_fx.diagnostics import Diagnostic, LoraFxError
