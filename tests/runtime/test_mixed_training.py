@@ -320,6 +320,22 @@ def test_gradients_that_are_set_to_zero(set_to_none: bool) -> None:
         assert moved(*names) == set(names)
 
 
+@pytest.mark.parametrize("set_to_none", [False, True])
+def test_an_adapter_whose_factors_step_at_different_times(set_to_none: bool) -> None:
+    model, ids = mixed(backend=None).train(), samples(2)
+    own = {n: p for n, p in model.named_parameters() if of(n, "a") and p.requires_grad}
+    often, seldom = (
+        torch.optim.SGD([p for n, p in own.items() if factor in n], lr=0.1)
+        for factor in ("lora_A", "lora_B")
+    )
+    for name in ("a", "b"):
+        logits = model(input_ids=ids, adapter_names=[name] * 2).logits
+        losses(logits, ids).mean().backward()
+        often.step()
+        often.zero_grad(set_to_none=set_to_none)
+    assert moved_by(model, seldom.step) == {"a"}
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_computed_again_is_routed_as_before(backend: str | None, reentrant: bool) -> None:

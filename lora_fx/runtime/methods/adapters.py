@@ -28,7 +28,7 @@ from lora_fx.plan.rules import AdapterPlan
 from lora_fx.plan.variants import invocation_of
 from lora_fx.runtime.auxiliary_loss import auxiliary_loss
 from lora_fx.runtime.methods.checks import AdapterChecks, check_name
-from lora_fx.runtime.routing.present import Noted
+from lora_fx.runtime.routing.present import Stepped
 from lora_fx.runtime.routing.routes import Routes, routes_of
 from lora_fx.runtime.saved_spec import save_spec
 from lora_fx.runtime.status import LayerStatus, ModelStatus, layer_status, model_status
@@ -51,7 +51,7 @@ class AdapterMethods(AdapterChecks):
     lora_fx_rows_known: tuple[str, ...]  # those of which it is known that their rows are samples
     lora_fx_default: int | None
     lora_fx_invocations: dict[str, tuple[int, ...]]  # of those that wait for tokens of their own
-    lora_fx_present: dict[str, Noted] | None
+    lora_fx_present: dict[str, Stepped] | None
     lora_fx_owned: dict[str, list[nn.Module]] | None  # what adapters own, once it was asked for
 
     def active_adapters(self) -> list[str]:

@@ -3,14 +3,13 @@
 In the graph of a mixed batch their gradients are zeros, and AdamW moves a parameter on a zero
 gradient too. Which adapters a backward pass is of is noted when it begins, and before an optimizer
 steps, or after the closure that it is given, those of which there was no sample since their
-gradients were last cleared lose theirs.
+gradients were last cleared lose theirs. Cleared is what is gone, or was written to since a step.
 """
 
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
@@ -20,18 +19,7 @@ from lora_fx.adapters.storage import owner_of
 
 _installed: list[Any] = []
 _models: "weakref.WeakSet[Any]" = weakref.WeakSet()
-_passes = count()
-
-
-class Noted(NamedTuple):
-    """When a backward pass was last of an adapter, and whether an optimizer stepped since.
-
-    `stepped` is what torch counts of writes to the adapter's first gradient, as it was then: more
-    of them since have set it to zero. None if there was no step.
-    """
-
-    when: int
-    stepped: int | None = None
+Stepped = dict[int, int]  # writes to gradients when an optimizer stepped, by their parameters' ids
 
 
 def note_present(model: Any, result: Any, adapters: set[str]) -> None:
@@ -51,10 +39,10 @@ def note_present(model: Any, result: Any, adapters: set[str]) -> None:
         cleared = {
             name
             for name, note in before.items()
-            if name in noted and noted[name].when == note.when and _is_cleared(model, name)
+            if noted.get(name) is note and _is_cleared(model, name, note)
         }
         kept = {name: note for name, note in noted.items() if name not in cleared}
-        model.lora_fx_present = kept | dict.fromkeys(adapters, Noted(next(_passes)))
+        model.lora_fx_present = kept | {name: {} for name in adapters}
 
     for tensor in result_tensors(result):
         if tensor.requires_grad:
@@ -93,25 +81,18 @@ def _clear_absent(optimizer: Optimizer) -> None:
         for parameter in _parameters(model, absent):
             if id(parameter) in held:
                 parameter.grad = None
-        for name, note in model.lora_fx_present.items():
-            parameter = _first_with_gradient(model, name)
-            if parameter is not None and id(parameter) in held:
-                stepped = parameter.grad._version  # type: ignore[union-attr]
-                model.lora_fx_present[name] = Noted(note.when, stepped)
+        for name, stepped in model.lora_fx_present.items():
+            there = ((id(p), p.grad) for p in _parameters(model, [name]))
+            stepped |= {i: grad._version for i, grad in there if grad is not None and i in held}
         every = _parameters(model, model.lora_fx_adapters)
         if all(id(parameter) in held for parameter in every if parameter.grad is not None):
             model.lora_fx_present = None
 
 
-def _is_cleared(model: Any, adapter: str) -> bool:
-    """Whether the gradients of a noted adapter are gone, or zero since an optimizer stepped."""
-    parameter = _first_with_gradient(model, adapter)
-    stepped = model.lora_fx_present[adapter].stepped
-    return parameter is None or stepped not in (None, parameter.grad._version)  # type: ignore[union-attr]
-
-
-def _first_with_gradient(model: Any, adapter: str) -> nn.Parameter | None:
-    return next((p for p in _parameters(model, [adapter]) if p.grad is not None), None)
+def _is_cleared(model: Any, adapter: str, stepped: Stepped) -> bool:
+    """Whether each gradient of an adapter is gone, or set to zero since an optimizer stepped."""
+    there = ((id(p), p.grad) for p in _parameters(model, [adapter]))
+    return all(grad is None or stepped.get(i, grad._version) != grad._version for i, grad in there)
 
 
 def _parameters(model: Any, adapters: Iterable[str]) -> Iterator[nn.Parameter]:
