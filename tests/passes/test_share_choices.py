@@ -35,7 +35,7 @@ def test_all_layers_ask_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Asking(nn.Module):
-    """Adds the places of the shares of `x`, of `y` and of a sum of them, twice each."""
+    """Asks for the places of the shares of `x`, of `y` and of sums of them."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         places = [ops.choose(of, [0, 2], 1) for of in (x, x, y, x + y, x + y)]
